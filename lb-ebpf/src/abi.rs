@@ -1,0 +1,873 @@
+//! What the kernel object and the agent agree upon: every map's key and value, to the byte.
+//!
+//! Addresses are sixteen bytes everywhere, IPv4 mapped as in RFC 4291, 2.5.5.2. Addresses and ports keep network byte
+//! order inside [`Address`] and [`Port`]; nobody else swaps bytes. Any change here raises [`ABI_VERSION`].
+
+use core::fmt;
+
+/// Version of everything in this file. The agent adopts pinned maps of its own version only.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps in the object, which are also the names of their pins.
+pub mod map {
+    /// `Endpoint → FrontendId` (u32). Hash. Writer: agent. Full: the agent refuses the frontend.
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// `FrontendId → Frontend`. Hash, replaced value by value. Writer: agent. Full: the agent refuses the frontend.
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// `SlotIndex → BackendId` (u32). Array. Writer: agent. Full: the agent refuses the publication.
+    pub const SLOTS: &str = "SLOTS";
+    /// `BackendId → Backend`. Array. Writer: agent. Full: the agent refuses the publication.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// `FrontendId → next ticket` (u64). Array. Writer: datapath.
+    pub const CURSORS: &str = "CURSORS";
+    /// `FlowKey as the client sends it → FlowEntry`, proven flows. Hash. Writer: datapath; the agent deletes the
+    /// expired. Full: a flow stays in `HALF_OPEN` and works on, counted as `flow_table_full`.
+    pub const FLOWS: &str = "FLOWS";
+    /// The same for flows whose client has proven nothing yet. LRU hash. Writers as `FLOWS`. Full: the oldest goes.
+    pub const HALF_OPEN: &str = "HALF_OPEN";
+    /// `FlowKey as the backend sends it → ReplyEntry`, proven flows. Hash. Writers as `FLOWS`. Full: as `FLOWS`.
+    pub const REPLIES: &str = "REPLIES";
+    /// The same for flows whose client has proven nothing yet. LRU hash. Writers as `FLOWS`. Full: the oldest goes.
+    pub const HALF_OPEN_REPLIES: &str = "HALF_OPEN_REPLIES";
+    /// `LocalKey → LocalFlow`: sockets of this host that were led to a backend. LRU hash. Writer: datapath; the agent
+    /// deletes the expired. Full: the oldest goes, and its socket shows the backend's address as its peer.
+    pub const LOCAL_FLOWS: &str = "LOCAL_FLOWS";
+    /// `netns cookie (u64) → 1`: network namespaces whose sockets are balanced at connect(). Hash. Writer: agent.
+    pub const LOCAL_NETNS: &str = "LOCAL_NETNS";
+    /// `CounterIndex → u64`. Per-CPU array. Writer: datapath.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// `BackendId → Traffic`. Per-CPU array. Writer: datapath; the agent zeroes a row before it reuses its id.
+    pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    /// `FrontendId → Traffic` of backends that are no more. Array. Writer: agent.
+    pub const RETIRED: &str = "RETIRED";
+    /// `0 → AgentRecord`. Array of one. Writer: agent.
+    pub const AGENT: &str = "AGENT";
+    /// Two halves of [`REPORT_PAGES`](super::REPORT_PAGES) pages of the agent's report. Array. Writer: agent.
+    pub const REPORT: &str = "REPORT";
+
+    /// All of them, in the order in which `detach` removes their pins.
+    pub const ALL: [&str; 16] = [
+        ADDRESSES,
+        FRONTENDS,
+        SLOTS,
+        BACKENDS,
+        CURSORS,
+        FLOWS,
+        HALF_OPEN,
+        REPLIES,
+        HALF_OPEN_REPLIES,
+        LOCAL_FLOWS,
+        LOCAL_NETNS,
+        COUNTERS,
+        BACKEND_STATS,
+        RETIRED,
+        AGENT,
+        REPORT,
+    ];
+}
+
+/// Names of the programs in the object.
+pub mod program {
+    /// XDP at the uplink.
+    pub const XDP_INGRESS: &str = "xdp_ingress";
+    /// TC ingress at the uplink.
+    pub const TC_INGRESS: &str = "tc_ingress";
+    /// TC ingress at the device by which a backend's packets enter the host.
+    pub const TC_REPLY: &str = "tc_reply";
+    /// `connect(2)` of IPv4 sockets.
+    pub const CONNECT4: &str = "connect4";
+    /// `sendto(2)`, `sendmsg(2)` of unconnected IPv4 UDP sockets.
+    pub const SENDMSG4: &str = "sendmsg4";
+    /// `recvfrom(2)`, `recvmsg(2)` of IPv4 UDP sockets.
+    pub const RECVMSG4: &str = "recvmsg4";
+    /// `getpeername(2)` of IPv4 sockets.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// The last close of a socket.
+    pub const SOCK_RELEASE: &str = "sock_release";
+    /// An XDP program that does nothing: the yardstick of measurements.
+    pub const XDP_EMPTY: &str = "xdp_empty";
+}
+
+/// Frontends at most.
+pub const MAX_FRONTENDS: u32 = 1024;
+/// Addresses of frontends at most.
+pub const MAX_ADDRESSES: u32 = 8192;
+/// Backends at most, over all frontends, draining ones included.
+pub const MAX_BACKENDS: u32 = 4096;
+/// Places in all slot ranges, live and spare.
+pub const MAX_SLOTS: u32 = 65_536;
+/// Proven flows at most, unless the agent is told otherwise.
+pub const DEFAULT_FLOWS: u32 = 1_048_576;
+/// Unproven flows at most.
+pub const MAX_HALF_OPEN: u32 = 65_536;
+/// Sockets of this host that are tracked.
+pub const MAX_LOCAL_FLOWS: u32 = 65_536;
+/// Network namespaces whose sockets are balanced.
+pub const MAX_LOCAL_NETNS: u32 = 4096;
+/// Pages in one half of the report.
+pub const REPORT_PAGES: u32 = 256;
+/// Bytes in one page of the report.
+pub const REPORT_PAGE_BYTES: usize = 4096;
+/// Places in `COUNTERS`.
+pub const MAX_COUNTERS: u32 = 192;
+
+/// An IPv6 address, or an IPv4 address mapped into one.
+///
+/// # Shape
+/// 16 bytes, network order, held as four words so that keys are copied by words.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Address {
+    words: [u32; 4],
+}
+
+impl Address {
+    /// Maps an IPv4 address given as the word in which it stands in a packet.
+    ///
+    /// # Source
+    /// RFC 4291, 2.5.5.2.
+    #[inline(always)]
+    pub const fn from_v4_wire(word: u32) -> Self {
+        Self { words: [0, 0, 0xffff_u32.to_be(), word] }
+    }
+
+    /// Maps an IPv4 address given as its four bytes.
+    pub const fn from_v4(bytes: [u8; 4]) -> Self {
+        Self::from_v4_wire(u32::from_ne_bytes(bytes))
+    }
+
+    /// Returns the IPv4 address as the word in which it stands in a packet, whatever the rest says.
+    #[inline(always)]
+    pub const fn v4_wire(self) -> u32 {
+        self.words[3]
+    }
+
+    /// Returns the IPv4 address, if this is one.
+    pub const fn v4(self) -> Option<[u8; 4]> {
+        match self.words {
+            [0, 0, marker, word] if marker == 0xffff_u32.to_be() => Some(word.to_ne_bytes()),
+            _ => None,
+        }
+    }
+}
+
+/// A TCP or UDP port.
+///
+/// # Shape
+/// 2 bytes, network order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Port(u16);
+
+impl Port {
+    /// Takes a port as it stands in a packet.
+    #[inline(always)]
+    pub const fn from_wire(word: u16) -> Self {
+        Self(word)
+    }
+
+    /// Takes a port as people write it.
+    #[inline(always)]
+    pub const fn new(port: u16) -> Self {
+        Self(port.to_be())
+    }
+
+    /// Returns the port as it stands in a packet.
+    #[inline(always)]
+    pub const fn wire(self) -> u16 {
+        self.0
+    }
+
+    /// Returns the port as people write it.
+    #[inline(always)]
+    pub const fn number(self) -> u16 {
+        u16::from_be(self.0)
+    }
+}
+
+/// A transport protocol that is balanced.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Proto {
+    /// RFC 9293.
+    Tcp = 6,
+    /// RFC 768.
+    Udp = 17,
+}
+
+impl Proto {
+    /// Reads a protocol number of the IANA registry.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Number of a frontend: key of `FRONTENDS` and `RETIRED`, place of its ticket in `CURSORS`.
+pub type FrontendId = u32;
+/// Number of a backend: place in `BACKENDS` and `BACKEND_STATS`.
+pub type BackendId = u32;
+
+/// An address, port and protocol.
+///
+/// # Shape
+/// `0` address 16, `16` port 2, `18` protocol 1, `19` padding 1.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Address.
+    pub address: Address,
+    /// Port.
+    pub port: Port,
+    proto: u8,
+    _pad: u8,
+}
+
+impl Endpoint {
+    /// Joins an address, a port and a protocol.
+    #[inline(always)]
+    pub const fn new(address: Address, port: Port, proto: Proto) -> Self {
+        Self { address, port, proto: proto as u8, _pad: 0 }
+    }
+
+    /// Returns the protocol; `None` if the map holds what no agent writes.
+    #[inline(always)]
+    pub const fn proto(&self) -> Option<Proto> {
+        Proto::from_number(self.proto)
+    }
+}
+
+/// What a flow is known by: the addresses and ports of a packet, as its sender sends it.
+///
+/// # Shape
+/// `0` source 16, `16` destination 16, `32` source port 2, `34` destination port 2, `36` protocol 1, `37` padding 3.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    proto: u8,
+    _pad: [u8; 3],
+}
+
+impl FlowKey {
+    /// Joins the parts of a key.
+    #[inline(always)]
+    pub const fn new(
+        source: Address,
+        source_port: Port,
+        destination: Address,
+        destination_port: Port,
+        proto: Proto,
+    ) -> Self {
+        Self { source, destination, source_port, destination_port, proto: proto as u8, _pad: [0; 3] }
+    }
+
+    /// Returns the protocol; `None` if the map holds what no datapath writes.
+    #[inline(always)]
+    pub const fn proto(&self) -> Option<Proto> {
+        Proto::from_number(self.proto)
+    }
+
+    /// Returns where the packet goes.
+    #[inline(always)]
+    pub const fn to(&self) -> Endpoint {
+        Endpoint { address: self.destination, port: self.destination_port, proto: self.proto, _pad: 0 }
+    }
+
+    /// Returns the key of the opposite direction.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            proto: self.proto,
+            _pad: [0; 3],
+        }
+    }
+}
+
+/// A frontend: where its backends stand in `SLOTS`, and how one of them is chosen.
+///
+/// # Shape
+/// `0` slot range 8, `8` scheduler 1, `9` padding 7. The slot range is one word so that a reader sees both its halves
+/// from the same publication.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Frontend {
+    slots: u64,
+    scheduler: u8,
+    _pad: [u8; 7],
+}
+
+impl Frontend {
+    /// Makes a frontend whose backends are `len` slots from `base` on.
+    #[inline(always)]
+    pub const fn new(slots: SlotRange, scheduler: Scheduler) -> Self {
+        Self { slots: (slots.base as u64) << 32 | slots.len as u64, scheduler: scheduler as u8, _pad: [0; 7] }
+    }
+
+    /// Returns its slots.
+    #[inline(always)]
+    pub const fn slots(&self) -> SlotRange {
+        SlotRange { base: (self.slots >> 32) as u32, len: self.slots as u32 }
+    }
+
+    /// Returns its scheduler.
+    #[inline(always)]
+    pub const fn scheduler(&self) -> Scheduler {
+        Scheduler::from_number(self.scheduler)
+    }
+}
+
+/// A run of places in `SLOTS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotRange {
+    /// First place.
+    pub base: u32,
+    /// How many.
+    pub len: u32,
+}
+
+/// How a frontend chooses the backend of a connection.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Strictly in turn.
+    RoundRobin = 0,
+}
+
+impl Scheduler {
+    /// Reads a scheduler's number; an unknown one is served round robin.
+    #[inline(always)]
+    pub const fn from_number(_number: u8) -> Self {
+        Self::RoundRobin
+    }
+}
+
+/// What the datapath may do with a backend.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendState {
+    /// The id is free: flows that name it are over.
+    Free = 0,
+    /// Flows that name it are forwarded. Whether it gets new ones is a matter of the slots.
+    Active = 1,
+}
+
+/// How a packet is handed to a backend once its destination is rewritten.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandOff {
+    /// To the kernel's routing, with all that netfilter and routing have to say: the fallback.
+    Routing = 0,
+    /// Into the namespace behind a host-side veth (`bpf_redirect_peer`).
+    Peer = 1,
+    /// Out of a device, the neighbour found by the kernel (`bpf_redirect_neigh`).
+    Neighbour = 2,
+}
+
+impl HandOff {
+    /// Reads a hand-off's number; an unknown one is the fallback.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Peer,
+            2 => Self::Neighbour,
+            _ => Self::Routing,
+        }
+    }
+}
+
+/// A backend.
+///
+/// # Shape
+/// `0` address 16, `16` host address 16, `32` frontend 4, `36` generation 4, `40` ifindex 4, `44` port 2, `46` state 1,
+/// `47` hand-off 1, `48` MAC 6, `54` source MAC 6, `60` flags 1, `61` padding 3.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address.
+    pub address: Address,
+    /// The host's address on the network of the backend: the source that a backend sees when it is its own client.
+    pub host_address: Address,
+    /// The frontend it serves.
+    pub frontend: FrontendId,
+    /// Told apart from earlier holders of the same id.
+    pub generation: u32,
+    /// The device that [`HandOff`] names.
+    pub ifindex: u32,
+    /// Its port.
+    pub port: Port,
+    state: u8,
+    hand_off: u8,
+    /// Its MAC address; zero if the kernel resolves it.
+    pub mac: [u8; 6],
+    /// The MAC address that it sees as the sender.
+    pub source_mac: [u8; 6],
+    flags: u8,
+    _pad: [u8; 3],
+}
+
+/// Flag of [`Backend`]: the device takes XDP frames directly (its far side runs NAPI).
+pub const BACKEND_XDP_REDIRECT: u8 = 1;
+
+impl Backend {
+    /// Makes an active backend; the parts that concern its link are set by [`Backend::reached_by`].
+    pub const fn new(frontend: FrontendId, generation: u32, address: Address, port: Port) -> Self {
+        Self {
+            address,
+            host_address: Address { words: [0; 4] },
+            frontend,
+            generation,
+            ifindex: 0,
+            port,
+            state: BackendState::Active as u8,
+            hand_off: HandOff::Routing as u8,
+            mac: [0; 6],
+            source_mac: [0; 6],
+            flags: 0,
+            _pad: [0; 3],
+        }
+    }
+
+    /// Says how packets are handed to it.
+    #[must_use]
+    pub const fn reached_by(mut self, hand_off: HandOff, ifindex: u32, mac: [u8; 6], source_mac: [u8; 6]) -> Self {
+        self.hand_off = hand_off as u8;
+        self.ifindex = ifindex;
+        self.mac = mac;
+        self.source_mac = source_mac;
+        self
+    }
+
+    /// Says which address the host has on its network.
+    #[must_use]
+    pub const fn beside(mut self, host_address: Address) -> Self {
+        self.host_address = host_address;
+        self
+    }
+
+    /// Says that its device takes XDP frames directly.
+    #[must_use]
+    pub const fn taking_xdp(mut self) -> Self {
+        self.flags |= BACKEND_XDP_REDIRECT;
+        self
+    }
+
+    /// Returns the same id, free: no flow of the present generation is served any longer.
+    #[must_use]
+    pub const fn freed(mut self) -> Self {
+        self.state = BackendState::Free as u8;
+        self
+    }
+
+    /// Returns whether flows of `generation` are served.
+    #[inline(always)]
+    pub const fn serves(&self, generation: u32) -> bool {
+        self.is_active() && self.generation == generation
+    }
+
+    /// Returns whether it may be given flows.
+    #[inline(always)]
+    pub const fn is_active(&self) -> bool {
+        self.state == BackendState::Active as u8
+    }
+
+    /// Returns how packets are handed to it.
+    #[inline(always)]
+    pub const fn hand_off(&self) -> HandOff {
+        HandOff::from_number(self.hand_off)
+    }
+
+    /// Returns whether its device takes XDP frames directly.
+    #[inline(always)]
+    pub const fn takes_xdp(&self) -> bool {
+        self.flags & BACKEND_XDP_REDIRECT != 0
+    }
+}
+
+/// Time of `CLOCK_MONOTONIC`, in nanoseconds, at the resolution of the kernel's tick.
+pub type KtimeNs = u64;
+
+/// A flow, as seen from the client's side. Each direction writes a byte of its own of what it has seen, so that two
+/// segments that cross on two processors never undo each other. `last_seen` may be written by both: either is right.
+///
+/// # Shape
+/// `0` last seen 8, `8` client as the backend sees it 16, `24` backend 4, `28` generation 4, `32` awaited
+/// acknowledgement 4, `36` ifindex 4, `40` port of the client as the backend sees it 2, `42` ingress 1, `43` egress 1,
+/// `44` padding 4.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FlowEntry {
+    /// When a packet of either direction was last seen, at most a second late.
+    pub last_seen: KtimeNs,
+    /// The client's address as the backend sees it.
+    pub seen_client: Address,
+    /// The backend.
+    pub backend: BackendId,
+    /// Its generation.
+    pub generation: u32,
+    /// What the client must acknowledge to prove that it is one: the sequence number after the SYN-ACK's.
+    pub awaited_ack: u32,
+    /// The device by which the client's first packet came.
+    pub ifindex: u32,
+    /// The client's port as the backend sees it.
+    pub seen_client_port: Port,
+    /// What the client has done: [`crate::tcp_state::Seen`]. Written by the ingress direction.
+    pub ingress: u8,
+    /// What the backend has done: [`crate::tcp_state::Seen`]. Written by the egress direction.
+    pub egress: u8,
+    _pad: [u8; 4],
+}
+
+impl FlowEntry {
+    /// Makes the entry of a flow that begins.
+    #[inline(always)]
+    pub const fn new(backend: BackendId, generation: u32, ifindex: u32, ingress: u8, now: KtimeNs) -> Self {
+        Self {
+            last_seen: now,
+            seen_client: Address { words: [0; 4] },
+            backend,
+            generation,
+            awaited_ack: 0,
+            ifindex,
+            seen_client_port: Port(0),
+            ingress,
+            egress: 0,
+            _pad: [0; 4],
+        }
+    }
+
+    /// Returns how far the flow has come.
+    pub const fn state(&self) -> crate::tcp_state::State {
+        crate::tcp_state::State::of(crate::tcp_state::Seen(self.ingress), crate::tcp_state::Seen(self.egress))
+    }
+
+    /// Says by which address and port the backend knows the client.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen_as(mut self, client: Address, port: Port) -> Self {
+        self.seen_client = client;
+        self.seen_client_port = port;
+        self
+    }
+}
+
+/// A flow, as seen from the backend's side: all that a reply needs, in one place.
+///
+/// # Shape
+/// `0` last seen 8, `8` flow 40, `48` backend 4, `52` generation 4, `56` ifindex 4, `60` flags 1, `61` padding 3.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ReplyEntry {
+    /// When a reply was last seen, at most a second late.
+    pub last_seen: KtimeNs,
+    /// The flow as the client sends it.
+    pub flow: FlowKey,
+    /// The backend.
+    pub backend: BackendId,
+    /// Its generation.
+    pub generation: u32,
+    /// The device by which replies leave.
+    pub ifindex: u32,
+    /// [`REPLY_SEEN`].
+    pub flags: u8,
+    _pad: [u8; 3],
+}
+
+/// Flag of [`ReplyEntry`]: the backend has answered.
+pub const REPLY_SEEN: u8 = 1;
+
+impl ReplyEntry {
+    /// Makes the entry of a flow that begins.
+    #[inline(always)]
+    pub const fn new(flow: FlowKey, backend: BackendId, generation: u32, ifindex: u32, now: KtimeNs) -> Self {
+        Self { last_seen: now, flow, backend, generation, ifindex, flags: 0, _pad: [0; 3] }
+    }
+}
+
+/// What a socket of this host is known by.
+///
+/// # Shape
+/// `0` socket cookie 8, `8` peer 20, `28` kind 1, `29` padding 3.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalKey {
+    cookie: u64,
+    peer: Endpoint,
+    kind: u8,
+    _pad: [u8; 3],
+}
+
+/// What a [`LocalKey`] stands for.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalKind {
+    /// A connected socket: one flow.
+    Connected = 0,
+    /// Datagrams of an unconnected socket to a frontend: one flow.
+    Datagrams = 1,
+    /// The answers to those.
+    Answers = 2,
+}
+
+impl LocalKey {
+    /// Names a connected socket.
+    #[inline(always)]
+    pub const fn connected(cookie: u64) -> Self {
+        let nobody = Endpoint { address: Address { words: [0; 4] }, port: Port(0), proto: 0, _pad: 0 };
+        Self { cookie, peer: nobody, kind: LocalKind::Connected as u8, _pad: [0; 3] }
+    }
+
+    /// Names the datagrams of a socket to a frontend.
+    #[inline(always)]
+    pub const fn datagrams(cookie: u64, frontend: Endpoint) -> Self {
+        Self { cookie, peer: frontend, kind: LocalKind::Datagrams as u8, _pad: [0; 3] }
+    }
+
+    /// Names the answers of a backend to a socket.
+    #[inline(always)]
+    pub const fn answers(cookie: u64, backend: Endpoint) -> Self {
+        Self { cookie, peer: backend, kind: LocalKind::Answers as u8, _pad: [0; 3] }
+    }
+
+    /// Returns whether the key stands for a flow of its own.
+    pub const fn is_flow(&self) -> bool {
+        self.kind != LocalKind::Answers as u8
+    }
+
+    /// Returns whether the flow ends with its socket, not by idling.
+    pub const fn is_connected(&self) -> bool {
+        self.kind == LocalKind::Connected as u8
+    }
+}
+
+/// A socket of this host that was led to a backend.
+///
+/// # Shape
+/// `0` last seen 8, `8` frontend 20, `28` backend's endpoint 20, `48` backend 4, `52` generation 4.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LocalFlow {
+    /// When the socket connected, or last sent.
+    pub last_seen: KtimeNs,
+    /// Where the process wanted to go.
+    pub wanted: Endpoint,
+    /// Where it was led.
+    pub given: Endpoint,
+    /// The backend.
+    pub backend: BackendId,
+    /// Its generation.
+    pub generation: u32,
+}
+
+/// What went through a backend on one processor.
+///
+/// # Shape
+/// Six u64.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets from clients.
+    pub ingress_packets: u64,
+    /// Bytes of those, link header included.
+    pub ingress_bytes: u64,
+    /// Packets to clients.
+    pub egress_packets: u64,
+    /// Bytes of those, link header included.
+    pub egress_bytes: u64,
+    /// Connections begun by packets.
+    pub connections: u64,
+    /// Connections begun by sockets of this host; their packets pass the datapath by.
+    pub local_connections: u64,
+}
+
+impl Traffic {
+    /// Adds what another processor saw.
+    pub const fn add(&mut self, other: &Self) {
+        self.ingress_packets = self.ingress_packets.wrapping_add(other.ingress_packets);
+        self.ingress_bytes = self.ingress_bytes.wrapping_add(other.ingress_bytes);
+        self.egress_packets = self.egress_packets.wrapping_add(other.egress_packets);
+        self.egress_bytes = self.egress_bytes.wrapping_add(other.egress_bytes);
+        self.connections = self.connections.wrapping_add(other.connections);
+        self.local_connections = self.local_connections.wrapping_add(other.local_connections);
+    }
+}
+
+/// The agent's sign of life, and where its report stands.
+///
+/// # Shape
+/// `0` ABI version 4, `4` process id 4, `8` netns cookie 8, `16` heartbeat 8, `24` interval 8, `32` report half 4,
+/// `36` report length 4, `40` sequence 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AgentRecord {
+    /// [`ABI_VERSION`] of the writer.
+    pub abi_version: u32,
+    /// Its process.
+    pub pid: u32,
+    /// The network namespace in which it balances.
+    pub netns_cookie: u64,
+    /// When it last wrote.
+    pub heartbeat: KtimeNs,
+    /// How often it writes.
+    pub interval_ns: u64,
+    /// Which half of `REPORT` is whole.
+    pub report_half: u32,
+    /// Bytes in it.
+    pub report_len: u32,
+    /// Rises with every write: a reader who sees the same before and after has read one report.
+    pub sequence: u64,
+}
+
+/// A page of the report.
+pub type ReportPage = [u8; REPORT_PAGE_BYTES];
+
+const _: () = {
+    use core::mem::{align_of, offset_of, size_of};
+    assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
+    assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
+    assert!(size_of::<Frontend>() == 16);
+    assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
+    assert!(size_of::<FlowEntry>() == 48 && offset_of!(FlowEntry, ingress) == 42);
+    assert!(size_of::<ReplyEntry>() == 64 && offset_of!(ReplyEntry, ifindex) == 56);
+    assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
+    assert!(size_of::<Traffic>() == 48 && size_of::<AgentRecord>() == 48);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{
+        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, Frontend, LocalFlow, LocalKey, ReplyEntry, Traffic,
+    };
+
+    macro_rules! pod {
+        ($($name:ty),*) => {$(
+            // SAFETY: `repr(C)`, only integers and byte arrays, all padding named, so that every bit pattern is valid.
+            unsafe impl aya::Pod for $name {}
+        )*};
+    }
+    pod!(AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, Frontend, LocalFlow, LocalKey, ReplyEntry, Traffic);
+}
+
+#[cfg(any(feature = "user", test))]
+mod show {
+    //! Forms for people; the kernel object prints nothing.
+    extern crate std;
+
+    use core::fmt;
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+    use super::{Address, Endpoint, FlowKey, Port};
+
+    impl From<Ipv4Addr> for Address {
+        fn from(address: Ipv4Addr) -> Self {
+            Self::from_v4(address.octets())
+        }
+    }
+
+    impl From<Address> for std::net::IpAddr {
+        fn from(address: Address) -> Self {
+            match address.v4() {
+                Some(bytes) => Self::V4(Ipv4Addr::from(bytes)),
+                None => {
+                    let mut bytes = [0; 16];
+                    for (to, word) in bytes.chunks_exact_mut(4).zip(address.words) {
+                        to.copy_from_slice(&word.to_ne_bytes());
+                    }
+                    Self::V6(Ipv6Addr::from(bytes))
+                }
+            }
+        }
+    }
+
+    impl fmt::Display for Address {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            std::net::IpAddr::from(*self).fmt(f)
+        }
+    }
+
+    impl fmt::Debug for Address {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            fmt::Display::fmt(self, f)
+        }
+    }
+
+    impl fmt::Debug for Port {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.number().fmt(f)
+        }
+    }
+
+    impl fmt::Display for Endpoint {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            SocketAddr::new(self.address.into(), self.port.number()).fmt(f)
+        }
+    }
+
+    impl fmt::Debug for Endpoint {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{self}/{}", self.proto)
+        }
+    }
+
+    impl fmt::Debug for FlowKey {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let from = SocketAddr::new(self.source.into(), self.source_port.number());
+            let to = SocketAddr::new(self.destination.into(), self.destination_port.number());
+            write!(f, "{from} > {to} /{}", self.proto)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_address_survives_the_mapping() {
+        let address = Address::from_v4([198, 18, 0, 1]);
+
+        assert_eq!(address.v4(), Some([198, 18, 0, 1]));
+        assert_eq!(Address::from_v4_wire(address.v4_wire()), address);
+        assert_eq!(Address::default().v4(), None);
+    }
+
+    #[test]
+    fn a_slot_range_survives_its_word() {
+        let range = SlotRange { base: 0xdead_beef, len: 7 };
+
+        assert_eq!(Frontend::new(range, Scheduler::RoundRobin).slots(), range);
+    }
+
+    #[test]
+    fn a_freed_backend_serves_no_generation() {
+        let backend = Backend::new(1, 5, Address::from_v4([198, 19, 0, 2]), Port::new(80));
+
+        assert!(backend.serves(5));
+        assert!(!backend.serves(4));
+        assert!(!backend.freed().serves(5));
+    }
+}

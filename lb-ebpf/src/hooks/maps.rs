@@ -1,0 +1,204 @@
+//! The maps, and the pipeline's view of them. What each holds, who writes it and what happens when it is full stands
+//! in `abi::map`.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    helpers::bpf_get_prandom_u32,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use lb_ebpf::{
+    abi::{
+        AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow,
+        LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS,
+        MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
+    },
+    tables::{Insert, Shared, Tables},
+    verdict::Event,
+};
+
+use super::atomic;
+
+#[map]
+static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static FRONTENDS: HashMap<FrontendId, Frontend> = HashMap::with_max_entries(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
+#[map]
+static SLOTS: Array<BackendId> = Array::with_max_entries(MAX_SLOTS, 0);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static CURSORS: Array<u64> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+static HALF_OPEN: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(MAX_HALF_OPEN, 0);
+#[map]
+static REPLIES: HashMap<FlowKey, ReplyEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+static HALF_OPEN_REPLIES: LruHashMap<FlowKey, ReplyEntry> = LruHashMap::with_max_entries(MAX_HALF_OPEN, 0);
+#[map]
+pub static LOCAL_FLOWS: LruHashMap<LocalKey, LocalFlow> = LruHashMap::with_max_entries(MAX_LOCAL_FLOWS, 0);
+#[map]
+pub static LOCAL_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_LOCAL_NETNS, BPF_F_NO_PREALLOC);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
+#[map]
+static BACKEND_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static RETIRED: Array<Traffic> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
+#[map]
+static REPORT: Array<ReportPage> = Array::with_max_entries(2 * REPORT_PAGES, 0);
+
+/// Adds one to a place of `COUNTERS`.
+#[inline(always)]
+pub fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this processor's own value.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Returns a backend.
+#[inline(always)]
+pub fn backend(id: BackendId) -> Option<&'static Backend> {
+    BACKENDS.get(id)
+}
+
+/// The maps of this object.
+pub struct KernelTables;
+
+#[inline(always)]
+fn shared<T>(value: *mut T) -> Option<Shared<T>> {
+    // SAFETY: the kernel keeps a map's value allocated until the program has ended (RCU).
+    NonNull::new(value).map(|value| unsafe { Shared::new(value) })
+}
+
+#[inline(always)]
+fn inserted(result: Result<(), i32>) -> Insert {
+    match result {
+        Ok(()) => Insert::Done,
+        Err(error) if error == -EEXIST => Insert::Exists,
+        Err(_) => Insert::Full,
+    }
+}
+
+/// `asm-generic/errno-base.h`.
+const EEXIST: i32 = 17;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
+        // SAFETY: one word, read at once.
+        unsafe { ADDRESSES.get(endpoint) }.copied()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, id: FrontendId) -> Option<Frontend> {
+        // SAFETY: the slot range is one word, read at once.
+        unsafe { FRONTENDS.get(id) }.copied()
+    }
+
+    #[inline(always)]
+    fn ticket(&self, id: FrontendId) -> u64 {
+        match CURSORS.get_ptr_mut(id) {
+            Some(cursor) => atomic::fetch_increment(cursor),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<BackendId> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        backend(id)
+    }
+
+    #[inline(always)]
+    fn traffic(&self, id: BackendId) -> Option<Shared<Traffic>> {
+        BACKEND_STATS.get_ptr_mut(id).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn count(&self, event: Event) {
+        count(event.index());
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: takes nothing.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<Shared<FlowEntry>> {
+        FLOWS.get_ptr_mut(key).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &FlowKey) -> Option<Shared<FlowEntry>> {
+        HALF_OPEN.get_ptr_mut(key).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn reply(&self, key: &FlowKey) -> Option<Shared<ReplyEntry>> {
+        REPLIES.get_ptr_mut(key).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn half_open_reply(&self, key: &FlowKey) -> Option<Shared<ReplyEntry>> {
+        HALF_OPEN_REPLIES.get_ptr_mut(key).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn add_flow(&self, key: &FlowKey, entry: &FlowEntry) -> Insert {
+        inserted(FLOWS.insert(key, entry, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn put_half_open(&self, key: &FlowKey, entry: &FlowEntry) -> Insert {
+        inserted(HALF_OPEN.insert(key, entry, BPF_ANY.into()))
+    }
+
+    #[inline(always)]
+    fn put_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert {
+        inserted(REPLIES.insert(key, entry, BPF_ANY.into()))
+    }
+
+    #[inline(always)]
+    fn claim_half_open_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert {
+        inserted(HALF_OPEN_REPLIES.insert(key, entry, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn put_half_open_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert {
+        inserted(HALF_OPEN_REPLIES.insert(key, entry, BPF_ANY.into()))
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        let _absent = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_half_open(&self, key: &FlowKey) {
+        let _absent = HALF_OPEN.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_reply(&self, key: &FlowKey) {
+        let _absent = REPLIES.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_half_open_reply(&self, key: &FlowKey) {
+        let _absent = HALF_OPEN_REPLIES.remove(key);
+    }
+}

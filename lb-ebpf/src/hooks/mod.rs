@@ -1,0 +1,63 @@
+//! The programs. Each reads its context, asks the pipeline, and performs what it decided; nothing is decided here.
+
+mod atomic;
+mod maps;
+mod sock_connect;
+mod tc_ingress;
+mod tc_reply;
+mod window;
+mod xdp_ingress;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::bpf_ktime_get_coarse_ns,
+};
+use lb_ebpf::{abi::KtimeNs, verdict::Verdict};
+
+/// What an XDP program leaves in front of a packet for `tc_ingress`: the packet is rewritten, and goes to this backend.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Note {
+    magic: u32,
+    backend: u32,
+}
+
+/// Marks a [`Note`] as ours.
+const NOTE_MAGIC: u32 = 0x6c62_5844;
+
+/// Returns the time at tick resolution, which costs a fraction of the precise one.
+#[inline(always)]
+fn now() -> KtimeNs {
+    // SAFETY: takes nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Counts a verdict and turns it into a TC action. A pass lets other programs on the device run.
+#[inline(always)]
+fn tc_action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass(reason) => {
+            maps::count(reason.index());
+            TC_ACT_UNSPEC
+        }
+        Verdict::Drop(reason) => {
+            maps::count(reason.index());
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+/// Counts a verdict and turns it into an XDP action.
+#[inline(always)]
+fn xdp_action(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Pass(reason) => {
+            maps::count(reason.index());
+            xdp_action::XDP_PASS
+        }
+        Verdict::Drop(reason) => {
+            maps::count(reason.index());
+            xdp_action::XDP_DROP
+        }
+    }
+}

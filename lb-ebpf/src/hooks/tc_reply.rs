@@ -1,0 +1,33 @@
+//! TC ingress at the device by which a backend's packets enter the host: the reply door.
+
+use aya_ebpf::{helpers::bpf_redirect_neigh, macros::classifier, programs::TcContext};
+use lb_ebpf::{
+    pipeline::{self, ToClient},
+    verdict::Verdict,
+};
+
+use super::{
+    maps::KernelTables,
+    tc_action,
+    tc_ingress::{arrival, rewrite},
+    window::SkbWindow,
+};
+
+#[classifier]
+pub fn tc_reply(ctx: TcContext) -> i32 {
+    match reply(&ctx) {
+        Ok(action) => action,
+        Err(verdict) => tc_action(verdict),
+    }
+}
+
+/// Once rewritten, the source is an address of this host, which its routing would drop as a martian: so the packet
+/// leaves by redirect, through the device by which the flow came.
+#[inline(always)]
+fn reply(ctx: &TcContext) -> Result<i32, Verdict> {
+    let packet = SkbWindow(ctx).parse().map_err(Verdict::Pass)?;
+    let ToClient { to, ifindex } = pipeline::egress(&packet, arrival(ctx), &KernelTables)?;
+    rewrite(ctx, &packet, &to)?;
+    // SAFETY: no parameters are passed, so the kernel looks up route and neighbour.
+    Ok(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })
+}

@@ -1,0 +1,34 @@
+//! The kernel half, and the ABI that it shares with the agent.
+//!
+//! Ingress is always client → backend, egress always backend → client, whatever a device calls it.
+//!
+//! ```text
+//!  a SYN        uplink ─▶ hooks::tc_ingress | hooks::xdp_ingress
+//!                           packet::Headers::parse          one bounds check
+//!                           pipeline::ingress               no flow; frontend; ticket; slot; backend
+//!                             HALF_OPEN, HALF_OPEN_REPLIES  both halves, the reply's key claimed
+//!                           nat::apply_*                    destination rewritten, checksums by difference
+//!                           redirect_peer                   into the container's namespace
+//!  its SYN-ACK  veth ─▶ hooks::tc_reply
+//!                           pipeline::egress                HALF_OPEN_REPLIES; tcp_state::step
+//!                           nat::apply_headers              source rewritten to the frontend
+//!                           redirect_neigh                  out of the uplink by which the SYN came
+//!  the ACK      uplink ─▶ …  pipeline::ingress              proven: moved to FLOWS and REPLIES
+//!  all the rest uplink ─▶ …  FLOWS, BACKENDS, BACKEND_STATS and away
+//!  a local      connect() ─▶ hooks::sock_connect            the socket itself goes to the backend,
+//!  process                                                  its packets never meet the datapath
+//! ```
+//!
+//! What is not ours is passed, untouched; every exit that is no hand-off is a [`verdict`] with a counter.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod nat;
+pub mod packet;
+pub mod pipeline;
+pub mod sched;
+pub mod tables;
+pub mod tcp_state;
+pub mod verdict;
+pub mod wire;

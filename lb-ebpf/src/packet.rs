@@ -1,0 +1,229 @@
+//! From bytes to [`Headers`]: the one place that compares with a packet's end.
+
+use crate::{
+    abi::{FlowKey, Proto},
+    tcp_state::Flags,
+    verdict::PassReason,
+    wire::{
+        self, ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthHdr, IPV4_MIN_LEN, Ipv4Hdr,
+        Ports, TCP_MIN_LEN, TcpHdr, UDP_LEN, UdpHdr, Wire,
+    },
+};
+
+/// The bytes of a packet that a program may touch.
+///
+/// # Safety
+/// From `start` to `end` everything is readable and writable as long as no helper moves the packet.
+pub unsafe trait PacketWindow {
+    /// Returns the address of the first byte.
+    fn start(&self) -> usize;
+    /// Returns the address behind the last byte.
+    fn end(&self) -> usize;
+    /// Returns the length of the whole frame in bytes, of which the window may be only the beginning.
+    fn frame_len(&self) -> usize;
+
+    /// Returns where a `T` stands, if it is whole.
+    #[inline(always)]
+    fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.start() + offset;
+        if start + size_of::<T>() > self.end() { None } else { Some(start as *mut T) }
+    }
+
+    /// Reads a `T`, if it is whole.
+    #[inline(always)]
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: `at` has compared with both ends of the window.
+        Some(unsafe { wire::read(at) })
+    }
+
+    /// Writes a `T`, if there is room.
+    #[inline(always)]
+    fn write<T: Wire>(&self, offset: usize, value: T) -> Option<()> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: `at` has compared with both ends of the window.
+        unsafe { wire::write(at, value) };
+        Some(())
+    }
+}
+
+/// Largest total length that IPv4 can say; a GSO packet beyond it says zero.
+const IPV4_MAX_TOTAL: usize = 65_535;
+
+/// What the datapath knows of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(feature = "user", test), derive(Debug))]
+pub struct Headers {
+    /// Addresses, ports, protocol.
+    pub key: FlowKey,
+    /// Its protocol, as a type.
+    pub proto: Proto,
+    /// Offset of the TCP or UDP header in the frame, in bytes.
+    pub l4: usize,
+    /// TCP flags; none for UDP.
+    pub flags: Flags,
+    /// TCP acknowledgement number, host order.
+    pub acknowledgement: u32,
+    /// TCP sequence number, host order.
+    pub sequence: u32,
+}
+
+impl Headers {
+    /// Reads the headers of a frame.
+    ///
+    /// # Errors
+    /// Why the packet is none that can be balanced.
+    ///
+    /// # Source
+    /// RFC 791, 3.1; RFC 9293, 3.1; RFC 768.
+    #[inline(always)]
+    pub fn parse<W: PacketWindow>(window: &W) -> Result<Self, PassReason> {
+        let Some(eth) = window.read::<EthHdr>(0) else { return Err(PassReason::Malformed) };
+        match u16::from_be(eth.ether_type) {
+            ETHERTYPE_IPV4 => {}
+            ETHERTYPE_IPV6 => return Err(PassReason::Ipv6),
+            ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(PassReason::Vlan),
+            _ => return Err(PassReason::NotIp),
+        }
+        let Some(ip) = window.read::<Ipv4Hdr>(ETH_LEN) else { return Err(PassReason::Malformed) };
+        let ip_len = ip.header_len();
+        if ip.version() != 4 || ip_len < IPV4_MIN_LEN {
+            return Err(PassReason::Malformed);
+        }
+        if ip.is_fragment() {
+            return Err(PassReason::Fragment);
+        }
+        let Some(proto) = Proto::from_number(ip.protocol) else { return Err(PassReason::Protocol) };
+
+        let frame = window.frame_len();
+        let total = match ip.total_len() {
+            0 if frame > IPV4_MAX_TOTAL => frame - ETH_LEN,
+            said => said,
+        };
+        if ETH_LEN + total > frame || total < ip_len {
+            return Err(PassReason::Malformed);
+        }
+        let segment = total - ip_len;
+        let l4 = ETH_LEN + ip_len;
+        let Some(ports) = window.read::<Ports>(l4) else { return Err(PassReason::Malformed) };
+        let (source_port, destination_port) = ports.pair();
+        let key = FlowKey::new(ip.source(), source_port, ip.destination(), destination_port, proto);
+        match proto {
+            Proto::Tcp => {
+                let Some(tcp) = window.read::<TcpHdr>(l4) else { return Err(PassReason::Malformed) };
+                let tcp_len = tcp.header_len();
+                if tcp_len < TCP_MIN_LEN || tcp_len > segment {
+                    return Err(PassReason::Malformed);
+                }
+                Ok(Self {
+                    key,
+                    proto,
+                    l4,
+                    flags: Flags(tcp.flags),
+                    acknowledgement: u32::from_be(tcp.acknowledgement),
+                    sequence: u32::from_be(tcp.sequence),
+                })
+            }
+            Proto::Udp => {
+                let Some(udp) = window.read::<UdpHdr>(l4) else { return Err(PassReason::Malformed) };
+                let said = u16::from_be(udp.len) as usize;
+                if (said < UDP_LEN && !(said == 0 && segment > IPV4_MAX_TOTAL - IPV4_MIN_LEN)) || said > segment {
+                    return Err(PassReason::Malformed);
+                }
+                Ok(Self { key, proto, l4, flags: Flags(0), acknowledgement: 0, sequence: 0 })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    extern crate std;
+    use std::{vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A frame in memory, for tests on the host.
+    pub struct Frame(pub Vec<u8>);
+
+    // SAFETY: the window is the vector, which nobody resizes while it is looked at.
+    unsafe impl PacketWindow for Frame {
+        fn start(&self) -> usize {
+            self.0.as_ptr().expose_provenance()
+        }
+        fn end(&self) -> usize {
+            self.start() + self.0.len()
+        }
+        fn frame_len(&self) -> usize {
+            self.0.len()
+        }
+    }
+
+    /// Builds a TCP segment without payload; checksums are zero.
+    pub fn tcp(source: [u8; 4], source_port: u16, destination: [u8; 4], destination_port: u16, flags: u8) -> Frame {
+        let mut bytes = vec![0; 54];
+        bytes[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        bytes[14] = 0x45;
+        bytes[16..18].copy_from_slice(&40_u16.to_be_bytes());
+        bytes[22] = 64;
+        bytes[23] = 6;
+        bytes[26..30].copy_from_slice(&source);
+        bytes[30..34].copy_from_slice(&destination);
+        bytes[34..36].copy_from_slice(&source_port.to_be_bytes());
+        bytes[36..38].copy_from_slice(&destination_port.to_be_bytes());
+        bytes[46] = 0x50;
+        bytes[47] = flags;
+        Frame(bytes)
+    }
+
+    #[test]
+    fn a_segment_is_read() {
+        let frame = tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x02);
+
+        let headers = Headers::parse(&frame).unwrap();
+
+        assert_eq!(headers.key.source.v4(), Some([198, 18, 0, 2]));
+        assert_eq!(headers.key.destination_port.number(), 80);
+        assert_eq!(headers.l4, 34);
+        assert!(headers.flags.opens());
+    }
+
+    #[test]
+    fn what_is_no_whole_segment_is_told_apart() {
+        let cases: [(&str, usize, u8, PassReason); 7] = [
+            ("ARP", 13, 0x06, PassReason::NotIp),
+            ("version 6 in an IPv4 frame", 14, 0x65, PassReason::Malformed),
+            ("a header of four words", 14, 0x44, PassReason::Malformed),
+            ("a later fragment", 21, 0x01, PassReason::Fragment),
+            ("ICMP", 23, 1, PassReason::Protocol),
+            ("more than the frame holds", 17, 41, PassReason::Malformed),
+            ("a TCP header longer than the segment", 46, 0x60, PassReason::Malformed),
+        ];
+        for (what, at, value, reason) in cases {
+            let mut frame = tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x02);
+            frame.0[at] = value;
+
+            assert_eq!(Headers::parse(&frame).map(|_| ()), Err(reason), "{what}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let whole = tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x02).0;
+        for len in 0..whole.len() {
+            assert_eq!(Headers::parse(&Frame(whole[..len].to_vec())).map(|_| ()), Err(PassReason::Malformed), "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_or_pass(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let frame = Frame(bytes);
+            if let Ok(headers) = Headers::parse(&frame) {
+                prop_assert!(headers.l4 + UDP_LEN <= frame.0.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! How far a flow has come, from what either side has been seen to do.
+//!
+//! Only segments with SYN, FIN or RST add to that, so the established path never looks at it. Each direction keeps a
+//! byte of its own: a client's FIN and a backend's, crossing on two processors, both count.
+
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// TCP flags, RFC 9293, 3.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags(pub u8);
+
+impl Flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Sequence numbers are being agreed upon.
+    pub const SYN: u8 = 0x02;
+    /// The connection is reset.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field counts.
+    pub const ACK: u8 = 0x10;
+
+    /// Returns whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn any(self, flags: u8) -> bool {
+        self.0 & flags != 0
+    }
+
+    /// Returns whether the segment begins a connection: SYN, and none of ACK, RST and FIN.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+
+    /// Returns whether the segment accepts a connection: SYN and ACK.
+    #[inline(always)]
+    pub const fn accepts(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
+    }
+
+    /// Returns whether the segment can move the automaton.
+    #[inline(always)]
+    pub const fn moves(self) -> bool {
+        self.any(Self::SYN | Self::FIN | Self::RST)
+    }
+}
+
+/// Who sent a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The client.
+    Ingress,
+    /// The backend.
+    Egress,
+}
+
+/// What one side of a flow has been seen to do: a set of bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen(pub u8);
+
+impl Seen {
+    /// It has closed its half of the connection.
+    pub const FIN: u8 = Flags::FIN;
+    /// It has reset the connection.
+    pub const RST: u8 = Flags::RST;
+    /// The backend has accepted the connection, or answered a datagram.
+    pub const ANSWERED: u8 = Flags::SYN;
+    /// The client has shown that it received what the backend sent.
+    pub const PROVEN: u8 = Flags::ACK;
+    /// The flow is one of datagrams. In the client's byte.
+    pub const DATAGRAMS: u8 = 0x40;
+    /// The client is proven, but the tables of the proven are full; that is not tried again. In the client's byte.
+    pub const STAYS_HALF_OPEN: u8 = 0x80;
+
+    /// Returns whether any of `bits` is set.
+    #[inline(always)]
+    pub const fn any(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Returns the set with `bits`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, bits: u8) -> Self {
+        Self(self.0 | bits)
+    }
+
+    /// Returns the set after a segment of this side.
+    ///
+    /// # Source
+    /// RFC 9293, 3.3.2, seen from between the two ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, direction: Direction, flags: Flags) -> Self {
+        let seen = self.with(flags.0 & (Self::FIN | Self::RST));
+        match direction {
+            Direction::Egress if flags.accepts() => seen.with(Self::ANSWERED),
+            Direction::Egress | Direction::Ingress => seen,
+        }
+    }
+}
+
+/// How far a flow has come; states as in nf_conntrack_proto_tcp.c.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// The client has sent a SYN.
+    SynSent,
+    /// The backend has answered with SYN and ACK.
+    SynReceived,
+    /// The client has acknowledged that.
+    Established,
+    /// The client has closed its half.
+    ClientClosed,
+    /// The backend has closed its half.
+    BackendClosed,
+    /// Both have.
+    Closed,
+    /// Either has reset the connection.
+    Reset,
+    /// A datagram from the client, none from the backend.
+    UdpUnreplied,
+    /// Datagrams from both.
+    UdpReplied,
+}
+
+impl State {
+    /// Returns the state of a flow whose sides have been seen to do this.
+    #[inline(always)]
+    pub const fn of(client: Seen, backend: Seen) -> Self {
+        if client.any(Seen::RST) || backend.any(Seen::RST) {
+            return Self::Reset;
+        }
+        if client.any(Seen::DATAGRAMS) {
+            return if backend.any(Seen::ANSWERED) { Self::UdpReplied } else { Self::UdpUnreplied };
+        }
+        match (client.any(Seen::FIN), backend.any(Seen::FIN)) {
+            (true, true) => Self::Closed,
+            (true, false) => Self::ClientClosed,
+            (false, true) => Self::BackendClosed,
+            (false, false) if client.any(Seen::PROVEN) => Self::Established,
+            (false, false) if backend.any(Seen::ANSWERED) => Self::SynReceived,
+            (false, false) => Self::SynSent,
+        }
+    }
+
+    /// Returns whether the connection is over, so that a SYN begins another one.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Closed | Self::Reset)
+    }
+}
+
+/// Returns how long a flow may stay idle in `state` before it is swept, in nanoseconds.
+///
+/// # Source
+/// RFC 5382, REQ-5: established at least 2 h 4 min, transitory at least 4 min; RFC 4787, REQ-5: UDP at least 2 min;
+/// the unanswered and the closed as in nf_conntrack.
+pub const fn lifetime_ns(state: State) -> u64 {
+    match state {
+        State::SynSent | State::SynReceived => 60 * SECOND,
+        State::Established => (2 * 60 + 4) * 60 * SECOND,
+        State::ClientClosed | State::BackendClosed => 4 * 60 * SECOND,
+        State::Closed | State::Reset => 10 * SECOND,
+        State::UdpUnreplied => 30 * SECOND,
+        State::UdpReplied => 120 * SECOND,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYN: Flags = Flags(Flags::SYN);
+    const SYN_ACK: Flags = Flags(Flags::SYN | Flags::ACK);
+    const ACK: Flags = Flags(Flags::ACK);
+    const FIN: Flags = Flags(Flags::FIN | Flags::ACK);
+    const RST: Flags = Flags(Flags::RST);
+
+    #[test]
+    fn every_pair_of_sides_has_one_state() {
+        for client in 0..=255_u8 {
+            for backend in 0..=255_u8 {
+                let has = |side: u8, bit: u8| side & bit != 0;
+                let expected = if has(client | backend, 0x04) {
+                    State::Reset
+                } else if has(client, 0x40) {
+                    if has(backend, 0x02) { State::UdpReplied } else { State::UdpUnreplied }
+                } else if has(client & backend, 0x01) {
+                    State::Closed
+                } else if has(client, 0x01) {
+                    State::ClientClosed
+                } else if has(backend, 0x01) {
+                    State::BackendClosed
+                } else if has(client, 0x10) {
+                    State::Established
+                } else if has(backend, 0x02) {
+                    State::SynReceived
+                } else {
+                    State::SynSent
+                };
+                assert_eq!(State::of(Seen(client), Seen(backend)), expected, "{client:#x} {backend:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn segments_add_to_what_their_sender_was_seen_to_do() {
+        use Direction::{Egress, Ingress};
+        for direction in [Ingress, Egress] {
+            for (flags, ingress, egress) in [
+                (Flags(0), 0, 0),
+                (SYN, 0, 0),
+                (SYN_ACK, 0, Seen::ANSWERED),
+                (ACK, 0, 0),
+                (FIN, Seen::FIN, Seen::FIN),
+                (RST, Seen::RST, Seen::RST),
+                (Flags(Flags::SYN | Flags::ACK | Flags::RST), Seen::RST, Seen::RST),
+            ] {
+                let expected = if direction == Ingress { ingress } else { egress };
+                assert_eq!(Seen(0).after(direction, flags), Seen(expected), "{direction:?} {flags:?}");
+                let proven = Seen(Seen::PROVEN).after(direction, flags);
+                assert_eq!(proven, Seen(expected | Seen::PROVEN), "nothing is forgotten");
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_opens_and_closes_in_whatever_order_the_halves_close() {
+        use Direction::{Egress, Ingress};
+        let (client, backend) = (Seen(0), Seen(0).after(Egress, SYN_ACK));
+        assert_eq!(State::of(client, backend), State::SynReceived);
+        let client = client.with(Seen::PROVEN);
+        assert_eq!(State::of(client, backend), State::Established);
+
+        assert_eq!(State::of(client.after(Ingress, FIN), backend), State::ClientClosed);
+        assert_eq!(State::of(client, backend.after(Egress, FIN)), State::BackendClosed);
+        assert!(State::of(client.after(Ingress, FIN), backend.after(Egress, FIN)).is_over());
+    }
+
+    #[test]
+    fn only_a_bare_syn_opens() {
+        for bits in 0..=255 {
+            let flags = Flags(bits);
+            let bare = bits & 0x17 == 0x02;
+            assert_eq!(flags.opens(), bare, "{bits:#x}");
+        }
+    }
+}

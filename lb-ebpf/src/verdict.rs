@@ -1,0 +1,130 @@
+//! What becomes of a packet, and the name under which it is counted.
+//!
+//! Every exit of the datapath that is not a hand-off to a backend or a client is a reason here; those hand-offs are
+//! counted per backend. The numbers are places in the map `COUNTERS`; a retired one stays reserved.
+
+/// What becomes of a packet.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Left untouched, for the host.
+    Pass(PassReason),
+    /// Ended here.
+    Drop(DropReason),
+}
+
+macro_rules! reasons {
+    ($(#[$doc:meta])* $kind:ident from $base:literal { $($(#[$line:meta])* $name:ident = $number:literal $text:literal,)* }) => {
+        $(#[$doc])*
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $kind {
+            $($(#[$line])* $name = $number,)*
+        }
+
+        impl $kind {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// Returns the place in `COUNTERS`.
+            #[inline(always)]
+            pub const fn index(self) -> u32 {
+                $base + self as u32
+            }
+
+            /// Returns the name shown by `status`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a packet, or a connect(), was left to the host.
+    PassReason from 0 {
+        /// No IP packet: ARP and the like.
+        NotIp = 0 "not_ip",
+        /// IPv6, which is not balanced yet.
+        Ipv6 = 1 "ipv6",
+        /// A VLAN tag that the device did not take off.
+        Vlan = 2 "vlan",
+        /// Too short, or lengths that contradict each other.
+        Malformed = 3 "malformed",
+        /// A fragment: it carries no ports, or is not the whole.
+        Fragment = 4 "fragment",
+        /// Neither TCP nor UDP.
+        Protocol = 5 "protocol",
+        /// Not for a frontend.
+        NotOurs = 6 "not_ours",
+        /// For a frontend, but of no flow that is known, and beginning none: the host refuses it.
+        NoFlow = 7 "no_flow",
+        /// The frontend has no ready backend: the host refuses it.
+        NoBackend = 8 "no_backend",
+        /// The flow's backend is gone: the host refuses it.
+        BackendGone = 9 "backend_gone",
+        /// The slots were being replaced under the reader's eyes.
+        StaleSlot = 10 "stale_slot",
+        /// From a backend, but no reply of a flow that is known.
+        NotReply = 11 "not_reply",
+        /// connect() in a network namespace that is not ours.
+        ForeignNetns = 12 "foreign_netns",
+        /// connect() of a socket that is bound to a loopback address, from which no backend can be reached.
+        LoopbackBound = 13 "loopback_bound",
+        /// The driver gives XDP no room to tell TC where the packet goes: TC does the whole work.
+        NoMetadata = 14 "no_metadata",
+    }
+}
+
+reasons! {
+    /// Why a packet was ended.
+    DropReason from 64 {
+        /// The client's port is taken on the backend's side, and no other could be found.
+        NoSourcePort = 0 "no_source_port",
+        /// The packet could not be rewritten.
+        RewriteFailed = 1 "rewrite_failed",
+        /// No memory for the flow.
+        NoMemory = 2 "no_memory",
+    }
+}
+
+reasons! {
+    /// What is worth counting besides.
+    Event from 128 {
+        /// A flow is proven.
+        Proven = 0 "proven",
+        /// A flow is proven, but the table of proven flows is full.
+        FlowTableFull = 1 "flow_table_full",
+        /// The client's port was taken on the backend's side; another was chosen.
+        PortRemapped = 2 "port_remapped",
+        /// A SYN that was seen before.
+        SynRetransmitted = 3 "syn_retransmitted",
+        /// A SYN-ACK, RST or FIN that belongs to a flow whose forward half is gone.
+        OrphanReply = 4 "orphan_reply",
+        /// A flow of a dead backend was given another one.
+        Rescheduled = 5 "rescheduled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::MAX_COUNTERS;
+
+    #[test]
+    fn every_reason_has_a_place_of_its_own() {
+        extern crate std;
+        let mut places: std::vec::Vec<u32> = PassReason::ALL.iter().map(|r| r.index()).collect();
+        places.extend(DropReason::ALL.iter().map(|r| r.index()));
+        places.extend(Event::ALL.iter().map(|r| r.index()));
+        let all = places.len();
+
+        places.sort_unstable();
+        places.dedup();
+
+        assert_eq!(places.len(), all);
+        assert!(places.iter().all(|&place| place < MAX_COUNTERS));
+    }
+}

@@ -1,0 +1,217 @@
+//! Headers as they stand in a frame.
+//!
+//! Field types are in network byte order; the accessors say what they return. The kernel keeps the IP header on a
+//! four-byte boundary (NET_IP_ALIGN), and the BPF machine reads whole words there; elsewhere nothing is assumed.
+
+use crate::abi::{Address, Port};
+
+/// Bytes of an Ethernet header.
+pub const ETH_LEN: usize = 14;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_MIN_LEN: usize = 20;
+/// Bytes of a TCP header without options.
+pub const TCP_MIN_LEN: usize = 20;
+/// Bytes of a UDP header.
+pub const UDP_LEN: usize = 8;
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// EtherType of an 802.1Q tag.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad tag.
+pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+/// A type that may be read from a packet.
+///
+/// # Safety
+/// Every bit pattern is valid, and the alignment is at most four.
+pub unsafe trait Wire: Copy {}
+
+/// Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct EthHdr {
+    /// Destination MAC.
+    pub destination: [u8; 6],
+    /// Source MAC.
+    pub source: [u8; 6],
+    /// EtherType, network order.
+    pub ether_type: u16,
+}
+
+/// IPv4 header, RFC 791, 3.1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv4Hdr {
+    /// Version and header length in words.
+    pub version_ihl: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Length of header and payload, network order.
+    pub total_len: u16,
+    /// Identification.
+    pub id: u16,
+    /// Flags and fragment offset, network order.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol.
+    pub protocol: u8,
+    /// Header checksum.
+    pub check: u16,
+    /// Source address.
+    pub source: u32,
+    /// Destination address.
+    pub destination: u32,
+}
+
+impl Ipv4Hdr {
+    /// Returns the version field.
+    #[inline(always)]
+    pub const fn version(&self) -> u8 {
+        self.version_ihl >> 4
+    }
+
+    /// Returns the length of the header in bytes, 0 to 60.
+    #[inline(always)]
+    pub const fn header_len(&self) -> usize {
+        ((self.version_ihl & 0x0f) as usize) * 4
+    }
+
+    /// Returns the length of header and payload in bytes.
+    #[inline(always)]
+    pub const fn total_len(&self) -> usize {
+        u16::from_be(self.total_len) as usize
+    }
+
+    /// Returns whether this is a part of a datagram: more fragments follow, or some went before.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        u16::from_be(self.fragment) & 0x3fff != 0
+    }
+
+    /// Returns the source address.
+    #[inline(always)]
+    pub const fn source(&self) -> Address {
+        Address::from_v4_wire(self.source)
+    }
+
+    /// Returns the destination address.
+    #[inline(always)]
+    pub const fn destination(&self) -> Address {
+        Address::from_v4_wire(self.destination)
+    }
+}
+
+/// TCP header, RFC 9293, 3.1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TcpHdr {
+    /// Source port.
+    pub source: u16,
+    /// Destination port.
+    pub destination: u16,
+    /// Sequence number, network order.
+    pub sequence: u32,
+    /// Acknowledgement number, network order.
+    pub acknowledgement: u32,
+    /// Data offset in words, upper half.
+    pub offset: u8,
+    /// Flags.
+    pub flags: u8,
+    /// Window.
+    pub window: u16,
+    /// Checksum.
+    pub check: u16,
+    /// Urgent pointer.
+    pub urgent: u16,
+}
+
+impl TcpHdr {
+    /// Returns the length of the header in bytes, 0 to 60.
+    #[inline(always)]
+    pub const fn header_len(&self) -> usize {
+        ((self.offset >> 4) as usize) * 4
+    }
+}
+
+/// UDP header, RFC 768.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UdpHdr {
+    /// Source port.
+    pub source: u16,
+    /// Destination port.
+    pub destination: u16,
+    /// Length of header and payload, network order.
+    pub len: u16,
+    /// Checksum; zero if the sender computed none.
+    pub check: u16,
+}
+
+/// The ports, which TCP and UDP have in the same place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ports {
+    /// Source port.
+    pub source: u16,
+    /// Destination port.
+    pub destination: u16,
+}
+
+impl Ports {
+    /// Returns both as their types.
+    #[inline(always)]
+    pub const fn pair(self) -> (Port, Port) {
+        (Port::from_wire(self.source), Port::from_wire(self.destination))
+    }
+}
+
+// SAFETY: integers and byte arrays only, no padding; alignment at most four.
+unsafe impl Wire for EthHdr {}
+// SAFETY: as above.
+unsafe impl Wire for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Wire for TcpHdr {}
+// SAFETY: as above.
+unsafe impl Wire for UdpHdr {}
+// SAFETY: as above.
+unsafe impl Wire for Ports {}
+// SAFETY: as above.
+unsafe impl Wire for u16 {}
+// SAFETY: as above.
+unsafe impl Wire for u32 {}
+// SAFETY: as above.
+unsafe impl Wire for [u8; 6] {}
+
+/// Reads a value that may stand anywhere.
+///
+/// # Safety
+/// `at` points to `size_of::<T>()` readable bytes.
+#[inline(always)]
+pub unsafe fn read<T: Wire>(at: *const T) -> T {
+    if cfg!(target_arch = "bpf") {
+        // SAFETY: the caller's promise; the BPF machine reads unaligned words where the processor does.
+        unsafe { at.read() }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { at.read_unaligned() }
+    }
+}
+
+/// Writes a value that may stand anywhere.
+///
+/// # Safety
+/// `at` points to `size_of::<T>()` writable bytes.
+#[inline(always)]
+pub unsafe fn write<T: Wire>(at: *mut T, value: T) {
+    if cfg!(target_arch = "bpf") {
+        // SAFETY: the caller's promise; as for `read`.
+        unsafe { at.write(value) }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { at.write_unaligned(value) }
+    }
+}
