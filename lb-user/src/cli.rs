@@ -1,0 +1,389 @@
+//! The command line: what can be said, and how it is answered where it cannot.
+//!
+//! `main` takes three steps: [`parse`] (which prints help, version and mistakes, and returns the exit code),
+//! [`Cli::start_log`], and for `run` [`RunArgs::check`], whose error [`usage_error`] prints.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+    net::SocketAddrV4,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    config::{
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, Publish, TcAttach, publish,
+        value::{self, parse_duration},
+    },
+    health::HealthCheck,
+    status::Exit,
+};
+
+mod check;
+
+/// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
+pub const LOG_VARIABLE: &str = "LB_LOG";
+
+const ABOUT: &str = "Balances connections over containers in the kernel, and scales them on CPU load";
+
+const AFTER_HELP: &str = "\
+Environment:
+  LB_LOG       What is logged, instead of --verbose: debug, or
+               lb_user::datapath=trace,warn
+  DOCKER_HOST  Where the container engine listens
+               [default: unix:///var/run/docker.sock]
+  NO_COLOR     No colours, if it is set and not empty
+
+Exit codes:
+  0   done; for status: healthy
+  1   it did not work; for status: degraded
+  2   for status: not running
+  64  the command line makes no sense";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Port 80 of this host, answered on port 5000 by 2 to 10 containers:
+    lb-user run --image lb-api --publish 80:5000
+
+  The same on one address, with a check of the service itself and small containers:
+    lb-user run --image lb-api --publish 192.0.2.1:80:5000 \\
+      --health http:/healthz --cpus 0.5 --memory 64m
+
+  All 20 containers wanted at 70 % of the CPU, quick upwards and slow downwards:
+    lb-user run --image lb-api --publish 80:5000 --max 20 --target-cpu 70 \\
+      --scale-up-window 1s --scale-down-window 5m
+
+  Servers that somebody else runs, without Docker:
+    lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
+
+  A second instance beside the first:
+    lb-user run --instance dns --image resolver \\
+      --publish 53:5353/udp --publish 53:5353/tcp";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  lb-user status
+  lb-user status --instance dns --json \\
+      | jq '.frontends[].backends[] | {name, state}'";
+
+const DETACH_EXAMPLES: &str = "\
+Examples:
+  What a crash left of the default instance, containers included:
+    lb-user detach --containers";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "lb-user", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+
+    /// Log more: once for debugging, twice for tracing; to standard error
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
+    pub verbose: u8,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Balance, until SIGINT or SIGTERM
+    #[command(after_long_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Show an instance; exit code 0 healthy, 1 degraded, 2 not running
+    #[command(after_long_help = STATUS_EXAMPLES)]
+    Status(StatusArgs),
+    /// Remove an instance from the kernel, whatever state a crash left
+    #[command(after_long_help = DETACH_EXAMPLES)]
+    Detach(DetachArgs),
+}
+
+/// What can be said to `run`. What concerns several options at once is checked by [`RunArgs::check`].
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
+    ///
+    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host. Without a protocol:
+    /// tcp. With --backend there is no CONTAINER_PORT.
+    #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", required = true, help_heading = FRONTENDS)]
+    pub publish: Vec<Publish>,
+
+    /// Start containers of this image, as many as the load needs
+    #[arg(long, value_name = "IMAGE", value_parser = value::parse_image, help_heading = FRONTENDS)]
+    pub image: Option<String>,
+
+    /// Balance over this server instead of containers; may be repeated
+    ///
+    /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. The
+    /// number of backends is fixed then, and options about containers and scaling are refused.
+    #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
+    pub backend: Vec<SocketAddrV4>,
+
+    /// Name of this instance, part of pins, labels and names of containers
+    ///
+    /// 1 to 32 of a-z, 0-9, - and _. Instances with different names run side by side.
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT, help_heading = FRONTENDS)]
+    pub instance: InstanceName,
+
+    /// Fewest containers [default: 2]
+    #[arg(long, value_name = "N", help_heading = SCALING)]
+    pub min: Option<u32>,
+
+    /// Most containers [default: 10]
+    #[arg(long, value_name = "N", help_heading = SCALING)]
+    pub max: Option<u32>,
+
+    /// CPU load of the host, in percent, at which --max containers are wanted [default: 100]
+    ///
+    /// Below it the share of --max is wanted that the load is of it: with the defaults, one container for every 10 %.
+    #[arg(long, value_name = "PCT", help_heading = SCALING)]
+    pub target_cpu: Option<Percent>,
+
+    /// Time that more containers have to be wanted before one is started [default: 3s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
+    pub scale_up_window: Option<Duration>,
+
+    /// Time that fewer containers have to be wanted before one is drained [default: 30s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
+    pub scale_down_window: Option<Duration>,
+
+    /// Time between two samples of the CPU load, at least 200ms
+    #[arg(long, value_name = "DUR", value_parser = value::parse_interval, default_value = "1s", help_heading = SCALING)]
+    pub interval: Duration,
+
+    /// What makes a backend healthy: it accepts a connection, answers GET PATH with 200 to 399, or just runs
+    /// [default: tcp, or none if every frontend is UDP]
+    #[arg(long, value_name = "tcp|http:PATH|none", help_heading = HEALTH)]
+    pub health: Option<HealthCheck>,
+
+    /// Time between two health checks of a backend, at least 100ms
+    #[arg(long, value_name = "DUR", value_parser = value::parse_health_interval, default_value = "2s", help_heading = HEALTH)]
+    pub health_interval: Duration,
+
+    /// Time that a backend out of rotation may keep its connections before it is stopped
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "30s", help_heading = HEALTH)]
+    pub drain_timeout: Duration,
+
+    /// Time between SIGTERM and SIGKILL when a container is stopped [default: 10s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = HEALTH)]
+    pub stop_grace: Option<Duration>,
+
+    /// Leave containers and kernel programs serving on SIGINT and SIGTERM, for the next run to adopt
+    #[arg(long, help_heading = HEALTH)]
+    pub keep: bool,
+
+    /// Interface by which clients come; may be repeated [default: those of the default routes]
+    #[arg(long, value_name = "IFACE", value_parser = value::parse_interface, help_heading = DATAPATH)]
+    pub uplink: Vec<String>,
+
+    /// Where in the kernel clients' packets are taken
+    #[arg(long, value_name = "HOOK", value_enum, default_value_t = Hook::Auto, help_heading = DATAPATH)]
+    pub hook: Hook,
+
+    /// How TC programs are attached
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = TcAttach::Auto, help_heading = DATAPATH)]
+    pub tc_attach: TcAttach,
+
+    /// State that every sender behind the uplinks delivers complete checksums, to allow XDP on a veth
+    ///
+    /// The kernel leaves checksums to the device; a packet that has only crossed a veth has none, and XDP cannot
+    /// complete it. If the statement is wrong, connections hang. Real network cards always deliver complete ones.
+    #[arg(long, help_heading = DATAPATH)]
+    pub complete_checksums: bool,
+
+    /// Established connections that the kernel keeps in mind, 1024 to 16777216; about 300 bytes each
+    #[arg(long, value_name = "N", value_parser = value::parse_max_flows, default_value = "1048576", help_heading = DATAPATH)]
+    pub max_flows: u32,
+
+    /// Processors that one container may use, such as 0.5 [default: all]
+    #[arg(long, value_name = "X", help_heading = CONTAINERS)]
+    pub cpus: Option<Cpus>,
+
+    /// Memory that one container may use, in bytes or with k, m, g (binary), such as 64m [default: all]
+    #[arg(long, value_name = "SIZE", help_heading = CONTAINERS)]
+    pub memory: Option<MemorySize>,
+
+    /// Environment variable of the containers; may be repeated
+    #[arg(long, value_name = "K=V", help_heading = CONTAINERS)]
+    pub env: Vec<EnvVar>,
+
+    /// Network that the containers join [default: the engine's]
+    #[arg(long, value_name = "NET", value_parser = value::parse_network, help_heading = CONTAINERS)]
+    pub network: Option<String>,
+}
+
+const FRONTENDS: &str = "Frontends and backends";
+const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
+const HEALTH: &str = "Health and the end of a backend";
+const DATAPATH: &str = "Datapath";
+const CONTAINERS: &str = "Containers";
+
+/// What can be said to `status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT)]
+    pub instance: InstanceName,
+
+    /// Print the stable JSON document instead of the table, with exact numbers
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be said to `detach`.
+#[derive(Clone, Debug, Args)]
+pub struct DetachArgs {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT)]
+    pub instance: InstanceName,
+
+    /// Stop and remove the instance's containers too
+    #[arg(long)]
+    pub containers: bool,
+}
+
+/// Reads the command line of this process.
+///
+/// # Errors
+/// The exit code, once what there is to say has been printed: success after help and version, [`Exit::Usage`] after a
+/// mistake.
+pub fn parse() -> Result<Cli, ExitCode> {
+    parse_from(std::env::args_os()).map_err(|answer| print(&answer))
+}
+
+/// Prints why a command line makes no sense as a whole, and returns the exit code.
+pub fn usage_error(error: &ConfigError) -> ExitCode {
+    print(&in_style(error))
+}
+
+fn parse_from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(args)
+}
+
+/// Dresses an error in the style in which clap reports those that it finds by itself.
+fn in_style(error: &ConfigError) -> clap::Error {
+    let mut command = Cli::command();
+    command.build();
+    let run = command.find_subcommand_mut("run").expect("there is the verb run");
+    run.error(ErrorKind::ValueValidation, error)
+}
+
+fn print(answer: &clap::Error) -> ExitCode {
+    // Nobody is left to be told that nobody reads.
+    let _ = answer.print();
+    if answer.use_stderr() { ExitCode::from(Exit::Usage) } else { ExitCode::SUCCESS }
+}
+
+impl Cli {
+    /// Starts the log, to standard error.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`], once it is printed what is wrong with [`LOG_VARIABLE`].
+    pub fn start_log(&self) -> Result<(), ExitCode> {
+        let wanted = std::env::var(LOG_VARIABLE).ok();
+        let filter = EnvFilter::try_new(self.log_directives(wanted.as_deref())).map_err(|error| {
+            eprintln!("error: {LOG_VARIABLE} cannot be read: {error}: write debug, or lb_user=debug,warn");
+            ExitCode::from(Exit::Usage)
+        })?;
+        let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
+        Ok(())
+    }
+
+    /// Returns what is logged: what the environment wants, else as much as was asked for.
+    fn log_directives<'a>(&self, wanted: Option<&'a str>) -> &'a str {
+        match (wanted, self.verbose) {
+            (Some(wanted), _) if !wanted.trim().is_empty() => wanted,
+            (Some(_) | None, 0) => "warn,lb_user=info",
+            (Some(_) | None, 1) => "info,lb_user=debug",
+            (Some(_) | None, 2..) => "debug,lb_user=trace",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text_of(args: &[&str]) -> (String, ExitCode) {
+        let answer = parse_from(args).expect_err("help, version or a mistake");
+        (answer.to_string(), print(&answer))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_the_contract_is_there() {
+        let contract = [
+            ("run", "--image --publish --backend --instance --min --max --target-cpu --interval --scale-up-window"),
+            (
+                "run",
+                "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
+            ),
+            ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose"),
+            ("status", "--instance --json --verbose"),
+            ("detach", "--instance --containers --verbose"),
+        ];
+        for (verb, options) in contract {
+            let (help, _) = text_of(&["lb-user", verb, "--help"]);
+
+            for option in options.split(' ') {
+                assert!(help.contains(option), "{verb} does not know {option}");
+            }
+        }
+    }
+
+    #[test]
+    fn help_and_version_succeed_and_mistakes_do_not() {
+        let usage = format!("{:?}", ExitCode::from(Exit::Usage));
+        let success = format!("{:?}", ExitCode::SUCCESS);
+        let rows: [(&[&str], &str); 8] = [
+            (&["lb-user", "--help"], &success),
+            (&["lb-user", "--version"], &success),
+            (&["lb-user", "run", "-h"], &success),
+            (&["lb-user"], &usage),
+            (&["lb-user", "walk"], &usage),
+            (&["lb-user", "run"], &usage),
+            (&["lb-user", "status", "--jsn"], &usage),
+            (&["lb-user", "run", "--publish", "80:0"], &usage),
+        ];
+        for (args, code) in rows {
+            assert_eq!(format!("{:?}", text_of(args).1), code, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_names_the_option_and_what_a_right_one_looks_like() {
+        let (text, _) = text_of(&["lb-user", "run", "--image", "lb-api", "--publish", "[::1]:80:5000"]);
+
+        assert!(text.starts_with(
+            "error: invalid value '[::1]:80:5000' for '--publish <[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]>': \
+             \"[::1]:80:5000\" has an IPv6 address, and IPv6 is not balanced yet: write an IPv4 address such as 192.0.2.1"
+        ));
+    }
+
+    #[test]
+    fn a_mistake_of_the_whole_is_told_in_the_same_style() {
+        let text = in_style(&ConfigError::NoSource).to_string();
+
+        assert!(text.starts_with("error: where the backends are is not said: give --image IMAGE for containers"));
+        assert!(text.contains("Usage: lb-user run"), "{text}");
+    }
+
+    #[test]
+    fn the_environment_says_more_about_the_log_than_the_command_line() {
+        let cli = |args: &[&str]| parse_from(args).expect("a right command line");
+
+        assert_eq!(cli(&["lb-user", "status"]).log_directives(None), "warn,lb_user=info");
+        assert_eq!(cli(&["lb-user", "status", "-v"]).log_directives(None), "info,lb_user=debug");
+        assert_eq!(cli(&["lb-user", "-vvv", "status"]).log_directives(Some("")), "debug,lb_user=trace");
+        assert_eq!(cli(&["lb-user", "-vv", "status"]).log_directives(Some("error")), "error");
+    }
+}

@@ -1,0 +1,217 @@
+//! What can be wrong with a configuration: what was given, why it cannot be, what a right one looks like.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use humantime::format_duration;
+
+use super::{MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish};
+use crate::health::{HealthCheck, HealthCheckError};
+
+/// Why a configuration is none.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are named after what the messages show")]
+pub enum ConfigError {
+    // Frontends.
+    /// The parts of a frontend are not where they should be.
+    #[error(
+        "publish {given:?} is not of the form [ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]: write 80:5000, 192.0.2.1:80:5000 \
+         or 53:5353/udp"
+    )]
+    PublishSyntax { given: String },
+    /// A port is not a number.
+    #[error("port {given:?} is not a number: write one from 1 to 65535, such as 80")]
+    PortSyntax { given: String },
+    /// A port is 0, or too large.
+    #[error("port {given} does not exist: write one from 1 to 65535, such as 80")]
+    PortRange { given: String },
+    /// An address is a name, or nothing at all.
+    #[error("{given:?} is not an IPv4 address: write four numbers such as 192.0.2.1, names are not resolved")]
+    Address { given: String },
+    /// An address is one of IPv6.
+    #[error("{given:?} has an IPv6 address, and IPv6 is not balanced yet: write an IPv4 address such as 192.0.2.1")]
+    Ipv6 { given: String },
+    /// A protocol is neither TCP nor UDP.
+    #[error("protocol {given:?} is not balanced: write /tcp or /udp, or nothing for /tcp")]
+    Protocol { given: String },
+    /// An address cannot be the destination of a connection to this host.
+    #[error("{address} is {kind} address, to which nobody connects: write an address of this host such as 192.0.2.1")]
+    FrontendAddress { address: Ipv4Addr, kind: AddressKind },
+    /// Containers need a port.
+    #[error("publish {publish} does not say on which port the containers listen: write {port}:CONTAINER_PORT, such as {port}:5000",
+        port = publish.port)]
+    ContainerPortMissing { publish: Publish },
+    /// Static backends bring their ports.
+    #[error(
+        "publish {publish} has a container port, but the backends given by --backend bring their own: write {} and put \
+         the port into --backend",
+        publish.frontend()
+    )]
+    ContainerPortUnwanted { publish: Publish },
+    /// Two frontends claim the same packets.
+    #[error("publish {second} claims connections that {first} claims: give one of them another port or address")]
+    DuplicatePublish { first: Publish, second: Publish },
+    /// There are too many frontends.
+    #[error("{count} frontends are too many: at most {MAX_FRONTENDS}, or run another instance with --instance")]
+    TooManyFrontends { count: usize },
+
+    // Source.
+    /// Nobody said where backends come from.
+    #[error("where the backends are is not said: give --image IMAGE for containers, or --backend IP:PORT for others")]
+    NoSource,
+    /// Two sources.
+    #[error("--image and --backend exclude each other: leave one out, or run another instance with --instance")]
+    TwoSources,
+    /// Something was said about containers, and there are none.
+    #[error(
+        "{} would have no effect, the backends given by --backend are not started, stopped or scaled: leave it out, or \
+         use --image",
+        flags.join(", ")
+    )]
+    NeedsImage { flags: Vec<&'static str> },
+
+    // Static backends.
+    /// A backend is not an address with a port.
+    #[error("backend {given:?} is not of the form IP:PORT: write 10.0.0.2:5000")]
+    BackendSyntax { given: String },
+    /// A backend's address is none that a packet can be redirected to.
+    #[error("backend {backend} is {kind} address: {}", kind.as_backend())]
+    BackendAddress { backend: SocketAddrV4, kind: AddressKind },
+    /// A backend is there twice.
+    #[error("backend {backend} is given twice: every backend gets the same share, leave one out")]
+    DuplicateBackend { backend: SocketAddrV4 },
+    /// A backend is what clients connect to.
+    #[error("backend {backend} is the frontend itself, connections would go in circles: give another address or port")]
+    BackendIsFrontend { backend: SocketAddrV4 },
+    /// There are too many backends.
+    #[error("{count} backends are too many: at most {MAX_BACKENDS_PER_FRONTEND} for a frontend")]
+    TooManyBackends { count: usize },
+
+    // Scaling.
+    /// No backends at least.
+    #[error("--min 0 would leave nobody to answer: at least 1")]
+    MinZero,
+    /// No backends at most.
+    #[error("--max 0 would leave nobody to answer: at least 1")]
+    MaxZero,
+    /// More at least than at most.
+    #[error("--min {min} exceeds --max {max}{}: raise --max or lower --min", if *max_given { "" } else { " (the default)" })]
+    MinOverMax { min: u32, max: u32, max_given: bool },
+    /// More containers than a frontend may have.
+    #[error("--max {max} is too many: at most {MAX_BACKENDS_PER_FRONTEND} containers")]
+    TooManyContainers { max: u32 },
+    /// More backends than an instance may have.
+    #[error(
+        "{each} backends for each of {frontends} frontends are too many: at most {MAX_BACKENDS_IN_ALL} in all, lower the \
+         number of backends or run another instance with --instance"
+    )]
+    TooManyInAll { each: u32, frontends: usize },
+
+    // Values.
+    /// A name of an instance that cannot be part of paths and names of containers.
+    #[error("instance name {given:?} has to be 1 to 32 of a-z, 0-9, - and _, a letter or digit first: write web-1")]
+    InstanceName { given: String },
+    /// A percentage that is none, or outside its range.
+    #[error("{given:?} is not a percentage above 0 and up to 100: write 80 or 80%")]
+    Percent { given: String },
+    /// A duration that cannot be read.
+    #[error("{given:?} is not a duration ({problem}): write 500ms, 30s or 2m")]
+    Duration { given: String, problem: String },
+    /// A duration outside its range.
+    #[error("{given} is out of range: write a duration from {} to {}", format_duration(*least), format_duration(*most))]
+    DurationRange { given: String, least: Duration, most: Duration },
+    /// A size that cannot be read.
+    #[error("{given:?} is not a size: write bytes, or a whole number with k, m or g, such as 64m")]
+    Size { given: String },
+    /// A size that no container starts with, or that no machine has.
+    #[error("{given} of memory is out of range: write at least 6m, Docker starts no container with less, such as 64m")]
+    SizeRange { given: String },
+    /// A number of processors that is none.
+    #[error("{given:?} is not a number of processors: write 0.01 or more, such as 0.5 or 2")]
+    Cpus { given: String },
+    /// An environment variable without a value.
+    #[error("environment variable {given:?} has no value: write KEY=VALUE, or KEY= for an empty one")]
+    EnvSyntax { given: String },
+    /// An environment variable without a name.
+    #[error("environment variable {given:?} has no name before the =: write KEY=VALUE")]
+    EnvName { given: String },
+    /// A name that no interface can have.
+    #[error("{given:?} cannot be an interface: write the name that `ip link` shows, such as eth0")]
+    Interface { given: String },
+    /// An interface is there twice.
+    #[error("uplink {given} is given twice: leave one out")]
+    DuplicateUplink { given: String },
+    /// An image, network or the like without a name.
+    #[error("an empty name is none: leave the option out, or write one such as {example}")]
+    Empty { example: &'static str },
+    /// A size of the flow table outside its range.
+    #[error("{given:?} flows are out of range: write a number from {least} to {most}")]
+    MaxFlows { given: String, least: u32, most: u32 },
+
+    // Health and datapath.
+    /// A health check that cannot be read.
+    #[error(transparent)]
+    HealthCheck(#[from] HealthCheckError),
+    /// A check that speaks TCP, and nobody who does.
+    #[error(
+        "health check {check} needs a TCP port, and every frontend is UDP: publish one with /tcp, or --health none"
+    )]
+    HealthNeedsTcp { check: HealthCheck },
+    /// A statement about XDP, and no XDP.
+    #[error("--complete-checksums speaks of XDP and has no effect with --hook tc: leave it out, or use --hook xdp")]
+    ChecksumsWithoutXdp,
+}
+
+/// Why an address is not that of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressKind {
+    /// 0.0.0.0/8.
+    Unspecified,
+    /// 127.0.0.0/8.
+    Loopback,
+    /// 224.0.0.0/4.
+    Multicast,
+    /// 255.255.255.255.
+    Broadcast,
+}
+
+impl AddressKind {
+    /// Returns the kind of an address; `None` if a host can have it.
+    pub fn of(address: Ipv4Addr) -> Option<Self> {
+        match address {
+            _ if address.octets()[0] == 0 => Some(Self::Unspecified),
+            _ if address.is_loopback() => Some(Self::Loopback),
+            _ if address.is_multicast() => Some(Self::Multicast),
+            _ if address.is_broadcast() => Some(Self::Broadcast),
+            _ => None,
+        }
+    }
+
+    /// Returns why a backend cannot have such an address, and what to do.
+    fn as_backend(self) -> &'static str {
+        match self {
+            Self::Unspecified => "it names no host, write the backend's own such as 10.0.0.2:5000",
+            Self::Loopback => {
+                "a packet from outside cannot be redirected to the loopback, let the backend listen on an address of a \
+                 network, such as 10.0.0.2:5000"
+            }
+            Self::Multicast | Self::Broadcast => {
+                "a connection has one other end, write one host's such as 10.0.0.2:5000"
+            }
+        }
+    }
+}
+
+impl fmt::Display for AddressKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unspecified => "an unspecified",
+            Self::Loopback => "a loopback",
+            Self::Multicast => "a multicast",
+            Self::Broadcast => "a broadcast",
+        })
+    }
+}

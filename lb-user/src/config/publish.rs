@@ -1,0 +1,299 @@
+//! A frontend and a static backend as they are written on the command line.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    num::NonZeroU16,
+    str::FromStr,
+};
+
+pub use lb_ebpf::abi::Proto;
+
+use super::{ConfigError, error::AddressKind};
+
+/// What clients connect to, and the port of the containers that answer: `[ADDR:]PORT[:CONTAINER_PORT][/tcp|/udp]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Publish {
+    /// The address; `None` (or `0.0.0.0` as Docker has it): every local address of the uplinks, and the loopback.
+    pub addr: Option<Ipv4Addr>,
+    /// The port.
+    pub port: NonZeroU16,
+    /// The port of the containers. Static backends bring their own and have none here.
+    pub container_port: Option<NonZeroU16>,
+    /// The protocol.
+    pub proto: Proto,
+}
+
+impl Publish {
+    /// Returns the frontend without the containers' port, as [`Publish`] is written for static backends.
+    #[must_use]
+    pub fn frontend(self) -> Self {
+        Self { container_port: None, ..self }
+    }
+
+    /// Returns the name of the frontend in `status`: `80/tcp`, or `192.0.2.1:80/tcp`.
+    pub fn name(self) -> String {
+        self.frontend().to_string()
+    }
+
+    /// Returns whether there may be a packet for both: same port and protocol, and the same address or one of them has
+    /// all.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let address = match (self.addr, other.addr) {
+            (Some(own), Some(others)) => own == others,
+            (None, Some(_)) | (Some(_), None) | (None, None) => true,
+        };
+        address && (self.port, self.proto) == (other.port, other.proto)
+    }
+}
+
+impl FromStr for Publish {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let (ends, proto) = match text.split_once('/') {
+            Some((ends, proto)) => (ends, parse_proto(proto)?),
+            None => (text, Proto::Tcp),
+        };
+        if is_ipv6(ends) {
+            return Err(ConfigError::Ipv6 { given: text.to_owned() });
+        }
+        let (addr, port, container_port) = match ends.split(':').collect::<Vec<_>>()[..] {
+            [port] => (None, port, None),
+            [addr, port] if is_address(addr) => (Some(addr), port, None),
+            [port, container_port] => (None, port, Some(container_port)),
+            [addr, port, container_port] => (Some(addr), port, Some(container_port)),
+            _ => return Err(ConfigError::PublishSyntax { given: text.to_owned() }),
+        };
+        Ok(Self {
+            addr: addr.map(parse_frontend_address).transpose()?.flatten(),
+            port: parse_port(port)?,
+            container_port: container_port.map(parse_port).transpose()?,
+            proto,
+        })
+    }
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(addr) = self.addr {
+            write!(f, "{addr}:")?;
+        }
+        write!(f, "{}", self.port)?;
+        if let Some(port) = self.container_port {
+            write!(f, ":{port}")?;
+        }
+        write!(f, "/{}", self.proto)
+    }
+}
+
+/// Reads a static backend, `IP:PORT`.
+///
+/// # Errors
+/// Where it is not written so, or its address is none that packets can be redirected to.
+pub fn parse_backend(text: &str) -> Result<SocketAddrV4, ConfigError> {
+    if is_ipv6(text) {
+        return Err(ConfigError::Ipv6 { given: text.to_owned() });
+    }
+    let [address, port] = text.split(':').collect::<Vec<_>>()[..] else {
+        return Err(ConfigError::BackendSyntax { given: text.to_owned() });
+    };
+    let backend = SocketAddrV4::new(parse_address(address)?, parse_port(port)?.get());
+    match AddressKind::of(*backend.ip()) {
+        Some(kind) => Err(ConfigError::BackendAddress { backend, kind }),
+        None => Ok(backend),
+    }
+}
+
+/// Reads the address of a frontend; `None` if it stands for all.
+fn parse_frontend_address(text: &str) -> Result<Option<Ipv4Addr>, ConfigError> {
+    let address = parse_address(text)?;
+    match AddressKind::of(address) {
+        Some(AddressKind::Unspecified) if address.is_unspecified() => Ok(None),
+        Some(AddressKind::Loopback) | None => Ok(Some(address)),
+        Some(kind @ (AddressKind::Unspecified | AddressKind::Multicast | AddressKind::Broadcast)) => {
+            Err(ConfigError::FrontendAddress { address, kind })
+        }
+    }
+}
+
+fn parse_address(text: &str) -> Result<Ipv4Addr, ConfigError> {
+    text.parse().map_err(|_| ConfigError::Address { given: text.to_owned() })
+}
+
+fn parse_port(text: &str) -> Result<NonZeroU16, ConfigError> {
+    if !is_number(text) {
+        return Err(ConfigError::PortSyntax { given: text.to_owned() });
+    }
+    text.parse().map_err(|_| ConfigError::PortRange { given: text.to_owned() })
+}
+
+fn parse_proto(text: &str) -> Result<Proto, ConfigError> {
+    match text {
+        "tcp" => Ok(Proto::Tcp),
+        "udp" => Ok(Proto::Udp),
+        _ => Err(ConfigError::Protocol { given: text.to_owned() }),
+    }
+}
+
+/// Returns whether somebody wrote an IPv6 address, in brackets or not, with ports or without. An IPv4 publication has
+/// two colons at most and no empty part between them.
+fn is_ipv6(text: &str) -> bool {
+    text.starts_with('[') || text.contains("::") || text.parse::<Ipv6Addr>().is_ok()
+}
+
+/// Returns whether somebody meant an address, or a name, and not a port.
+fn is_address(text: &str) -> bool {
+    text.contains(|letter: char| letter == '.' || letter.is_alphabetic())
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+
+    use super::*;
+
+    #[test]
+    fn frontends_are_read_as_they_are_written() {
+        let rows = [
+            ("80", None, 80, None, Proto::Tcp),
+            ("80:5000", None, 80, Some(5000), Proto::Tcp),
+            ("80:5000/tcp", None, 80, Some(5000), Proto::Tcp),
+            ("53:5353/udp", None, 53, Some(5353), Proto::Udp),
+            ("192.0.2.1:80", Some([192, 0, 2, 1]), 80, None, Proto::Tcp),
+            ("192.0.2.1:65535:1/udp", Some([192, 0, 2, 1]), 65535, Some(1), Proto::Udp),
+            ("127.0.0.1:80:5000", Some([127, 0, 0, 1]), 80, Some(5000), Proto::Tcp),
+            ("0.0.0.0:80:5000", None, 80, Some(5000), Proto::Tcp),
+        ];
+        for (text, addr, port, container_port, proto) in rows {
+            let publish: Publish = text.parse().expect(text);
+
+            assert_eq!(publish.addr, addr.map(Ipv4Addr::from), "{text}");
+            assert_eq!(publish.port.get(), port, "{text}");
+            assert_eq!(publish.container_port.map(NonZeroU16::get), container_port, "{text}");
+            assert_eq!(publish.proto, proto, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_frontend_is_told_so() {
+        let rows = [
+            ("", r#"port "" is not a number: write one from 1 to 65535, such as 80"#),
+            ("http", r#"port "http" is not a number"#),
+            ("80:", r#"port "" is not a number"#),
+            ("+80:5000", r#"port "+80" is not a number"#),
+            ("8000-8010:5000", r#"port "8000-8010" is not a number"#),
+            ("80:5000x", r#"port "5000x" is not a number"#),
+            ("0:5000", "port 0 does not exist: write one from 1 to 65535, such as 80"),
+            ("80:0", "port 0 does not exist"),
+            ("65536:5000", "port 65536 does not exist"),
+            ("80:99999999999999999999", "port 99999999999999999999 does not exist"),
+            (":80:5000", r#""" is not an IPv4 address: write four numbers such as 192.0.2.1"#),
+            ("localhost:80", r#""localhost" is not an IPv4 address"#),
+            ("localhost:80:5000", r#""localhost" is not an IPv4 address"#),
+            ("192.0.2:80:5000", r#""192.0.2" is not an IPv4 address"#),
+            ("192.0.2.256:80:5000", r#""192.0.2.256" is not an IPv4 address"#),
+            ("1:2:3:4", r#"publish "1:2:3:4" is not of the form [ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]: write 80:5000"#),
+            ("::1", r#""::1" has an IPv6 address, and IPv6 is not balanced yet: write an IPv4 address"#),
+            ("[::1]:80:5000", r#""[::1]:80:5000" has an IPv6 address"#),
+            ("[2001:db8::1]:80", r#""[2001:db8::1]:80" has an IPv6 address"#),
+            ("2001:db8:0:0:0:0:0:1", r#""2001:db8:0:0:0:0:0:1" has an IPv6 address"#),
+            ("80:5000/sctp", r#"protocol "sctp" is not balanced: write /tcp or /udp, or nothing for /tcp"#),
+            ("80:5000/", r#"protocol "" is not balanced"#),
+            ("80:5000/tcp/udp", r#"protocol "tcp/udp" is not balanced"#),
+            ("224.0.0.1:80:5000", "224.0.0.1 is a multicast address, to which nobody connects: write an address of"),
+            ("255.255.255.255:80:5000", "255.255.255.255 is a broadcast address"),
+            ("0.1.2.3:80:5000", "0.1.2.3 is an unspecified address"),
+        ];
+        for (text, message) in rows {
+            let error = text.parse::<Publish>().expect_err(text).to_string();
+
+            assert!(error.starts_with(message), "{text:?} gives {error}");
+        }
+    }
+
+    #[test]
+    fn backends_are_addresses_with_ports() {
+        assert_eq!(parse_backend("10.0.0.2:5000"), Ok(SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 5000)));
+
+        let rows = [
+            ("10.0.0.2", r#"backend "10.0.0.2" is not of the form IP:PORT: write 10.0.0.2:5000"#),
+            ("10.0.0.2:80:5000", r#"backend "10.0.0.2:80:5000" is not of the form IP:PORT"#),
+            ("10.0.0.2:0", "port 0 does not exist"),
+            ("10.0.0.2:http", r#"port "http" is not a number"#),
+            ("10.0.0.2:80/udp", r#"port "80/udp" is not a number"#),
+            ("web:80", r#""web" is not an IPv4 address"#),
+            ("[::1]:80", r#""[::1]:80" has an IPv6 address"#),
+            ("0.0.0.0:80", "backend 0.0.0.0:80 is an unspecified address: it names no host"),
+            (
+                "127.0.0.1:80",
+                "backend 127.0.0.1:80 is a loopback address: a packet from outside cannot be redirected to",
+            ),
+            ("224.0.0.1:80", "backend 224.0.0.1:80 is a multicast address: a connection has one other end"),
+            ("255.255.255.255:80", "backend 255.255.255.255:80 is a broadcast address"),
+        ];
+        for (text, message) in rows {
+            let error = parse_backend(text).expect_err(text).to_string();
+
+            assert!(error.starts_with(message), "{text:?} gives {error}");
+        }
+    }
+
+    #[test]
+    fn a_frontend_with_every_address_overlaps_one_of_them() {
+        let publish = |text: &str| text.parse::<Publish>().expect(text);
+        let rows = [
+            ("80:5000", "80:5001", true),
+            ("80:5000", "192.0.2.1:80:5000", true),
+            ("192.0.2.1:80:5000", "192.0.2.1:80:5001", true),
+            ("192.0.2.1:80:5000", "192.0.2.2:80:5000", false),
+            ("80:5000", "81:5000", false),
+            ("80:5000/tcp", "80:5000/udp", false),
+        ];
+        for (one, other, overlap) in rows {
+            assert_eq!(publish(one).overlaps(&publish(other)), overlap, "{one} {other}");
+            assert_eq!(publish(other).overlaps(&publish(one)), overlap, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn a_frontend_is_named_by_what_clients_see() {
+        assert_eq!("80:5000".parse::<Publish>().map(Publish::name), Ok("80/tcp".to_owned()));
+        assert_eq!("192.0.2.1:53:5353/udp".parse::<Publish>().map(Publish::name), Ok("192.0.2.1:53/udp".to_owned()));
+    }
+
+    fn publishes() -> impl Strategy<Value = Publish> {
+        let addr = prop_oneof![
+            Just(None),
+            any::<u32>().prop_map(Ipv4Addr::from).prop_filter_map("a host's", |address| {
+                matches!(AddressKind::of(address), None | Some(AddressKind::Loopback)).then_some(Some(address))
+            }),
+        ];
+        let proto = prop_oneof![Just(Proto::Tcp), Just(Proto::Udp)];
+        (addr, any::<NonZeroU16>(), any::<Option<NonZeroU16>>(), proto)
+            .prop_map(|(addr, port, container_port, proto)| Publish { addr, port, container_port, proto })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_is_read_back(publish in publishes()) {
+            prop_assert_eq!(publish.to_string().parse(), Ok(publish));
+        }
+
+        #[test]
+        fn any_text_is_a_frontend_or_an_error(text in ".*", near in "[0-9a-f:./\\[\\]tcpud-]{0,24}") {
+            for text in [text, near] {
+                if let Ok(publish) = text.parse::<Publish>() {
+                    prop_assert_eq!(publish.to_string().parse(), Ok(publish));
+                }
+                if let Ok(backend) = parse_backend(&text) {
+                    prop_assert_eq!(parse_backend(&backend.to_string()), Ok(backend));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! One backend, one container: its states and what moves it from one to the next.
+//!
+//! ```text
+//!            rise passes           fall failures, not the last
+//! Starting ───────────────▶ Ready ◀──────────────────────────▶ Unhealthy
+//!    │                        │     rise_again passes              │
+//!    │ too many, too slow     │ too many                           │ too long
+//!    ▼                        ▼                                    ▼
+//!    └──────────────────▶ Draining ◀───────────────────────────────┘
+//!                             │ no flows, or the deadline     (back, where it is needed again)
+//!                             ▼
+//!                         Stopping ── ended ──▶ Dead ── removed ──▶ forgotten
+//! ```
+//!
+//! A container that ends by itself goes to `Dead` from wherever it is. A backend keeps its flows in every state but
+//! `Dead`; it gets new connections in `Ready` alone.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{BackendName, ContainerId, Sighting};
+use super::retry::Errand;
+use super::settings::Settings;
+use super::time::Timestamp;
+
+/// After so long without an answer a probe counts as not answered.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The state of a backend, for people and for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// It runs and has not passed its checks.
+    Starting,
+    /// It gets new connections.
+    Ready,
+    /// It fails its checks or is paused; it keeps its flows.
+    Unhealthy,
+    /// It is on its way out and keeps its flows.
+    Draining,
+    /// It was asked to end.
+    Stopping,
+    /// It does not run and waits for its removal.
+    Dead,
+}
+
+/// The state with what belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum State {
+    Starting,
+    Ready,
+    Unhealthy,
+    Draining(Drain),
+    Stopping(Errand),
+    Dead(Errand),
+}
+
+/// How far a drain has come.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Drain {
+    pub cause: DrainCause,
+    /// When the datapath confirmed that the backend is out of the slots.
+    pub out_since: Option<Timestamp>,
+    /// Whether a sweep that began late enough found no flows.
+    pub clear: bool,
+    /// What the backend was, and is again where the drain is cancelled.
+    pub was_ready: bool,
+}
+
+/// Why a backend has to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DrainCause {
+    /// More backends than wanted: the only drain that can be cancelled.
+    Excess,
+    /// It failed its checks for too long, or was not ready in time.
+    Failing,
+    /// The agent ends.
+    Shutdown,
+}
+
+/// What a probe's outcome changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Turn {
+    None,
+    BecameReady,
+    Recovered,
+}
+
+/// The consecutive outcomes of the active checks.
+#[derive(Clone, Debug, PartialEq)]
+struct Health {
+    /// When the probe was sent that has not been answered.
+    in_flight: Option<Timestamp>,
+    next: Timestamp,
+    passes: u32,
+    failures: u32,
+    /// Since when the backend fails: set by `fall` failures or by a pause, cleared by `rise_again` passes.
+    fell: Option<Timestamp>,
+}
+
+impl Health {
+    fn new(now: Timestamp) -> Self {
+        Health { in_flight: None, next: now, passes: 0, failures: 0, fell: None }
+    }
+}
+
+/// One backend as the controller knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Backend {
+    pub id: ContainerId,
+    pub name: BackendName,
+    pub ordinal: u32,
+    pub address: Option<IpAddr>,
+    pub created: u64,
+    pub state: State,
+    /// When the state was entered.
+    pub since: Timestamp,
+    /// When it was first heard of.
+    pub known_since: Timestamp,
+    /// When it became ready for the first time.
+    pub ready_since: Option<Timestamp>,
+    /// Whether the provider has shown it; otherwise it is known from the answer to its start alone.
+    pub sighted: bool,
+    /// Whether the datapath may hold flows to it: it was published, or an earlier life of the agent knew it.
+    pub may_have_flows: bool,
+    /// Live connections at the last sweep.
+    pub flows: u64,
+    pub last_error: Option<String>,
+    health: Health,
+}
+
+impl Backend {
+    /// Creates a backend that is starting.
+    pub fn starting(sighting: Sighting, now: Timestamp) -> Self {
+        Backend {
+            id: sighting.id,
+            name: sighting.name,
+            ordinal: sighting.ordinal,
+            address: sighting.address,
+            created: sighting.created,
+            state: State::Starting,
+            since: now,
+            known_since: now,
+            ready_since: None,
+            sighted: true,
+            may_have_flows: false,
+            flows: 0,
+            last_error: None,
+            health: Health::new(now),
+        }
+    }
+
+    /// Creates a backend whose start was confirmed before the provider showed it.
+    pub fn started(id: ContainerId, ordinal: u32, now: Timestamp) -> Self {
+        let name = BackendName(id.0.clone());
+        // It is newer than every backend that has been seen.
+        let sighting = Sighting { id, name, ordinal, address: None, running: true, created: u64::MAX };
+        Backend { sighted: false, ..Backend::starting(sighting, now) }
+    }
+
+    /// Takes over what the provider shows of a running backend. One with another address is another server: it has to
+    /// pass its checks again, and what flows led to the old address are lost.
+    pub fn sight(&mut self, sighting: Sighting, now: Timestamp) {
+        self.name = sighting.name;
+        self.ordinal = sighting.ordinal;
+        self.created = sighting.created;
+        self.sighted = true;
+        let moved = sighting.address.is_some() && self.address.is_some() && sighting.address != self.address;
+        if sighting.address.is_some() {
+            self.address = sighting.address;
+        }
+        if moved {
+            self.may_have_flows = false;
+            if matches!(self.state, State::Ready | State::Unhealthy) {
+                self.enter(State::Starting, now);
+            }
+        }
+        if self.address.is_some() {
+            self.health.next = self.health.next.min(now);
+        }
+    }
+
+    pub fn enter(&mut self, state: State, now: Timestamp) {
+        match state {
+            State::Ready => {
+                self.ready_since.get_or_insert(now);
+                self.last_error = None;
+            }
+            State::Starting => self.health = Health { in_flight: self.health.in_flight, ..Health::new(now) },
+            State::Unhealthy => {
+                self.health.fell.get_or_insert(now);
+                self.health.passes = 0;
+            }
+            State::Draining(_) | State::Stopping(_) | State::Dead(_) => {}
+        }
+        self.state = state;
+        self.since = now;
+    }
+
+    /// Returns to rotation, or to its start, after a drain that was cancelled.
+    pub fn return_from_drain(&mut self, was_ready: bool, now: Timestamp) {
+        self.health = Health { in_flight: self.health.in_flight, ..Health::new(now) };
+        self.enter(if was_ready { State::Ready } else { State::Starting }, now);
+    }
+
+    pub fn begin_drain(&mut self, cause: DrainCause, now: Timestamp) {
+        let was_ready = self.state == State::Ready;
+        self.enter(State::Draining(Drain { cause, out_since: None, clear: false, was_ready }), now);
+    }
+
+    /// Counts for the wish: it serves, or is hoped to.
+    pub fn is_active(&self) -> bool {
+        matches!(self.state, State::Starting | State::Ready | State::Unhealthy)
+    }
+
+    /// Returns since when it fails its checks or is paused, where it does and still counts for the wish.
+    pub fn failing_since(&self) -> Option<Timestamp> {
+        if matches!(self.state, State::Ready | State::Unhealthy) { self.health.fell } else { None }
+    }
+
+    /// Whether it has failed for so long that it has to be replaced.
+    pub fn is_given_up(&self, limit: Duration, now: Timestamp) -> bool {
+        self.failing_since().is_some_and(|fell| now.since(fell) >= limit)
+    }
+
+    /// Returns how long it has served by now; nothing where it never did.
+    pub fn life(&self, now: Timestamp) -> Option<Duration> {
+        self.ready_since.map(|since| now.since(since))
+    }
+
+    /// Returns when the next probe is due, or when one in flight counts as lost.
+    pub fn probe_due(&self) -> Option<Timestamp> {
+        self.address?;
+        self.is_active().then(|| match self.health.in_flight {
+            Some(sent) => sent + PROBE_PATIENCE,
+            None => self.health.next,
+        })
+    }
+
+    pub fn probe_sent(&mut self, now: Timestamp) {
+        self.health.in_flight = Some(now);
+    }
+
+    /// Takes an outcome. An outcome that nobody waits for (repeated, or older than the state) changes nothing.
+    pub fn probed(&mut self, outcome: Result<(), String>, settings: &Settings, now: Timestamp) -> Turn {
+        if self.health.in_flight.take().is_none() || !self.is_active() {
+            return Turn::None;
+        }
+        let starting = self.state == State::Starting;
+        self.health.next = now + if starting { settings.start_probe_interval } else { settings.probe_interval };
+        match outcome {
+            Ok(()) => {
+                self.health.passes = self.health.passes.saturating_add(1);
+                self.health.failures = 0;
+            }
+            Err(error) => {
+                self.health.failures = self.health.failures.saturating_add(1);
+                self.health.passes = 0;
+                self.last_error = Some(error);
+            }
+        }
+        match self.state {
+            State::Starting if self.health.passes >= settings.rise => {
+                self.health.next = now + settings.probe_interval;
+                self.enter(State::Ready, now);
+                Turn::BecameReady
+            }
+            State::Ready | State::Unhealthy
+                if self.health.fell.is_some() && self.health.passes >= settings.rise_again =>
+            {
+                self.health.fell = None;
+                self.enter(State::Ready, now);
+                Turn::Recovered
+            }
+            State::Ready if self.health.failures >= settings.fall => {
+                self.health.fell.get_or_insert(now);
+                Turn::None
+            }
+            State::Starting
+            | State::Ready
+            | State::Unhealthy
+            | State::Draining(_)
+            | State::Stopping(_)
+            | State::Dead(_) => Turn::None,
+        }
+    }
+
+    /// Takes the number of flows that a sweep found which began at `began`.
+    pub fn swept(&mut self, flows: u64, began: Timestamp, settle: Duration) {
+        self.flows = flows;
+        if let State::Draining(drain) = &mut self.state {
+            drain.clear = flows == 0 && drain.out_since.is_some_and(|out| began >= out + settle);
+        }
+    }
+
+    /// Returns when the drain ends even with flows left: never before the datapath has confirmed it.
+    pub fn drain_deadline(&self, timeout: Duration) -> Option<Timestamp> {
+        match &self.state {
+            State::Draining(drain) => drain.out_since.map(|out| out + timeout),
+            State::Starting | State::Ready | State::Unhealthy | State::Stopping(_) | State::Dead(_) => None,
+        }
+    }
+
+    /// Whether nothing is lost when it is stopped, or the time for its flows is over.
+    pub fn is_drained(&self, timeout: Duration, now: Timestamp) -> bool {
+        match &self.state {
+            State::Draining(drain) => {
+                !self.may_have_flows || drain.clear || self.drain_deadline(timeout).is_some_and(|at| at <= now)
+            }
+            State::Starting | State::Ready | State::Unhealthy | State::Stopping(_) | State::Dead(_) => false,
+        }
+    }
+
+    /// Returns the state without what belongs to it.
+    pub fn summary(&self) -> BackendState {
+        match self.state {
+            State::Starting => BackendState::Starting,
+            State::Ready => BackendState::Ready,
+            State::Unhealthy => BackendState::Unhealthy,
+            State::Draining(_) => BackendState::Draining,
+            State::Stopping(_) => BackendState::Stopping,
+            State::Dead(_) => BackendState::Dead,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What the controller is told and what it asks for.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::load::CpuLoad;
+use super::time::Timestamp;
+
+/// The identity of a backend: the engine's container id, or the endpoint of a static backend as text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ContainerId(pub String);
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for ContainerId {
+    fn from(id: &str) -> Self {
+        ContainerId(id.into())
+    }
+}
+
+impl Borrow<str> for ContainerId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The name of a backend, for people: the container's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BackendName(pub String);
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for BackendName {
+    fn from(name: &str) -> Self {
+        BackendName(name.into())
+    }
+}
+
+/// A backend of this instance as the provider sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Its identity.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: BackendName,
+    /// Its number within the instance; unique among the containers that exist.
+    pub ordinal: u32,
+    /// Its address, once it has one.
+    pub address: Option<IpAddr>,
+    /// Whether it runs. A paused container runs.
+    pub running: bool,
+    /// When it was created, in seconds of Unix time: the newest is the first to go.
+    pub created: u64,
+}
+
+/// Why a backend is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GoneCause {
+    /// Its process ended.
+    Died {
+        /// The exit code, where it is known.
+        exit_code: Option<i64>,
+        /// Whether the kernel killed it for want of memory.
+        oom: bool,
+    },
+    /// Somebody killed it.
+    Killed,
+    /// It does not exist any more.
+    Removed,
+    /// Somebody paused it: it exists, keeps its flows and does not answer.
+    Paused,
+}
+
+impl fmt::Display for GoneCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GoneCause::Died { oom: true, .. } => f.write_str("killed for want of memory"),
+            GoneCause::Died { exit_code: Some(code), oom: false } => write!(f, "ended with exit code {code}"),
+            GoneCause::Died { exit_code: None, oom: false } => f.write_str("found ended"),
+            GoneCause::Killed => f.write_str("killed from outside"),
+            GoneCause::Removed => f.write_str("removed"),
+            GoneCause::Paused => f.write_str("paused from outside"),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The load was measured.
+    LoadSampled(CpuLoad),
+    /// The load could not be measured.
+    LoadUnavailable {
+        /// Why.
+        reason: String,
+    },
+    /// The provider reports one backend: it was started, unpaused or inspected.
+    BackendSeen(Sighting),
+    /// The provider reports all backends there are. Events that happened after the list was taken follow it.
+    Resynced(Vec<Sighting>),
+    /// A backend is gone.
+    BackendGone {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        cause: GoneCause,
+    },
+    /// The answer to [`Command::Probe`].
+    BackendProbed {
+        /// Which.
+        id: ContainerId,
+        /// Whether it passed; if not, why.
+        outcome: Result<(), String>,
+    },
+    /// [`Command::Publish`] succeeded.
+    Published {
+        /// Of which publication.
+        generation: u64,
+    },
+    /// [`Command::Publish`] failed; what the datapath holds is not known.
+    PublishFailed {
+        /// Of which publication.
+        generation: u64,
+        /// Why.
+        error: String,
+    },
+    /// The flow tables were counted.
+    Swept {
+        /// When the counting began. Flows that came later may be missing.
+        began: Timestamp,
+        /// Live connections of each backend; one that is missing has none.
+        flows: BTreeMap<ContainerId, u64>,
+    },
+    /// [`Command::Start`] succeeded.
+    Started {
+        /// Of which ordinal.
+        ordinal: u32,
+        /// The container.
+        id: ContainerId,
+    },
+    /// [`Command::Start`] failed.
+    StartFailed {
+        /// Of which ordinal.
+        ordinal: u32,
+        /// Why.
+        error: String,
+    },
+    /// [`Command::Stop`] succeeded: the container does not run.
+    Stopped {
+        /// Which.
+        id: ContainerId,
+    },
+    /// [`Command::Stop`] failed.
+    StopFailed {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        error: String,
+    },
+    /// [`Command::Remove`] failed. Its success is [`GoneCause::Removed`].
+    RemoveFailed {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        error: String,
+    },
+    /// The provider cannot be reached.
+    ProviderLost {
+        /// Why.
+        error: String,
+    },
+    /// The provider can be reached again; [`Event::Resynced`] follows.
+    ProviderBack,
+    /// The agent was asked to end.
+    StopRequested,
+    /// The agent was asked to end at once.
+    StopForced,
+    /// [`Controller::deadline`](super::Controller::deadline) was reached.
+    Tick,
+}
+
+/// The complete state that the datapath should have. Backends that are in neither list are dropped with their flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Counts the publications; a higher one is a later wish.
+    pub generation: u64,
+    /// In the slots, in this order.
+    pub ready: Vec<ContainerId>,
+    /// Not in the slots; their flows go on.
+    pub draining: Vec<ContainerId>,
+}
+
+/// What should be done. Doing one twice is harmless; each has an event that says how it went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Write the state to the datapath. Answer: [`Event::Published`] or [`Event::PublishFailed`].
+    Publish(Publication),
+    /// End the container: ask it, and kill it after the grace. Answer: [`Event::Stopped`], [`Event::BackendGone`] or
+    /// [`Event::StopFailed`].
+    Stop {
+        /// Which.
+        id: ContainerId,
+    },
+    /// Delete what is left of a container that does not run. Answer: [`Event::BackendGone`] with
+    /// [`GoneCause::Removed`], or [`Event::RemoveFailed`].
+    Remove {
+        /// Which.
+        id: ContainerId,
+    },
+    /// Create and start a container of that ordinal, and clean up where that fails half-way. Answer:
+    /// [`Event::Started`] or [`Event::StartFailed`].
+    Start {
+        /// Which.
+        ordinal: u32,
+    },
+    /// Check a backend's health once. Answer: [`Event::BackendProbed`].
+    Probe {
+        /// Which.
+        id: ContainerId,
+    },
+    /// All is done.
+    Finish,
+}

@@ -1,0 +1,687 @@
+//! The controller: events and the time in, commands out. It waits for nothing and knows neither clock nor engine.
+//!
+//! A decision's way: [`Event::LoadSampled`] → [`policy::decide`] (the reason is attached here) → the wish →
+//! `reconcile::plan` (start, keep or drain) → [`Command::Start`] → [`Event::BackendSeen`] → [`Command::Probe`] →
+//! [`Event::BackendProbed`] → ready → [`Command::Publish`] → [`Event::Published`]. Down: out of the publication's ready
+//! set first; when the kernel holds that, and a later sweep finds no flows or the deadline has passed,
+//! [`Command::Stop`]. A container that dies leaves the publication in the same breath.
+//!
+//! Every event is handled in two steps: it is noted, and then [`Controller::settle`] brings everything that is due into
+//! a fixed order: publication, stops, removals, starts, probes. So the order of commands never depends on which event
+//! made them due. A command may fail or be repeated; its failure is an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+mod backend;
+mod crash_loop;
+mod event;
+mod history;
+mod load;
+pub mod policy;
+mod publisher;
+mod reconcile;
+mod report;
+mod retry;
+mod settings;
+mod time;
+
+pub use backend::BackendState;
+pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
+pub use history::{Decision, DecisionKind};
+pub use load::CpuLoad;
+pub use report::{BackendReport, ControlReport, Phase};
+pub use settings::{Scaling, Settings};
+pub use time::Timestamp;
+
+use backend::{Backend, DrainCause, State, Turn};
+use crash_loop::{CrashLoop, SHORT_LIFE};
+use history::History;
+use policy::{Bounds, Law};
+use publisher::Publisher;
+use retry::{Errand, Pace};
+
+/// How failed stops and removals are tried again.
+const STOP_PACE: Pace = Pace { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
+/// How long the answer to a stop or removal is waited for: longer than any grace plus the engine's own delays.
+const STOP_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the answer to a start is waited for.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Decides what there should be, from what there is.
+#[derive(Debug)]
+pub struct Controller {
+    settings: Settings,
+    phase: Phase,
+    wish: u32,
+    load: Option<CpuLoad>,
+    standing: Option<String>,
+    memory: policy::Memory,
+    backends: BTreeMap<ContainerId, Backend>,
+    pending: BTreeMap<u32, Timestamp>,
+    crash_loop: CrashLoop,
+    publisher: Publisher,
+    history: History,
+    news: Vec<Decision>,
+    kept_last: BTreeSet<ContainerId>,
+    provider_error: Option<String>,
+    start_error: Option<String>,
+    forced: bool,
+    finished: bool,
+}
+
+impl Controller {
+    /// Creates a controller that knows of no backend yet; it does nothing before the first [`Event::Resynced`].
+    pub fn new(settings: Settings) -> Self {
+        let wish = match settings.scaling {
+            Scaling::Fixed => 0,
+            Scaling::Auto(law) => law.bounds.min(),
+        };
+        Controller {
+            publisher: Publisher::new(settings.adopted_generation),
+            settings,
+            phase: Phase::Starting,
+            wish,
+            load: None,
+            standing: None,
+            memory: policy::Memory::default(),
+            backends: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            crash_loop: CrashLoop::default(),
+            history: History::default(),
+            news: Vec::new(),
+            kept_last: BTreeSet::new(),
+            provider_error: None,
+            start_error: None,
+            forced: false,
+            finished: false,
+        }
+    }
+
+    /// Takes note of an event and returns what is to be done, in this order.
+    #[must_use]
+    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Command> {
+        self.note(event, now);
+        self.settle(now)
+    }
+
+    /// Returns when [`Event::Tick`] is due at the latest.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let settings = &self.settings;
+        let of_backend = |backend: &Backend| {
+            let timed = match &backend.state {
+                State::Starting if self.is_auto() => Some(backend.since + settings.start_timeout),
+                State::Stopping(errand) | State::Dead(errand) => Some(errand.due()),
+                State::Draining(_) => backend.drain_deadline(settings.drain_timeout),
+                State::Starting | State::Ready | State::Unhealthy => {
+                    backend.failing_since().map(|fell| fell + settings.unhealthy_limit)
+                }
+            };
+            timed.into_iter().chain(backend.probe_due()).min()
+        };
+        let starts = (self.phase == Phase::Running && self.missing() > 0).then(|| self.crash_loop.wait_until());
+        let pending = self.pending.values().map(|&sent| sent + START_PATIENCE).min();
+        self.backends.values().filter_map(of_backend).chain(self.publisher.due()).chain(starts).chain(pending).min()
+    }
+
+    /// Returns what was decided since the last call, for the log.
+    pub fn take_news(&mut self) -> Vec<Decision> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Returns what the controller shows of itself.
+    pub fn snapshot(&self, now: Timestamp) -> ControlReport {
+        let mut backends: Vec<_> = self
+            .backends
+            .values()
+            .map(|backend| BackendReport {
+                id: backend.id.clone(),
+                name: backend.name.clone(),
+                ordinal: backend.ordinal,
+                address: backend.address,
+                state: backend.summary(),
+                since: backend.since,
+                flows: backend.flows,
+                last_error: backend.last_error.clone(),
+            })
+            .collect();
+        backends.sort_by(|one, other| (one.ordinal, &one.id).cmp(&(other.ordinal, &other.id)));
+        let bounds = self.bounds();
+        ControlReport {
+            at: now,
+            phase: self.phase,
+            min: bounds.map(Bounds::min),
+            max: bounds.map(Bounds::max),
+            desired: if self.is_auto() { self.wish } else { self.backends.len() as u32 },
+            load: self.load,
+            standing: self.standing.clone(),
+            backends,
+            decisions: self.history.to_vec(),
+            generation: self.publisher.confirmed_generation(),
+            problems: self.problems(now),
+        }
+    }
+
+    fn problems(&self, now: Timestamp) -> Vec<String> {
+        let mut problems = Vec::new();
+        problems.extend(self.provider_error.iter().map(|error| format!("{error}; nothing is started or stopped")));
+        problems.extend(self.publisher.error().map(|error| format!("publish: {error}")));
+        if let Some(error) = &self.start_error
+            && self.crash_loop.failures() > 0
+        {
+            let wait = self.crash_loop.wait_until().since(now).as_secs();
+            let failures = self.crash_loop.failures();
+            problems.push(format!("{error} ({failures} times in a row; the next try is in {wait} s)"));
+        }
+        problems
+    }
+
+    fn is_auto(&self) -> bool {
+        matches!(self.settings.scaling, Scaling::Auto(_))
+    }
+
+    fn law(&self) -> Option<Law> {
+        match self.settings.scaling {
+            Scaling::Auto(law) => Some(law),
+            Scaling::Fixed => None,
+        }
+    }
+
+    fn bounds(&self) -> Option<Bounds> {
+        self.law().map(|law| law.bounds)
+    }
+
+    /// Returns how many backends are wanted and neither there nor on their way.
+    fn missing(&self) -> usize {
+        let active = self.backends.values().filter(|backend| backend.is_active()).count();
+        (self.wish as usize).saturating_sub(active + self.pending.len())
+    }
+
+    fn record(&mut self, kind: DecisionKind, from: u32, reason: String, now: Timestamp) {
+        let decision = Decision { at: now, kind, from, to: self.wish, load: self.load, reason, times: 1 };
+        self.news.push(decision.clone());
+        self.history.record(decision);
+    }
+
+    fn remark(&mut self, kind: DecisionKind, reason: String, now: Timestamp) {
+        self.record(kind, self.wish, reason, now);
+    }
+}
+
+/// Step one: what happened.
+impl Controller {
+    fn note(&mut self, event: Event, now: Timestamp) {
+        match event {
+            Event::LoadSampled(load) => self.sampled(load, now),
+            Event::LoadUnavailable { reason } => {
+                self.load = None;
+                self.standing = Some(format!("{reason}: the number of backends stays as it is"));
+                self.remark(DecisionKind::LoadUnavailable, reason, now);
+            }
+            Event::BackendSeen(sighting) => self.seen(sighting, now),
+            Event::Resynced(sightings) => self.resynced(sightings, now),
+            Event::BackendGone { id, cause } => self.gone(&id, cause, now),
+            Event::BackendProbed { id, outcome } => self.probed(&id, outcome, now),
+            Event::Published { generation } => self.published(generation, now),
+            Event::PublishFailed { generation, error } => {
+                if self.publisher.fail(generation, &error, now) {
+                    self.remark(DecisionKind::PublishFailed, error, now);
+                }
+            }
+            Event::Swept { began, flows } => {
+                for backend in self.backends.values_mut() {
+                    let count = flows.get(&backend.id).copied().unwrap_or(0);
+                    backend.swept(count, began, self.settings.settle);
+                }
+            }
+            Event::Started { ordinal, id } => {
+                self.pending.remove(&ordinal);
+                self.backends.entry(id.clone()).or_insert_with(|| Backend::started(id, ordinal, now));
+            }
+            Event::StartFailed { ordinal, error } => {
+                self.pending.remove(&ordinal);
+                self.start_failed(error, now);
+            }
+            Event::Stopped { id } => {
+                self.forget(&id);
+            }
+            Event::StopFailed { id, error } | Event::RemoveFailed { id, error } => {
+                if let Some(backend) = self.backends.get_mut(&id)
+                    && let State::Stopping(errand) | State::Dead(errand) = &mut backend.state
+                {
+                    errand.failed(STOP_PACE, now);
+                    backend.last_error = Some(error.clone());
+                    self.remark(DecisionKind::StopFailed, error, now);
+                }
+            }
+            Event::ProviderLost { error } => {
+                self.remark(DecisionKind::ProviderLost, error.clone(), now);
+                self.provider_error = Some(error);
+            }
+            Event::ProviderBack => {
+                if self.provider_error.take().is_some() {
+                    self.remark(DecisionKind::ProviderBack, "the containers can be seen again".into(), now);
+                }
+            }
+            Event::StopRequested => self.stop_requested(now),
+            Event::StopForced => self.stop_forced(now),
+            Event::Tick => {}
+        }
+    }
+
+    fn sampled(&mut self, load: CpuLoad, now: Timestamp) {
+        self.load = Some(load);
+        let Some(law) = self.law() else { return };
+        if self.phase != Phase::Running {
+            return;
+        }
+        let proposal = policy::decide(&law, &mut self.memory, load.share(), self.wish, now);
+        if proposal.target == self.wish {
+            self.standing = Some(proposal.reason);
+            return;
+        }
+        let from = std::mem::replace(&mut self.wish, proposal.target);
+        let kind = if proposal.target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
+        self.standing = None;
+        self.record(kind, from, proposal.reason, now);
+    }
+
+    fn seen(&mut self, sighting: Sighting, now: Timestamp) {
+        if !sighting.running {
+            match self.backends.get(&sighting.id) {
+                Some(_) => self.gone(&sighting.id.clone(), GoneCause::Died { exit_code: None, oom: false }, now),
+                // Left by an earlier life: out of the way, so that its name is free.
+                None if self.is_auto() => {
+                    let mut backend = Backend::starting(sighting, now);
+                    backend.enter(State::Dead(Errand::new(now)), now);
+                    self.backends.insert(backend.id.clone(), backend);
+                }
+                None => {}
+            }
+            return;
+        }
+        self.pending.remove(&sighting.ordinal);
+        if let Some(backend) = self.backends.get_mut(&sighting.id) {
+            if matches!(backend.state, State::Dead(_)) {
+                backend.enter(State::Starting, now);
+            }
+            backend.sight(sighting, now);
+            return;
+        }
+        let mut backend = Backend::starting(sighting, now);
+        if self.settings.adopted_ready.remove(&backend.id) {
+            backend.may_have_flows = true;
+            backend.enter(State::Ready, now);
+            let reason = format!("{} had its slot already", backend.name);
+            self.backends.insert(backend.id.clone(), backend);
+            self.remark(DecisionKind::Adopted, reason, now);
+            return;
+        }
+        self.backends.insert(backend.id.clone(), backend);
+    }
+
+    fn resynced(&mut self, sightings: Vec<Sighting>, now: Timestamp) {
+        self.provider_error = None;
+        let listed: BTreeSet<ContainerId> = sightings.iter().map(|sighting| sighting.id.clone()).collect();
+        for sighting in sightings {
+            self.seen(sighting, now);
+        }
+        // What was only started, and never seen, may be younger than the list.
+        let absent: Vec<ContainerId> = self
+            .backends
+            .values()
+            .filter(|backend| backend.sighted && !listed.contains(&backend.id))
+            .map(|backend| backend.id.clone())
+            .collect();
+        for id in absent {
+            self.gone(&id, GoneCause::Removed, now);
+        }
+        if self.phase == Phase::Starting {
+            self.phase = Phase::Running;
+            if let Some(bounds) = self.bounds() {
+                let active = self.backends.values().filter(|backend| backend.is_active()).count() as u32;
+                self.wish = bounds.clamp(active);
+            }
+        }
+    }
+
+    fn gone(&mut self, id: &ContainerId, cause: GoneCause, now: Timestamp) {
+        let auto = self.is_auto();
+        let Some(backend) = self.backends.get_mut(id) else { return };
+        let was_active = backend.is_active();
+        let what = format!("{}: {cause}", backend.name);
+        if cause == GoneCause::Paused && was_active {
+            backend.last_error = Some(cause.to_string());
+            backend.enter(State::Unhealthy, now);
+            self.remark(DecisionKind::Unhealthy, what, now);
+            return;
+        }
+        backend.may_have_flows = false;
+        let short = backend.life(now).is_none_or(|life| life < SHORT_LIFE);
+        match backend.state {
+            // Its stop is under way, and its answer to come.
+            State::Stopping(_) if cause != GoneCause::Removed => return,
+            State::Starting | State::Ready | State::Unhealthy | State::Draining(_) if cause != GoneCause::Removed => {
+                backend.last_error = Some(cause.to_string());
+                backend.enter(State::Dead(Errand::new(now)), now);
+            }
+            State::Dead(_) if cause != GoneCause::Removed => return,
+            State::Starting
+            | State::Ready
+            | State::Unhealthy
+            | State::Draining(_)
+            | State::Stopping(_)
+            | State::Dead(_) => {
+                self.forget(id);
+            }
+        }
+        if was_active && self.phase != Phase::Stopping {
+            self.remark(DecisionKind::BackendDied, what.clone(), now);
+            if auto && short {
+                self.crash_loop.failed(now);
+                self.start_error = Some(what);
+            }
+        }
+        if !auto {
+            self.forget(id);
+        }
+    }
+
+    fn probed(&mut self, id: &ContainerId, outcome: Result<(), String>, now: Timestamp) {
+        let Some(backend) = self.backends.get_mut(id) else { return };
+        let turn = backend.probed(outcome, &self.settings, now);
+        let name = backend.name.clone();
+        match turn {
+            Turn::None => {}
+            Turn::BecameReady => {
+                self.kept_last.remove(id);
+            }
+            Turn::Recovered => {
+                self.kept_last.remove(id);
+                self.remark(DecisionKind::Recovered, format!("{name} passes its checks again"), now);
+            }
+        }
+    }
+
+    fn published(&mut self, generation: u64, now: Timestamp) {
+        let Some(confirmed) = self.publisher.confirm(generation) else { return };
+        let ready: BTreeSet<&ContainerId> = confirmed.ready.iter().collect();
+        for backend in self.backends.values_mut() {
+            if let State::Draining(drain) = &mut backend.state
+                && !ready.contains(&backend.id)
+            {
+                drain.out_since.get_or_insert(now);
+            }
+        }
+    }
+
+    fn start_failed(&mut self, error: String, now: Timestamp) {
+        self.crash_loop.failed(now);
+        self.remark(DecisionKind::StartFailed, error.clone(), now);
+        self.start_error = Some(error);
+    }
+
+    fn forget(&mut self, id: &ContainerId) {
+        self.backends.remove(id);
+        self.kept_last.remove(id);
+    }
+
+    fn stop_requested(&mut self, now: Timestamp) {
+        if self.phase == Phase::Stopping {
+            return;
+        }
+        self.phase = Phase::Stopping;
+        if self.settings.keep {
+            self.finished = true;
+            self.remark(DecisionKind::Stopping, "asked to end, and to leave everything serving".into(), now);
+            return;
+        }
+        self.wish = 0;
+        self.standing = None;
+        self.remark(DecisionKind::Stopping, "asked to end: every backend is drained and stopped".into(), now);
+        for backend in self.backends.values_mut() {
+            match &mut backend.state {
+                State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
+                State::Draining(drain) => drain.cause = DrainCause::Shutdown,
+                State::Stopping(_) | State::Dead(_) => {}
+            }
+        }
+    }
+
+    fn stop_forced(&mut self, now: Timestamp) {
+        self.stop_requested(now);
+        if self.forced {
+            self.finished = true;
+            return;
+        }
+        self.forced = true;
+        self.remark(DecisionKind::Stopping, "asked again: what is not drained is cut".into(), now);
+    }
+}
+
+/// Step two: what is due.
+impl Controller {
+    fn settle(&mut self, now: Timestamp) -> Vec<Command> {
+        let mut commands = Vec::new();
+        if self.finished {
+            return vec![Command::Finish];
+        }
+        if self.phase == Phase::Starting {
+            return commands;
+        }
+        self.expire(now);
+        self.judge(now);
+        self.arrange(now, &mut commands);
+        let starts = std::mem::take(&mut commands);
+        self.release(now);
+        self.publish(now, &mut commands);
+        self.dismiss(now, &mut commands);
+        commands.extend(starts);
+        self.probe(now, &mut commands);
+        if self.phase == Phase::Stopping && self.backends.is_empty() && self.pending.is_empty() {
+            self.finished = true;
+            commands.push(Command::Finish);
+        }
+        commands
+    }
+
+    /// Gives up what takes too long.
+    fn expire(&mut self, now: Timestamp) {
+        let overdue: Vec<u32> =
+            self.pending.iter().filter(|(_, sent)| now.since(**sent) >= START_PATIENCE).map(|(&o, _)| o).collect();
+        for ordinal in overdue {
+            self.pending.remove(&ordinal);
+            self.start_failed(format!("start of container {ordinal}: no answer"), now);
+        }
+        if self.is_auto() {
+            let timeout = self.settings.start_timeout;
+            let late: Vec<ContainerId> = self
+                .backends
+                .values()
+                .filter(|backend| backend.state == State::Starting && now.since(backend.since) >= timeout)
+                .map(|backend| backend.id.clone())
+                .collect();
+            for id in late {
+                let Some(backend) = self.backends.get_mut(&id) else { continue };
+                backend.begin_drain(DrainCause::Failing, now);
+                let why = backend.last_error.clone().unwrap_or_else(|| "it has no address".into());
+                let error = format!("{} is not ready after {} s: {why}", backend.name, timeout.as_secs());
+                self.start_failed(error, now);
+            }
+            for backend in self.backends.values() {
+                if let Some(life) = backend.life(now).filter(|_| backend.state == State::Ready) {
+                    self.crash_loop.proven(backend.known_since, life);
+                }
+            }
+        }
+    }
+
+    /// Takes backends that fail their checks out of rotation, but never the last one.
+    fn judge(&mut self, now: Timestamp) {
+        let failing: Vec<ContainerId> = self
+            .backends
+            .values()
+            .filter(|backend| backend.state == State::Ready && backend.failing_since().is_some())
+            .map(|backend| backend.id.clone())
+            .collect();
+        for id in failing {
+            let ready = self.backends.values().filter(|backend| backend.state == State::Ready).count();
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            let error = backend.last_error.clone().unwrap_or_default();
+            let (kind, reason) = if ready > 1 {
+                backend.enter(State::Unhealthy, now);
+                self.kept_last.remove(&id);
+                (DecisionKind::Unhealthy, format!("{} fails its checks: {error}", backend.name))
+            } else if self.kept_last.insert(id) {
+                (DecisionKind::KeptLast, format!("{} fails its checks, but is the last one: {error}", backend.name))
+            } else {
+                continue;
+            };
+            self.remark(kind, reason, now);
+        }
+    }
+
+    /// Starts, keeps and drains, so that as many backends count as are wanted.
+    fn arrange(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
+        if self.phase != Phase::Running || !self.is_auto() {
+            return;
+        }
+        let limit = self.settings.unhealthy_limit;
+        let given_up: Vec<ContainerId> = self
+            .backends
+            .values()
+            .filter(|backend| backend.state == State::Unhealthy && backend.is_given_up(limit, now))
+            .map(|backend| backend.id.clone())
+            .collect();
+        for id in given_up {
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            backend.begin_drain(DrainCause::Failing, now);
+            let reason = format!("{} has failed its checks for {} s: it is replaced", backend.name, limit.as_secs());
+            self.remark(DecisionKind::Drain, reason, now);
+        }
+
+        let plan = reconcile::plan(self.wish, &self.backends, &self.pending, limit, now);
+        for id in plan.cancel {
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            let was_ready = matches!(&backend.state, State::Draining(drain) if drain.was_ready);
+            backend.return_from_drain(was_ready, now);
+            let reason = format!("{} is needed again", backend.name);
+            self.remark(DecisionKind::DrainCancelled, reason, now);
+        }
+        for id in plan.drain {
+            let active = self.backends.values().filter(|backend| backend.is_active()).count();
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            backend.begin_drain(DrainCause::Excess, now);
+            let reason = format!("{} is the newest of {active}, and {} are wanted", backend.name, self.wish);
+            self.remark(DecisionKind::Drain, reason, now);
+        }
+        if self.provider_error.is_some() {
+            return;
+        }
+        let room = (self.crash_loop.room(self.settings.start_limit, now) as usize).saturating_sub(self.starting());
+        for ordinal in plan.start.into_iter().take(room) {
+            self.pending.insert(ordinal, now);
+            commands.push(Command::Start { ordinal });
+        }
+    }
+
+    /// Returns how many containers are in creation, or, after a failure, on trial.
+    fn starting(&self) -> usize {
+        let on_trial = if self.crash_loop.failures() > 0 {
+            self.backends.values().filter(|backend| backend.state == State::Starting).count()
+        } else {
+            0
+        };
+        self.pending.len() + on_trial
+    }
+
+    /// Lets go of backends that are drained.
+    fn release(&mut self, now: Timestamp) {
+        let timeout = self.settings.drain_timeout;
+        let drained: Vec<ContainerId> = self
+            .backends
+            .values()
+            .filter(|backend| matches!(backend.state, State::Draining(_)))
+            .filter(|backend| self.forced || backend.is_drained(timeout, now))
+            .map(|backend| backend.id.clone())
+            .collect();
+        for id in drained {
+            if !self.is_auto() {
+                self.forget(&id);
+                continue;
+            }
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            let cut = matches!(&backend.state, State::Draining(drain) if !drain.clear) && backend.may_have_flows;
+            let reason = format!("{} is stopped with {} connections left", backend.name, backend.flows);
+            let flows = backend.flows;
+            backend.enter(State::Stopping(Errand::new(now)), now);
+            if cut && flows > 0 {
+                self.remark(DecisionKind::DrainTimedOut, reason, now);
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
+        let mut ready = Vec::new();
+        let mut draining = Vec::new();
+        let mut ordered: Vec<&Backend> = self.backends.values().collect();
+        ordered.sort_by(|one, other| (one.ordinal, &one.id).cmp(&(other.ordinal, &other.id)));
+        for backend in ordered {
+            match backend.state {
+                State::Ready => ready.push(backend.id.clone()),
+                State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Starting
+                    if backend.may_have_flows =>
+                {
+                    draining.push(backend.id.clone());
+                }
+                State::Starting | State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Dead(_) => {}
+            }
+        }
+        if let Some(publication) = self.publisher.offer(ready, draining, now) {
+            for id in &publication.ready {
+                if let Some(backend) = self.backends.get_mut(id) {
+                    backend.may_have_flows = true;
+                }
+            }
+            commands.push(Command::Publish(publication));
+        }
+    }
+
+    /// Stops and removes what is out of service.
+    fn dismiss(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
+        if self.provider_error.is_some() && !self.forced {
+            return;
+        }
+        for backend in self.backends.values_mut() {
+            let id = backend.id.clone();
+            match &mut backend.state {
+                State::Stopping(errand) if errand.due() <= now => {
+                    errand.sent(STOP_PATIENCE, now);
+                    commands.push(Command::Stop { id });
+                }
+                State::Dead(errand) if errand.due() <= now => {
+                    errand.sent(STOP_PATIENCE, now);
+                    commands.push(Command::Remove { id });
+                }
+                State::Starting
+                | State::Ready
+                | State::Unhealthy
+                | State::Draining(_)
+                | State::Stopping(_)
+                | State::Dead(_) => {}
+            }
+        }
+    }
+
+    fn probe(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
+        for backend in self.backends.values_mut() {
+            if backend.probe_due().is_some_and(|due| due <= now) {
+                backend.probe_sent(now);
+                commands.push(Command::Probe { id: backend.id.clone() });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! What the controller shows of itself.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::backend::BackendState;
+use super::event::{BackendName, ContainerId};
+use super::history::Decision;
+use super::load::CpuLoad;
+use super::time::Timestamp;
+
+/// The controller at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControlReport {
+    /// When.
+    pub at: Timestamp,
+    /// What it is about.
+    pub phase: Phase,
+    /// The fewest backends; nothing with static backends.
+    pub min: Option<u32>,
+    /// The most backends; nothing with static backends.
+    pub max: Option<u32>,
+    /// How many are wanted; with static backends, as many as there are.
+    pub desired: u32,
+    /// The load at the last sample.
+    pub load: Option<CpuLoad>,
+    /// Why the number stays as it is.
+    pub standing: Option<String>,
+    /// The backends, by ordinal.
+    pub backends: Vec<BackendReport>,
+    /// What was decided, oldest first.
+    pub decisions: Vec<Decision>,
+    /// The publication that the kernel is known to hold.
+    pub generation: Option<u64>,
+    /// What is wrong, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// What the controller is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It does not know yet what there is.
+    Starting,
+    /// It serves.
+    Running,
+    /// It drains and removes.
+    Stopping,
+}
+
+/// A backend at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendReport {
+    /// The container.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: BackendName,
+    /// Its place.
+    pub ordinal: u32,
+    /// Its address.
+    pub address: Option<IpAddr>,
+    /// Its state.
+    pub state: BackendState,
+    /// Since when.
+    pub since: Timestamp,
+    /// Connections at the last sweep.
+    pub flows: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,72 @@
+//! What the controller is configured with.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::event::ContainerId;
+use super::policy::Law;
+
+/// Who decides how many backends there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// Somebody else: backends come and go, none is started or stopped.
+    Fixed,
+    /// The controller, by this law.
+    Auto(Law),
+}
+
+/// Everything that the controller is configured with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Who decides how many backends there are.
+    pub scaling: Scaling,
+    /// How long a draining backend may keep flows before it is stopped.
+    pub drain_timeout: Duration,
+    /// How long after a backend has left the slots a sweep may begin that is believed when it finds no flows: the time
+    /// that a SYN in flight needs to become a flow and an accepted connection.
+    pub settle: Duration,
+    /// The time between two checks of a backend that is ready or unhealthy.
+    pub probe_interval: Duration,
+    /// The time between two checks of a backend that is starting.
+    pub start_probe_interval: Duration,
+    /// How many checks in a row a starting backend has to pass.
+    pub rise: u32,
+    /// How many checks in a row a ready backend may fail before it is unhealthy.
+    pub fall: u32,
+    /// How many checks in a row an unhealthy backend has to pass.
+    pub rise_again: u32,
+    /// How long a backend may take from its start to being ready.
+    pub start_timeout: Duration,
+    /// How long a backend may fail its checks before it is replaced.
+    pub unhealthy_limit: Duration,
+    /// How many containers may be in creation at once.
+    pub start_limit: u32,
+    /// Backends that are in the kernel's slots already: they are ready when first seen, without a check.
+    pub adopted_ready: BTreeSet<ContainerId>,
+    /// The generation that the kernel holds already; publications count on from there.
+    pub adopted_generation: u64,
+    /// Whether containers and datapath outlive the agent when it is asked to end.
+    pub keep: bool,
+}
+
+impl Settings {
+    /// Returns the defaults.
+    pub fn new(scaling: Scaling) -> Self {
+        Settings {
+            scaling,
+            drain_timeout: Duration::from_secs(30),
+            settle: Duration::from_secs(1),
+            probe_interval: Duration::from_secs(2),
+            start_probe_interval: Duration::from_millis(100),
+            rise: 1,
+            fall: 3,
+            rise_again: 2,
+            start_timeout: Duration::from_secs(30),
+            unhealthy_limit: Duration::from_secs(30),
+            start_limit: 4,
+            adopted_ready: BTreeSet::new(),
+            adopted_generation: 0,
+            keep: false,
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Where programs are attached, and how they stay attached when the agent dies.
+//!
+//! TCX, XDP and cgroup links are pinned, and their programs replaced atomically by the next agent. A filter on a clsact
+//! qdisc (kernels before 6.6) stays by itself; the report remembers it, and the next agent adds its own before it takes
+//! the old one away.
+
+use std::io;
+
+use aya::{
+    Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+        Xdp, XdpMode,
+        links::{FdLink, Link as _, LinkError},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+};
+use lb_ebpf::abi::program;
+use serde::{Deserialize, Serialize};
+
+use super::{DatapathError, pins, pins::Pins, sys};
+use crate::config::TcAttach;
+
+/// A program at a place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    /// What it does.
+    pub kind: DoorKind,
+    /// The device; zero for the cgroup.
+    pub ifindex: u32,
+    /// Its name; empty for the cgroup.
+    pub interface: String,
+    /// How it is attached.
+    pub attach: DoorAttach,
+}
+
+/// What a door does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DoorKind {
+    /// TC ingress of an uplink.
+    TcIngress,
+    /// XDP of an uplink, in the driver.
+    Xdp,
+    /// XDP of an uplink, behind the driver.
+    XdpGeneric,
+    /// TC ingress of a backend's device.
+    TcReply,
+    /// The cgroup's hooks.
+    Cgroup,
+}
+
+/// How a door is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DoorAttach {
+    /// A pinned link.
+    Link,
+    /// A filter on a clsact qdisc.
+    Clsact {
+        /// The filter's priority.
+        priority: u16,
+        /// The filter's handle.
+        handle: u32,
+        /// Whether the qdisc was added for it.
+        own_qdisc: bool,
+    },
+}
+
+/// The programs of the cgroup and the names of their pins.
+const CGROUP_PROGRAMS: [&str; 5] =
+    [program::CONNECT4, program::SENDMSG4, program::RECVMSG4, program::GETPEERNAME4, program::SOCK_RELEASE];
+
+impl DoorKind {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::TcIngress => program::TC_INGRESS,
+            Self::Xdp | Self::XdpGeneric => program::XDP_INGRESS,
+            Self::TcReply => program::TC_REPLY,
+            Self::Cgroup => program::CONNECT4,
+        }
+    }
+}
+
+impl Door {
+    /// Returns the name of the pin of a device's link. Dots are not allowed in the BPF file system, so it is the
+    /// index, not the name of the device, that stands in it.
+    fn pin(kind: DoorKind, ifindex: u32) -> String {
+        format!("{}-{ifindex}", kind.program())
+    }
+}
+
+/// Attaches a TC program, replacing that of a former agent.
+///
+/// # Errors
+/// What the kernel said.
+pub fn attach_tc(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    kind: DoorKind,
+    (ifindex, interface): (u32, &str),
+    how: TcAttach,
+    former: Option<&Door>,
+) -> Result<Door, DatapathError> {
+    let name = kind.program();
+    let failed = |source: ProgramError| DatapathError::Program {
+        action: format!("attach to {interface}"),
+        program: name,
+        source: Box::new(source),
+    };
+    let pin = Door::pin(kind, ifindex);
+    let program: &mut SchedClassifier = find(ebpf, name)?;
+    let by_link = match how {
+        TcAttach::Tcx => true,
+        TcAttach::Clsact => false,
+        TcAttach::Auto => {
+            aya::util::KernelVersion::current().is_ok_and(|version| version >= aya::util::KernelVersion::new(6, 6, 0))
+        }
+    };
+    let attach = if by_link {
+        if !replaced(pins, &pin, program.fd().map_err(failed)?)? {
+            let id = program
+                .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::default()))
+                .map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            pin_link(pins, &pin, link.try_into().map_err(link_failed(interface, name))?)?;
+        }
+        DoorAttach::Link
+    } else {
+        let own_qdisc = match tc::qdisc_add_clsact(interface) {
+            Ok(()) => true,
+            Err(TcError::AlreadyAttached) => {
+                former.is_some_and(|door| matches!(door.attach, DoorAttach::Clsact { own_qdisc: true, .. }))
+            }
+            Err(error) => return Err(failed(error.into())),
+        };
+        let options = TcAttachOptions::Netlink(NlOptions::default());
+        let id = program.attach_with_options(interface, TcAttachType::Ingress, options).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        let priority = link.priority().map_err(failed)?;
+        let handle = u32::from(link.handle().map_err(failed)?);
+        // The filter has to outlive the agent; `detach_door` or the next agent removes it by its number.
+        std::mem::forget(link);
+        DoorAttach::Clsact { priority, handle, own_qdisc }
+    };
+    if let Some(former) = former
+        && former.attach != attach
+    {
+        remove_former(pins, former, attach);
+    }
+    Ok(Door { kind, ifindex, interface: interface.to_owned(), attach })
+}
+
+/// Attaches XDP, replacing that of a former agent.
+///
+/// # Errors
+/// What the kernel said.
+pub fn attach_xdp(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    kind: DoorKind,
+    (ifindex, interface): (u32, &str),
+) -> Result<Door, DatapathError> {
+    let name = kind.program();
+    let failed =
+        |source: ProgramError| DatapathError::Xdp { interface: interface.to_owned(), source: Box::new(source) };
+    let mode = if kind == DoorKind::Xdp { XdpMode::Driver } else { XdpMode::Skb };
+    let pin = Door::pin(kind, ifindex);
+    let program: &mut Xdp = find(ebpf, name)?;
+    if !replaced(pins, &pin, program.fd().map_err(failed)?)? {
+        let id = program.attach(interface, mode).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        pin_link(pins, &pin, link.try_into().map_err(link_failed(interface, name))?)?;
+    }
+    Ok(Door { kind, ifindex, interface: interface.to_owned(), attach: DoorAttach::Link })
+}
+
+/// Attaches the programs of the cgroup, replacing those of a former agent.
+///
+/// # Errors
+/// What the kernel said.
+pub fn attach_cgroup(ebpf: &mut Ebpf, pins: &Pins) -> Result<Door, DatapathError> {
+    let cgroup = pins::cgroup_root()?;
+    for name in CGROUP_PROGRAMS {
+        let failed = |source: ProgramError| DatapathError::Program {
+            action: "attach to the root cgroup".into(),
+            program: name,
+            source: Box::new(source),
+        };
+        // The kernel's links are always shared with other programs, whatever the mode says.
+        let mode = CgroupAttachMode::Single;
+        let found = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
+        if replaced(pins, name, found.fd().map_err(failed)?)? {
+            continue;
+        }
+        let link: Result<FdLink, LinkError> = match found {
+            Program::CgroupSockAddr(program) => {
+                let id = program.attach(&cgroup, mode).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into()
+            }
+            Program::CgroupSock(program) => {
+                let id = program.attach(&cgroup, mode).map_err(failed)?;
+                program.take_link(id).map_err(failed)?.try_into()
+            }
+            _ => return Err(DatapathError::NoProgram { program: name }),
+        };
+        pin_link(pins, name, link.map_err(link_failed("the root cgroup", name))?)?;
+    }
+    Ok(Door { kind: DoorKind::Cgroup, ifindex: 0, interface: String::new(), attach: DoorAttach::Link })
+}
+
+/// Takes a door away; one that is gone already does not matter.
+///
+/// # Errors
+/// What the file system said.
+pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
+    match door.attach {
+        DoorAttach::Link if door.kind == DoorKind::Cgroup => {
+            CGROUP_PROGRAMS.iter().try_for_each(|name| pins.remove(name))
+        }
+        DoorAttach::Link => pins.remove(&Door::pin(door.kind, door.ifindex)),
+        DoorAttach::Clsact { priority, handle, own_qdisc } => {
+            if let Ok(link) = SchedClassifierLink::attached(
+                &door.interface,
+                TcAttachType::Ingress,
+                priority,
+                TcHandle::from(handle),
+                None,
+            ) && let Err(error) = link.detach()
+            {
+                tracing::debug!(interface = door.interface, %error, "the filter was gone already");
+            }
+            if own_qdisc {
+                remove_qdisc(&door.interface);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Loads every program of the object.
+///
+/// # Errors
+/// What the verifier said.
+pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    load::<SchedClassifier>(ebpf, program::TC_INGRESS, SchedClassifier::load)?;
+    load::<SchedClassifier>(ebpf, program::TC_REPLY, SchedClassifier::load)?;
+    load::<Xdp>(ebpf, program::XDP_INGRESS, Xdp::load)?;
+    for name in [program::CONNECT4, program::SENDMSG4, program::RECVMSG4, program::GETPEERNAME4] {
+        load::<CgroupSockAddr>(ebpf, name, CgroupSockAddr::load)?;
+    }
+    load::<CgroupSock>(ebpf, program::SOCK_RELEASE, CgroupSock::load)
+}
+
+fn load<'a, P: 'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    load(find(ebpf, name)?).map_err(|source| DatapathError::Program {
+        action: "load".into(),
+        program: name,
+        source: Box::new(source),
+    })
+}
+
+fn find<'a, P: 'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
+    program.try_into().map_err(|_| DatapathError::NoProgram { program: name })
+}
+
+/// Returns whether a former agent's link now runs `program`. A pin whose device is gone is removed.
+fn replaced(pins: &Pins, pin: &str, program: &aya::programs::ProgramFd) -> Result<bool, DatapathError> {
+    use std::os::fd::AsFd as _;
+    match sys::replace_program(&pins.path(pin), program.as_fd()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => {
+            tracing::debug!(pin, %error, "the former link is of no use");
+            pins.remove(pin)?;
+            Ok(false)
+        }
+    }
+}
+
+fn pin_link(pins: &Pins, pin: &str, link: FdLink) -> Result<(), DatapathError> {
+    let path = pins.path(pin);
+    match link.pin(&path) {
+        // Dropping the handle closes its descriptor; the pin keeps the link.
+        Ok(_pinned) => Ok(()),
+        Err(error) => Err(DatapathError::Pin { action: "pin", path, source: io::Error::other(error) }),
+    }
+}
+
+fn link_failed(place: &str, program: &'static str) -> impl FnOnce(LinkError) -> DatapathError {
+    let action = format!("attach to {place}");
+    move |error| DatapathError::Program {
+        action,
+        program,
+        source: Box::new(ProgramError::IOError(io::Error::other(error))),
+    }
+}
+
+/// Removes what a former agent attached in another way than this one.
+fn remove_former(pins: &Pins, former: &Door, present: DoorAttach) {
+    let keep_qdisc = matches!(present, DoorAttach::Clsact { .. });
+    let mut former = former.clone();
+    if let DoorAttach::Clsact { own_qdisc, .. } = &mut former.attach
+        && keep_qdisc
+    {
+        *own_qdisc = false;
+    }
+    if let Err(error) = detach_door(pins, &former) {
+        tracing::warn!(interface = former.interface, %error, "a former program stays attached");
+    }
+}
+
+/// Removes the clsact qdisc, which nothing but an agent of ours has asked for, if nobody else uses it by now.
+fn remove_qdisc(interface: &str) {
+    let shown = std::process::Command::new("tc").args(["filter", "show", "dev", interface, "ingress"]).output();
+    let used = shown.map_or(true, |output| !output.stdout.is_empty() || !output.status.success());
+    if used {
+        return;
+    }
+    let removed = std::process::Command::new("tc").args(["qdisc", "del", "dev", interface, "clsact"]).status();
+    if !removed.is_ok_and(|status| status.success()) {
+        tracing::warn!(interface, "the clsact qdisc could not be removed: `tc qdisc del dev {interface} clsact`");
+    }
+}

@@ -1,0 +1,481 @@
+//! How the host reaches a backend: by which device, through which port of a bridge, to which MAC address.
+//!
+//! ```text
+//! route to the backend ─▶ device ─▶ neighbour (asked by ARP if unknown) ─▶ MAC ─▶ port of the bridge ─▶ reach
+//! ```
+//!
+//! Every answer is asked of the kernel for one object at a time, by rtnetlink, in the network namespace in which the
+//! [`Links`] were opened. There is no cache: a backend that moves is found at its new place by asking again.
+
+use std::{io, net::Ipv4Addr};
+
+use futures_util::{StreamExt, stream};
+
+use self::netlink::{Neighbour, Netlink, NextHop};
+
+mod netlink;
+
+/// How many backends [`Links::resolve_all`] asks for at a time. The kernel drops answers that do not fit into the
+/// socket's buffer, and 16 of the largest take a quarter of it.
+const RESOLVED_AT_ONCE: usize = 16;
+/// How many names an error lists; a Docker host may have thousands of interfaces.
+const NAMES_LISTED: usize = 20;
+
+/// A link-layer address.
+pub type Mac = [u8; 6];
+
+/// How packets for a backend are handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Through a veth whose other end is in another network namespace: `bpf_redirect_peer` to `ifindex`.
+    Veth,
+    /// Through a device on whose link the backend is: `bpf_redirect_neigh` to `ifindex`.
+    Neighbour,
+    /// Beyond a router, or over a device without link-layer addresses: the kernel has to route.
+    Routed,
+}
+
+/// The way to a backend and back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// How packets are handed over.
+    pub reach: Reach,
+    /// The device to redirect into: the veth's end on this side, or the device that the route names.
+    pub ifindex: u32,
+    /// The name of `ifindex`.
+    pub name: String,
+    /// The device at whose ingress the backend's packets enter: the veth, the bridge's port, or the device.
+    pub reply_ifindex: u32,
+    /// The name of `reply_ifindex`.
+    pub reply_name: String,
+    /// The device that the route names: the bridge if there is one.
+    pub l3_ifindex: u32,
+    /// The backend's MAC address; `None` where it is routed.
+    pub mac: Option<Mac>,
+    /// The MAC address of `l3_ifindex`, from which the backend expects its packets.
+    pub src_mac: Option<Mac>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Its link-layer address.
+    pub mac: Option<Mac>,
+    /// Whether it carries Ethernet frames; a tunnel may carry bare IP packets.
+    pub ethernet: bool,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Its largest packet, in bytes.
+    pub mtu: u32,
+    /// The bridge or bond that it is a port of.
+    pub controller: Option<u32>,
+    /// Whether its other end, or the device below it, is in another network namespace.
+    pub peer_elsewhere: bool,
+}
+
+/// What an interface is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The host's own.
+    Loopback,
+    /// A device with a driver of its own: hardware, or a hypervisor's.
+    Physical,
+    /// One end of a pair.
+    Veth,
+    /// A bridge of its ports.
+    Bridge,
+    /// A VLAN of another device.
+    Vlan,
+    /// Any other, by the kernel's name for it.
+    Other(String),
+}
+
+/// A bridge that the host has an address on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The host's addresses on it.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// Why a way, or an interface, could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// There is no such interface.
+    #[error("interface {name} does not exist here: there are {}", listed(existing))]
+    UnknownInterface {
+        /// The name asked for.
+        name: String,
+        /// Those that exist.
+        existing: Vec<String>,
+    },
+    /// The interface went away.
+    #[error("interface {index} does not exist any more")]
+    InterfaceGone {
+        /// Its index.
+        index: u32,
+    },
+    /// The host has no route to the backend.
+    #[error("backend {backend}: no route from here: check its address and network")]
+    NoRoute {
+        /// The backend's address.
+        backend: Ipv4Addr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The backend's address is one of this host's own.
+    #[error("backend {backend}: the address is this host's own, not that of a container or of another machine")]
+    Local {
+        /// The backend's address.
+        backend: Ipv4Addr,
+    },
+    /// The address is not that of one machine.
+    #[error("backend {backend}: the address is a broadcast or multicast address here")]
+    NotUnicast {
+        /// The backend's address.
+        backend: Ipv4Addr,
+    },
+    /// Nobody has the backend's address.
+    #[error("backend {backend}: no answer to ARP on {device}: check that it is up and has this address")]
+    NoNeighbour {
+        /// The backend's address.
+        backend: Ipv4Addr,
+        /// The device on which it should be.
+        device: String,
+    },
+    /// The kernel cannot be asked.
+    #[error("{action}: rtnetlink")]
+    Netlink {
+        /// What was attempted.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The interfaces, routes and neighbours of one network namespace.
+#[derive(Debug)]
+pub struct Links {
+    netlink: Netlink,
+}
+
+impl Links {
+    /// Opens them for the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `Netlink`, if the socket cannot be opened.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open() -> Result<Self, LinkError> {
+        Ok(Self { netlink: Netlink::open()? })
+    }
+
+    /// Finds the way to `backend`. If the kernel does not know its MAC address for sure, it is asked for by ARP, which
+    /// takes up to a second.
+    ///
+    /// # Errors
+    /// `NoRoute`, `Local`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
+    pub async fn resolve(&self, backend: Ipv4Addr) -> Result<Path, LinkError> {
+        let hop = self.netlink.route_to(backend).await?;
+        let device = self.netlink.link(hop.device).await?;
+        if hop.by_gateway || !device.ethernet {
+            return Ok(path(&device, Place::Routed));
+        }
+        let known = self.netlink.neighbour(device.index, backend).await?;
+        let fresh = known.as_ref().and_then(Neighbour::trusted);
+        let mac = match fresh {
+            Some(mac) => mac,
+            None => self.ask_again(&device, backend).await?,
+        };
+        if device.kind != LinkKind::Bridge {
+            return Ok(path(&device, Place::OnLink { mac }));
+        }
+        if let Some(port) = self.netlink.port_of(device.index, mac).await? {
+            return self.by_port(&device, mac, port).await;
+        }
+        // The bridge forgets sooner than the neighbour table does, and the container may be another one by now. An
+        // answer to ARP passes through the bridge and teaches it.
+        let mac = if fresh.is_some() && known.is_some_and(|known| known.changeable()) {
+            self.ask_again(&device, backend).await?
+        } else {
+            mac
+        };
+        match self.netlink.port_of(device.index, mac).await? {
+            Some(port) => self.by_port(&device, mac, port).await,
+            None => Ok(path(&device, Place::OnLink { mac })),
+        }
+    }
+
+    /// Finds the ways to many backends; the results are in the order of the addresses.
+    pub async fn resolve_all(&self, backends: &[Ipv4Addr]) -> Vec<Result<Path, LinkError>> {
+        let ways = backends.iter().map(|backend| self.resolve(*backend));
+        stream::iter(ways).buffered(RESOLVED_AT_ONCE).collect().await
+    }
+
+    /// Returns the interfaces by which clients come: those of the default routes, or where there is none, those that
+    /// are up and have a global IPv4 address, except loopback, bridges, ports, and those that lead to `backends`.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn uplinks(&self, backends: &[Ipv4Addr]) -> Result<Vec<Link>, LinkError> {
+        let defaults = self.netlink.default_devices().await?;
+        let links = self.all().await?;
+        if !defaults.is_empty() {
+            return Ok(links.into_iter().filter(|link| defaults.contains(&link.index)).collect());
+        }
+        let mut leading_away = Vec::new();
+        for backend in backends {
+            // A backend without a route excludes nothing; it is complained about where it is resolved.
+            if let Ok(NextHop { device, .. }) = self.netlink.route_to(*backend).await {
+                leading_away.push(device);
+            }
+        }
+        let addressed: Vec<u32> = self.netlink.addresses().await?.into_iter().map(|(index, _)| index).collect();
+        Ok(links
+            .into_iter()
+            .filter(|link| link.may_be_uplink())
+            .filter(|link| addressed.contains(&link.index) && !leading_away.contains(&link.index))
+            .collect())
+    }
+
+    /// Returns the bridges that the host has an IPv4 address on.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn bridges(&self) -> Result<Vec<Bridge>, LinkError> {
+        let addresses = self.netlink.addresses().await?;
+        let on = |index| addresses.iter().filter(move |(found, _)| *found == index).map(|(_, address)| *address);
+        let bridges = self.all().await?.into_iter().filter(|link| link.kind == LinkKind::Bridge);
+        Ok(bridges
+            .map(|link| Bridge { addresses: on(link.index).collect(), index: link.index, name: link.name })
+            .filter(|bridge| !bridge.addresses.is_empty())
+            .collect())
+    }
+
+    /// Returns the IPv4 addresses of global scope that an interface has, in the kernel's order.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn addresses(&self, ifindex: u32) -> Result<Vec<Ipv4Addr>, LinkError> {
+        let all = self.netlink.addresses().await?;
+        Ok(all.into_iter().filter(|(index, _)| *index == ifindex).map(|(_, address)| address).collect())
+    }
+
+    /// Returns every interface, by rising index.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn all(&self) -> Result<Vec<Link>, LinkError> {
+        let mut links = self.netlink.links().await?;
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// Returns the interface of an index.
+    ///
+    /// # Errors
+    /// `InterfaceGone`, `Netlink`.
+    pub async fn link(&self, ifindex: u32) -> Result<Link, LinkError> {
+        self.netlink.link(ifindex).await
+    }
+
+    /// Returns the interface of a name.
+    ///
+    /// # Errors
+    /// `UnknownInterface`, `Netlink`.
+    pub async fn named(&self, name: &str) -> Result<Link, LinkError> {
+        // Asking for all costs little beside attaching to one, and an error needs them anyway.
+        let links = self.all().await?;
+        match links.iter().find(|link| link.name == name) {
+            Some(link) => Ok(link.clone()),
+            None => {
+                let existing = links.into_iter().map(|link| link.name).collect();
+                Err(LinkError::UnknownInterface { name: name.to_owned(), existing })
+            }
+        }
+    }
+
+    /// Returns the index of the interface of a name.
+    ///
+    /// # Errors
+    /// `UnknownInterface`, `Netlink`.
+    pub async fn index_of(&self, name: &str) -> Result<u32, LinkError> {
+        self.named(name).await.map(|link| link.index)
+    }
+
+    /// Returns what the interface of an index is.
+    ///
+    /// # Errors
+    /// `InterfaceGone`, `Netlink`.
+    pub async fn kind(&self, ifindex: u32) -> Result<LinkKind, LinkError> {
+        self.link(ifindex).await.map(|link| link.kind)
+    }
+
+    async fn ask_again(&self, device: &Link, backend: Ipv4Addr) -> Result<Mac, LinkError> {
+        let answer = self.netlink.ask_by_arp(device.index, backend).await?;
+        answer.ok_or_else(|| LinkError::NoNeighbour { backend, device: device.name.clone() })
+    }
+
+    async fn by_port(&self, bridge: &Link, mac: Mac, port: u32) -> Result<Path, LinkError> {
+        let port = self.netlink.link(port).await?;
+        Ok(path(bridge, Place::BehindPort { mac, port: &port }))
+    }
+}
+
+impl Link {
+    /// Whether clients may come by it, as far as it can be told from the interface alone.
+    fn may_be_uplink(&self) -> bool {
+        let suits = match self.kind {
+            LinkKind::Loopback | LinkKind::Bridge => false,
+            LinkKind::Physical | LinkKind::Veth | LinkKind::Vlan | LinkKind::Other(_) => true,
+        };
+        suits && self.up && self.ethernet && self.controller.is_none()
+    }
+
+    /// Whether it is a veth whose other end is in another network namespace, so that packets can be put there.
+    fn leads_elsewhere(&self) -> bool {
+        self.kind == LinkKind::Veth && self.peer_elsewhere
+    }
+}
+
+/// Where a backend is, seen from the device that the route names.
+enum Place<'a> {
+    Routed,
+    OnLink { mac: Mac },
+    BehindPort { mac: Mac, port: &'a Link },
+}
+
+fn path(device: &Link, place: Place<'_>) -> Path {
+    let (reach, into, reply, mac) = match place {
+        Place::Routed => (Reach::Routed, device, device, None),
+        Place::OnLink { mac } if device.leads_elsewhere() => (Reach::Veth, device, device, Some(mac)),
+        Place::OnLink { mac } => (Reach::Neighbour, device, device, Some(mac)),
+        Place::BehindPort { mac, port } if port.leads_elsewhere() => (Reach::Veth, port, port, Some(mac)),
+        Place::BehindPort { mac, port } => (Reach::Neighbour, device, port, Some(mac)),
+    };
+    Path {
+        reach,
+        ifindex: into.index,
+        name: into.name.clone(),
+        reply_ifindex: reply.index,
+        reply_name: reply.name.clone(),
+        l3_ifindex: device.index,
+        mac,
+        src_mac: device.mac,
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMES_LISTED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = [2, 0, 0, 0, 0, 9];
+
+    #[test]
+    fn a_container_behind_a_bridge_is_reached_by_its_veth() {
+        let bridge = link(3, LinkKind::Bridge);
+        let port = Link { peer_elsewhere: true, controller: Some(3), ..link(9, LinkKind::Veth) };
+
+        let path = path(&bridge, Place::BehindPort { mac: MAC, port: &port });
+
+        assert_eq!((path.reach, path.ifindex, path.reply_ifindex, path.l3_ifindex), (Reach::Veth, 9, 9, 3));
+        assert_eq!((path.mac, path.src_mac), (Some(MAC), bridge.mac));
+        assert_eq!((path.name.as_str(), path.reply_name.as_str()), ("if9", "if9"));
+    }
+
+    #[test]
+    fn another_port_of_a_bridge_is_reached_through_the_bridge() {
+        let bridge = link(3, LinkKind::Bridge);
+
+        for kind in [LinkKind::Physical, LinkKind::Other("tun".into()), LinkKind::Veth] {
+            let port = link(9, kind);
+            let path = path(&bridge, Place::BehindPort { mac: MAC, port: &port });
+
+            assert_eq!((path.reach, path.ifindex, path.reply_ifindex), (Reach::Neighbour, 3, 9));
+        }
+    }
+
+    #[test]
+    fn an_unknown_port_of_a_bridge_answers_at_the_bridge() {
+        let path = path(&link(3, LinkKind::Bridge), Place::OnLink { mac: MAC });
+
+        assert_eq!((path.reach, path.ifindex, path.reply_ifindex), (Reach::Neighbour, 3, 3));
+    }
+
+    #[test]
+    fn a_routed_veth_is_reached_by_itself() {
+        let veth = Link { peer_elsewhere: true, ..link(9, LinkKind::Veth) };
+
+        let path = path(&veth, Place::OnLink { mac: MAC });
+
+        assert_eq!((path.reach, path.ifindex, path.reply_ifindex), (Reach::Veth, 9, 9));
+    }
+
+    #[test]
+    fn a_veth_within_the_namespace_is_a_neighbour() {
+        let path = path(&link(9, LinkKind::Veth), Place::OnLink { mac: MAC });
+
+        assert_eq!((path.reach, path.ifindex), (Reach::Neighbour, 9));
+    }
+
+    #[test]
+    fn beyond_a_gateway_there_is_no_mac() {
+        let path = path(&link(2, LinkKind::Physical), Place::Routed);
+
+        assert_eq!((path.reach, path.mac), (Reach::Routed, None));
+    }
+
+    #[test]
+    fn only_free_interfaces_that_are_up_may_be_uplinks() {
+        assert!(link(2, LinkKind::Physical).may_be_uplink());
+        assert!(link(2, LinkKind::Veth).may_be_uplink());
+        assert!(!link(2, LinkKind::Loopback).may_be_uplink());
+        assert!(!link(2, LinkKind::Bridge).may_be_uplink());
+        assert!(!Link { up: false, ..link(2, LinkKind::Physical) }.may_be_uplink());
+        assert!(!Link { ethernet: false, ..link(2, LinkKind::Physical) }.may_be_uplink());
+        assert!(!Link { controller: Some(1), ..link(2, LinkKind::Physical) }.may_be_uplink());
+    }
+
+    #[test]
+    fn an_unknown_interface_is_answered_with_those_there_are() {
+        let unknown = |count: u32| LinkError::UnknownInterface {
+            name: "eth9".into(),
+            existing: (0..count).map(|number| format!("v{number}")).collect(),
+        };
+
+        assert_eq!(unknown(2).to_string(), "interface eth9 does not exist here: there are v0, v1");
+        assert!(unknown(1020).to_string().ends_with("v18, v19 and 1000 more"));
+    }
+
+    fn link(index: u32, kind: LinkKind) -> Link {
+        Link {
+            index,
+            name: format!("if{index}"),
+            kind,
+            mac: Some([2, 0, 0, 0, 1, index.to_le_bytes()[0]]),
+            ethernet: true,
+            up: true,
+            mtu: 1500,
+            controller: None,
+            peer_elsewhere: false,
+        }
+    }
+}

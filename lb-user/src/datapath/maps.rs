@@ -1,0 +1,234 @@
+//! Handles of the pinned maps. The agent and `status` open them alike.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use lb_ebpf::abi::{
+    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow, LocalKey,
+    MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
+};
+
+use super::{DatapathError, pins::Pins, sys};
+
+/// The maps of one instance. Who writes what stands in [`lb_ebpf::abi::map`].
+pub struct Maps {
+    /// `Endpoint → FrontendId`.
+    pub addresses: HashMap<MapData, Endpoint, FrontendId>,
+    /// `FrontendId → Frontend`.
+    pub frontends: HashMap<MapData, FrontendId, Frontend>,
+    /// `SlotIndex → BackendId`.
+    pub slots: Array<MapData, BackendId>,
+    /// `BackendId → Backend`.
+    pub backends: Array<MapData, Backend>,
+    /// `FrontendId → next ticket`.
+    pub cursors: Array<MapData, u64>,
+    /// `netns cookie → 1`.
+    pub local_netns: HashMap<MapData, u64, u32>,
+    /// `FrontendId → Traffic`.
+    pub retired: Array<MapData, Traffic>,
+    counters: PerCpuArray<MapData, u64>,
+    backend_stats: PerCpuArray<MapData, Traffic>,
+    agent: Array<MapData, AgentRecord>,
+    report: Array<MapData, ReportPage>,
+    /// Proven flows.
+    pub flows: Table<FlowKey, FlowEntry>,
+    /// Flows that are not proven.
+    pub half_open: Table<FlowKey, FlowEntry>,
+    /// Reply halves of proven flows.
+    pub replies: Table<FlowKey, ReplyEntry>,
+    /// Reply halves of flows that are not proven.
+    pub half_open_replies: Table<FlowKey, ReplyEntry>,
+    /// Sockets of this host.
+    pub local_flows: Table<LocalKey, LocalFlow>,
+}
+
+/// A hash map that may be large, and is read and cleaned in batches.
+pub struct Table<K: aya::Pod, V: aya::Pod> {
+    name: &'static str,
+    batches: MapData,
+    single: HashMap<MapData, K, V>,
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// Which map, and what the kernel said.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            addresses: typed(pins, map::ADDRESSES)?,
+            frontends: typed(pins, map::FRONTENDS)?,
+            slots: typed(pins, map::SLOTS)?,
+            backends: typed(pins, map::BACKENDS)?,
+            cursors: typed(pins, map::CURSORS)?,
+            local_netns: typed(pins, map::LOCAL_NETNS)?,
+            retired: typed(pins, map::RETIRED)?,
+            counters: typed(pins, map::COUNTERS)?,
+            backend_stats: typed(pins, map::BACKEND_STATS)?,
+            agent: typed(pins, map::AGENT)?,
+            report: typed(pins, map::REPORT)?,
+            flows: Table::open(pins, map::FLOWS)?,
+            half_open: Table::open(pins, map::HALF_OPEN)?,
+            replies: Table::open(pins, map::REPLIES)?,
+            half_open_replies: Table::open(pins, map::HALF_OPEN_REPLIES)?,
+            local_flows: Table::open(pins, map::LOCAL_FLOWS)?,
+        })
+    }
+
+    /// Returns a counter, summed over the processors.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn counter(&self, index: u32) -> Result<u64, DatapathError> {
+        debug_assert!(index < MAX_COUNTERS);
+        let values = self.counters.get(&index, 0).map_err(failed(map::COUNTERS))?;
+        Ok(values.iter().fold(0, |sum, value| sum.wrapping_add(*value)))
+    }
+
+    /// Returns what went through a backend, summed over the processors.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn traffic(&self, id: BackendId) -> Result<Traffic, DatapathError> {
+        let values = self.backend_stats.get(&id, 0).map_err(failed(map::BACKEND_STATS))?;
+        Ok(values.iter().fold(Traffic::default(), |mut sum, value| {
+            sum.add(value);
+            sum
+        }))
+    }
+
+    /// Sets a backend's counters to zero. Only for an id that no packet is counted under.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn clear_traffic(&mut self, id: BackendId) -> Result<(), DatapathError> {
+        let processors = aya::util::nr_cpus().map_err(|(_, source)| DatapathError::Processors { source })?;
+        let zeroes = PerCpuValues::try_from(vec![Traffic::default(); processors])
+            .map_err(|source| DatapathError::Processors { source })?;
+        self.backend_stats.set(id, zeroes, 0).map_err(failed(map::BACKEND_STATS))
+    }
+
+    /// Returns the agent's record; all zero if no agent has written one.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn agent_record(&self) -> Result<AgentRecord, DatapathError> {
+        self.agent.get(&0, 0).map_err(failed(map::AGENT))
+    }
+
+    /// Writes the agent's report into the half that nobody reads, and then the record that makes it the one to read.
+    ///
+    /// # Errors
+    /// [`DatapathError::ReportTooLong`], or what the kernel said.
+    pub fn write_report(&mut self, text: &[u8], mut record: AgentRecord) -> Result<AgentRecord, DatapathError> {
+        let room = REPORT_PAGES as usize * REPORT_PAGE_BYTES;
+        if text.len() > room {
+            return Err(DatapathError::ReportTooLong { len: text.len(), room });
+        }
+        let half = 1 - record.report_half.min(1);
+        for (number, bytes) in text.chunks(REPORT_PAGE_BYTES).enumerate() {
+            let mut page = [0; REPORT_PAGE_BYTES];
+            page[..bytes.len()].copy_from_slice(bytes);
+            self.report.set(half * REPORT_PAGES + number as u32, page, 0).map_err(failed(map::REPORT))?;
+        }
+        record.report_half = half;
+        record.report_len = text.len() as u32;
+        record.sequence += 1;
+        self.agent.set(0, record, 0).map_err(failed(map::AGENT))?;
+        Ok(record)
+    }
+
+    /// Reads the agent's record and report, whole.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn read_report(&self) -> Result<(AgentRecord, Vec<u8>), DatapathError> {
+        // The agent writes every second at the most, so a second try reads in peace.
+        let mut before = self.agent_record()?;
+        for _ in 0..8 {
+            let mut text = Vec::with_capacity(before.report_len as usize);
+            let len = (before.report_len as usize).min(REPORT_PAGES as usize * REPORT_PAGE_BYTES);
+            let first = before.report_half.min(1) * REPORT_PAGES;
+            for number in 0..len.div_ceil(REPORT_PAGE_BYTES) {
+                let page = self.report.get(&(first + number as u32), 0).map_err(failed(map::REPORT))?;
+                text.extend_from_slice(&page);
+            }
+            text.truncate(len);
+            let after = self.agent_record()?;
+            // One write meanwhile went to the other half and leaves this one whole.
+            if after.sequence.wrapping_sub(before.sequence) <= 1 {
+                return Ok((before, text));
+            }
+            before = after;
+        }
+        Err(DatapathError::ReportRestless)
+    }
+}
+
+impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
+        let batches = MapData::from_pin(pins.path(name)).map_err(failed(name))?;
+        let single = typed(pins, name)?;
+        Ok(Self { name, batches, single })
+    }
+
+    /// Returns an entry.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn get(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        match self.single.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(self.name)(error)),
+        }
+    }
+
+    /// Writes an entry. For tests and measurements: in service, the datapath writes.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn put(&mut self, key: &K, value: &V) -> Result<(), DatapathError> {
+        self.single.insert(key, value, 0).map_err(failed(self.name))
+    }
+
+    /// Shows every entry.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn scan(&self, each: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
+        sys::scan(self.fd(), each).map_err(|source| DatapathError::Scan { map: self.name, source })
+    }
+
+    /// Deletes entries.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn delete(&self, keys: &[K]) -> Result<(), DatapathError> {
+        sys::delete(self.fd(), keys).map_err(|source| DatapathError::Scan { map: self.name, source })
+    }
+
+    /// Returns how many entries fit.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn capacity(&self) -> Result<u32, DatapathError> {
+        self.batches.info().map(|info| info.max_entries()).map_err(failed(self.name))
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.batches.fd().as_fd()
+    }
+}
+
+/// Turns a map's error into one that names the map.
+pub fn failed(map: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { map, source: Box::new(source) }
+}
+
+fn typed<T>(pins: &Pins, name: &'static str) -> Result<T, DatapathError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    MapData::from_pin(pins.path(name)).and_then(Map::from_map_data).and_then(T::try_from).map_err(failed(name))
+}

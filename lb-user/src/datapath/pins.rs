@@ -1,0 +1,224 @@
+//! Where an instance lives in the BPF file system, so that everything outlives the agent.
+//!
+//! ```text
+//! /sys/fs/bpf/lb/NAME/FLOWS …              maps, by their names
+//! /sys/fs/bpf/lb/NAME/tc_ingress-IFINDEX   links, by program and device
+//! /sys/fs/bpf/lb/NAME/connect4 …           links of the cgroup
+//! /run/lb/NAME.lock                        held by the agent that runs
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+
+use super::DatapathError;
+
+/// Where the BPF file system is mounted.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Its magic number: `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
+const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+/// The folder of all instances in it.
+const ROOT: &str = "/sys/fs/bpf/lb";
+/// Where locks are.
+const RUN: &str = "/run/lb";
+
+/// The pins of one instance.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    folder: PathBuf,
+}
+
+/// Held as long as an agent of an instance runs; the kernel lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _held: Flock<File>,
+}
+
+impl Pins {
+    /// Names the pins of an instance; nothing is touched.
+    pub fn of(instance: &str) -> Self {
+        Self { folder: Path::new(ROOT).join(instance) }
+    }
+
+    /// Returns the folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Returns the path of a pin.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Returns whether the instance has left anything.
+    pub fn exists(&self) -> bool {
+        self.folder.is_dir()
+    }
+
+    /// Makes the folder, after mounting the BPF file system where it is not.
+    ///
+    /// # Errors
+    /// What was attempted, and what the kernel said.
+    pub fn create(&self) -> Result<(), DatapathError> {
+        mount_bpffs()?;
+        fs::create_dir_all(&self.folder).map_err(|source| DatapathError::Pin {
+            action: "create",
+            path: self.folder.clone(),
+            source,
+        })
+    }
+
+    /// Returns the names of the pins.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes one pin; one that is not there does not matter.
+    ///
+    /// # Errors
+    /// What was attempted, and what the file system said.
+    pub fn remove(&self, name: &str) -> Result<(), DatapathError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::Pin { action: "remove", path, source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes everything: links first, so that no program runs on maps that nobody can see.
+    ///
+    /// # Errors
+    /// What was attempted, and what the file system said.
+    pub fn remove_all(&self) -> Result<(), DatapathError> {
+        let names = match self.names() {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(DatapathError::Pin { action: "read", path: self.folder.clone(), source }),
+        };
+        let (maps, links): (Vec<_>, Vec<_>) =
+            names.iter().partition(|name| lb_ebpf::abi::map::ALL.contains(&name.as_str()));
+        for name in links.into_iter().chain(maps) {
+            self.remove(name)?;
+        }
+        match fs::remove_dir(&self.folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::Pin { action: "remove", path: self.folder.clone(), source })
+            }
+            Ok(()) | Err(_) => {
+                // The folder of all instances goes with the last one.
+                let _others_remain = fs::remove_dir(ROOT);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Returns the names of all instances that have left pins.
+pub fn instances() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Takes the lock of an instance.
+///
+/// # Errors
+/// [`DatapathError::InUse`] if another agent holds it.
+pub fn lock(instance: &str) -> Result<Lock, DatapathError> {
+    let path = Path::new(RUN).join(format!("{instance}.lock"));
+    let failed = |source| DatapathError::Lock { path: path.clone(), source };
+    fs::create_dir_all(RUN).map_err(failed)?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => Ok(Lock { _held: held }),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(DatapathError::InUse { instance: instance.to_owned() }),
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// Removes the lock's file. Only its holder, or who found nobody holding it, may.
+pub fn remove_lock(instance: &str) {
+    let _leaves_an_empty_file = fs::remove_file(Path::new(RUN).join(format!("{instance}.lock")));
+    let _others_remain = fs::remove_dir(RUN);
+}
+
+/// Mounts the BPF file system, unless it is mounted.
+fn mount_bpffs() -> Result<(), DatapathError> {
+    let mounted = statfs(BPFFS).map(|found| found.filesystem_type() == BPF_FS_MAGIC).unwrap_or(false);
+    if mounted {
+        return Ok(());
+    }
+    tracing::info!("mounting the BPF file system at {BPFFS}");
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .map_err(|errno| DatapathError::Mount { path: BPFFS.into(), source: errno.into() })
+}
+
+/// Returns the root of the unified cgroup hierarchy, wherever it is mounted; mounts one where there is none.
+///
+/// # Errors
+/// What was attempted, and what the kernel said.
+pub fn cgroup_root() -> Result<OwnedFd, DatapathError> {
+    const OWN: &str = "/run/lb/cgroup2";
+    let found =
+        mounted_cgroup2().map_err(|source| DatapathError::Cgroup { path: "/proc/self/mounts".into(), source })?;
+    let path = match found {
+        Some(path) => path,
+        None => {
+            tracing::info!("mounting a unified cgroup hierarchy at {OWN}");
+            fs::create_dir_all(OWN).map_err(|source| DatapathError::Cgroup { path: OWN.into(), source })?;
+            mount(Some("none"), OWN, Some("cgroup2"), MsFlags::empty(), None::<&str>)
+                .map_err(|errno| DatapathError::Cgroup { path: OWN.into(), source: errno.into() })?;
+            PathBuf::from(OWN)
+        }
+    };
+    File::open(&path).map(OwnedFd::from).map_err(|source| DatapathError::Cgroup { path, source })
+}
+
+fn mounted_cgroup2() -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(cgroup2_in(&mounts).map(PathBuf::from))
+}
+
+/// Finds the unified hierarchy in a table of mounts, fstab(5).
+fn cgroup2_in(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then_some(path)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unified_hierarchy_is_found_beside_others() {
+        let hybrid = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+
+        assert_eq!(cgroup2_in(hybrid), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(cgroup2_in("tmpfs /sys/fs/cgroup tmpfs rw 0 0\n"), None);
+        assert_eq!(cgroup2_in(""), None);
+    }
+}

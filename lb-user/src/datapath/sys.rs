@@ -1,0 +1,164 @@
+//! The bpf(2) commands that the loader library does not offer: replacing a pinned link's program whatever its type, and
+//! reading and deleting whole batches of a hash map.
+//!
+//! # Source
+//! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.6 (batches).
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya::Pod;
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// Entries that are read or deleted at once.
+const BATCH: usize = 4096;
+
+/// `bpf_attr` for BPF_OBJ_GET.
+#[repr(C)]
+#[derive(Default)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// `bpf_attr.link_update`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// `bpf_attr.batch`.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Performs a bpf(2) command.
+///
+/// # Safety
+/// Pointers in `attr` are valid for what the command reads and writes.
+unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` outlives the call and its size is given; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Replaces the program behind a pinned link, atomically: no packet and no connect() goes by.
+///
+/// # Errors
+/// `NotFound` if nothing is pinned at `pin`; `ENOLINK` if the device or cgroup of the link is gone.
+pub fn replace_program(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut get = ObjGet { pathname: path.as_ptr().expose_provenance() as u64, ..ObjGet::default() };
+    // SAFETY: `path` is a string that outlives the call.
+    let link = unsafe { bpf(BPF_OBJ_GET, &mut get) }?;
+    // SAFETY: the kernel has just given us this descriptor.
+    let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
+    let mut update = LinkUpdate {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        ..LinkUpdate::default()
+    };
+    // SAFETY: the command takes no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut update) }.map(|_| ())
+}
+
+/// Shows every entry of a hash map. Entries that come or go meanwhile may be missed or shown; none is shown torn in its
+/// key.
+///
+/// # Errors
+/// What the kernel says; entries shown until then stay shown.
+pub fn scan<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+    let mut room = BATCH;
+    let (mut from, mut to) = (0_u64, 0_u64);
+    let mut started = false;
+    loop {
+        let mut keys: Vec<std::mem::MaybeUninit<K>> = Vec::with_capacity(room);
+        let mut values: Vec<std::mem::MaybeUninit<V>> = Vec::with_capacity(room);
+        let mut batch = Batch {
+            in_batch: if started { (&raw const from).expose_provenance() as u64 } else { 0 },
+            out_batch: (&raw mut to).expose_provenance() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: values.as_mut_ptr().expose_provenance() as u64,
+            count: room as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: the buffers hold `count` entries of the map's key and value, whose sizes the caller's types have.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) };
+        let ended = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < BATCH * 64 => {
+                room *= 4;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = (batch.count as usize).min(room);
+        // SAFETY: the kernel has written `count` entries, and every bit pattern is a value of a `Pod`.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        for (key, value) in keys.iter().zip(&values) {
+            // SAFETY: written by the kernel, as above.
+            each(unsafe { key.assume_init_ref() }, unsafe { value.assume_init_ref() });
+        }
+        if ended {
+            return Ok(());
+        }
+        from = to;
+        started = true;
+    }
+}
+
+/// Deletes entries of a hash map; those that are gone already do not matter.
+///
+/// # Errors
+/// What the kernel says, other than that an entry is gone.
+pub fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+    while !keys.is_empty() {
+        let some = &keys[..keys.len().min(BATCH)];
+        let mut batch = Batch {
+            keys: some.as_ptr().expose_provenance() as u64,
+            count: some.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: `some` holds `count` keys, whose size the caller's type has.
+        match unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut batch) } {
+            Ok(_) => keys = &keys[some.len()..],
+            // It stops at the first that is gone, having deleted `count`.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                keys = &keys[(batch.count as usize + 1).min(keys.len())..];
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! The agent: watches load and Docker, starts and stops backends, writes the kernel's maps.
+//!
+//! ```text
+//! cli, config ─▶ agent ─▶ control      decides: events and the time in, commands out; no I/O, no clock
+//!                  ├────▶ provider     Docker, or a fixed list
+//!                  ├────▶ metrics      the host's CPU
+//!                  ├────▶ health       active checks
+//!                  └────▶ datapath     the kernel: programs, maps, devices
+//! status ─────────────────▶ datapath   reads the pinned maps; needs no agent
+//! ```
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod datapath;
+pub mod health;
+pub mod metrics;
+pub mod provider;
+pub mod status;

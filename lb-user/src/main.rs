@@ -1,0 +1,49 @@
+//! The command line of the agent: parse, dispatch, exit code.
+
+use std::process::ExitCode;
+
+use lb_user::{
+    agent,
+    cli::{self, Verb},
+    status,
+};
+
+fn main() -> ExitCode {
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    if let Err(code) = cli.start_log() {
+        return code;
+    }
+    match cli.verb {
+        Verb::Run(arguments) => match arguments.check() {
+            Ok(config) => wait_for(agent::run(config)),
+            Err(error) => cli::usage_error(&error),
+        },
+        Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
+            Ok(exit) => exit.into(),
+            Err(error) => failed(&error.into()),
+        },
+        Verb::Detach(arguments) => wait_for(agent::detach(arguments.instance.as_str(), arguments.containers)),
+    }
+}
+
+fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    let outcome = runtime.block_on(work);
+    // Calls to the engine that are still under way do not hold the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,632 @@
+//! Containers of a Docker engine as backends, over its HTTP API (unix socket or TCP).
+//!
+//! Everything that is ours carries the labels of [`labels`]; nothing else is ever touched. The engine's answers are
+//! read only as far as API 1.40 to 1.52 agree: requests go out without a version, so the engine speaks its newest.
+
+use std::{
+    collections::HashMap,
+    env,
+    error::Error as StdError,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bollard::{
+    Docker,
+    errors::Error as BollardError,
+    models::{
+        ContainerCreateBody, ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings,
+        EventMessage, HostConfig, RestartPolicy, RestartPolicyNameEnum, SystemInfoCgroupVersionEnum,
+    },
+    query_parameters::{
+        CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+        RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+    },
+};
+use futures_util::{
+    StreamExt, TryStreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use tokio::sync::mpsc;
+
+use super::{Provider, ProviderError, ProviderEvent};
+use crate::control::{BackendName, ContainerId, Sighting};
+
+pub mod labels;
+mod watch;
+
+/// The oldest API whose fields are relied upon: Docker 19.03, Podman's compatibility layer.
+pub const OLDEST_API: &str = "1.40";
+/// Where the engine listens unless `DOCKER_HOST` says otherwise.
+pub const DEFAULT_ENDPOINT: &str = "unix:///var/run/docker.sock";
+
+/// For requests that only read. An engine that starts a dozen containers needs a second for them.
+const READ_LIMIT: Duration = Duration::from_secs(30);
+/// For requests that create, start or remove a container.
+const WRITE_LIMIT: Duration = Duration::from_secs(120);
+/// How many containers are stopped at the same time by [`remove_all`]. Most of that time is their grace.
+const REMOVALS_AT_ONCE: usize = 16;
+
+/// What the containers of an instance look like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DockerSettings {
+    /// The instance's name, part of the containers' names and labels.
+    pub instance: String,
+    /// The image's reference.
+    pub image: String,
+    /// The network to join; without it, the engine's default.
+    pub network: Option<String>,
+    /// How many CPUs a container may use.
+    pub cpus: Option<f64>,
+    /// How many bytes of memory a container may use.
+    pub memory: Option<u64>,
+    /// Environment variables, `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// How long the engine waits between SIGTERM and SIGKILL when somebody else stops a container.
+    pub stop_grace: Duration,
+}
+
+/// What [`DockerProvider::check`] found out about the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// Where it is, as in `DOCKER_HOST`.
+    pub endpoint: String,
+    /// The engine's version, such as `20.10.24`.
+    pub version: String,
+    /// The newest API that it speaks, such as `1.41`.
+    pub api_version: String,
+    /// The version of the control groups its containers live in, 1 or 2, where the engine tells.
+    pub cgroup_version: Option<u8>,
+}
+
+/// The containers of one instance on one engine.
+#[derive(Debug, Clone)]
+pub struct DockerProvider {
+    engine: Engine,
+    settings: Arc<DockerSettings>,
+}
+
+impl DockerProvider {
+    /// Connects to the engine that `DOCKER_HOST` names and makes sure that it answers and is recent enough.
+    ///
+    /// # Errors
+    /// `EndpointUnsupported`, `Unreachable`, `TimedOut`, `ApiTooOld`.
+    pub async fn connect(settings: DockerSettings) -> Result<Self, ProviderError> {
+        Ok(Self { engine: Engine::connect().await?, settings: Arc::new(settings) })
+    }
+
+    /// Makes sure that containers of these settings can be started here, and returns what the engine is.
+    ///
+    /// # Errors
+    /// `ImageMissing`, `NetworkMissing`, `NetworkWithoutAddresses`, `Rootless`, and those of any request.
+    pub async fn check(&self) -> Result<EngineFacts, ProviderError> {
+        self.check_image().await?;
+        self.check_network().await?;
+        self.engine.facts().await
+    }
+
+    /// Stops and removes every container of the instance, and returns their names.
+    ///
+    /// # Errors
+    /// The first that occurred; the other containers are removed all the same.
+    pub async fn remove_all(&self, grace: Duration) -> Result<Vec<String>, ProviderError> {
+        self.engine.remove_all(&self.settings.instance, grace).await
+    }
+
+    async fn check_image(&self) -> Result<(), ProviderError> {
+        let image = with_tag(&self.settings.image);
+        let answer = self.engine.docker.inspect_image(&image);
+        match self.engine.ask(format!("look for image {image}"), READ_LIMIT, answer).await {
+            Ok(_) => Ok(()),
+            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::ImageMissing { image }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn check_network(&self) -> Result<(), ProviderError> {
+        let Some(network) = self.settings.network.clone() else {
+            return Ok(());
+        };
+        let answer = self.engine.docker.inspect_network(&network, None);
+        match self.engine.ask(format!("look for network {network}"), READ_LIMIT, answer).await {
+            Ok(found) if matches!(found.driver.as_deref(), Some("host" | "null")) => {
+                Err(ProviderError::NetworkWithoutAddresses { network })
+            }
+            Ok(_) => Ok(()),
+            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::NetworkMissing { network }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list_now(&self) -> Result<Vec<Found>, ProviderError> {
+        let summaries = self.engine.containers(&self.settings.instance).await?;
+        let mut found: Vec<Found> = summaries.into_iter().filter_map(|summary| self.found_in_list(summary)).collect();
+        found.sort_by(|Found { sighting: a, .. }, Found { sighting: b, .. }| {
+            (a.ordinal, a.created, &a.id).cmp(&(b.ordinal, b.created, &b.id))
+        });
+        Ok(found)
+    }
+
+    async fn start_now(&self, ordinal: u32) -> Result<ContainerId, ProviderError> {
+        let id = self.create(ordinal).await?;
+        let answer = self.engine.docker.start_container(&id.0, None);
+        let action = format!("start container {} of {}", short(&id), self.settings.image);
+        if let Err(error) = self.engine.ask(action, WRITE_LIMIT, answer).await {
+            if let Err(leftover) = self.engine.remove(&id).await {
+                tracing::warn!(container = short(&id), %leftover, "a container that cannot start is left behind");
+            }
+            return Err(self.name_what_is_missing(error));
+        }
+        Ok(id)
+    }
+
+    /// Creates the container under the first of its names that is free, or can be freed.
+    async fn create(&self, ordinal: u32) -> Result<ContainerId, ProviderError> {
+        for name in labels::names(&self.settings.instance, ordinal) {
+            if let Some(id) = self.create_named(&name, ordinal).await? {
+                return Ok(id);
+            }
+            if self.clear_leftover(&name).await?
+                && let Some(id) = self.create_named(&name, ordinal).await?
+            {
+                return Ok(id);
+            }
+        }
+        let name = labels::names(&self.settings.instance, ordinal).next().expect("there is a first name");
+        Err(ProviderError::NameTaken { name })
+    }
+
+    /// Creates the container, `None` if the name is in use.
+    async fn create_named(&self, name: &str, ordinal: u32) -> Result<Option<ContainerId>, ProviderError> {
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        let answer = self.engine.docker.create_container(Some(options), self.container(ordinal));
+        match self.engine.ask(format!("create container {name}"), WRITE_LIMIT, answer).await {
+            Ok(created) => Ok(Some(ContainerId(created.id))),
+            Err(ProviderError::Refused { status: 409, .. }) => Ok(None),
+            Err(error) => Err(self.name_what_is_missing(error)),
+        }
+    }
+
+    /// Returns the engine's description of the container of `ordinal`.
+    ///
+    /// It publishes no ports and the engine never restarts it: both are the agent's work. The number of processes is
+    /// not limited, as no number suits a server of one process and one of a thousand threads.
+    fn container(&self, ordinal: u32) -> ContainerCreateBody {
+        let settings = &self.settings;
+        ContainerCreateBody {
+            image: Some(with_tag(&settings.image)),
+            env: Some(settings.env.clone()),
+            labels: Some(labels::of(settings, ordinal)),
+            stop_timeout: Some(whole_seconds(settings.stop_grace).into()),
+            host_config: Some(HostConfig {
+                nano_cpus: settings.cpus.map(labels::nano_cpus),
+                memory: settings.memory.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+                network_mode: settings.network.clone(),
+                restart_policy: Some(RestartPolicy {
+                    name: Some(RestartPolicyNameEnum::NO),
+                    maximum_retry_count: None,
+                }),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        }
+    }
+
+    /// Frees `name` if a container of this instance holds it that does not run: what a crash left between create and
+    /// start, or one that has ended. Returns whether the name is worth another try.
+    async fn clear_leftover(&self, name: &str) -> Result<bool, ProviderError> {
+        let holder = match self.engine.inspect(name).await {
+            Ok(holder) => holder,
+            Err(ProviderError::Gone { .. }) => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        let runs = holder.state.as_ref().and_then(|state| state.running).unwrap_or(true);
+        match self.found(holder) {
+            Some(leftover) if !runs => {
+                self.engine.remove(&leftover.sighting.id).await?;
+                Ok(true)
+            }
+            Some(_) | None => Ok(false),
+        }
+    }
+
+    /// Looks at one container, `None` if it is not of this instance.
+    async fn look(&self, id: &ContainerId) -> Result<Option<Found>, ProviderError> {
+        Ok(self.found(self.engine.inspect(&id.0).await?))
+    }
+
+    fn found_in_list(&self, summary: ContainerSummary) -> Option<Found> {
+        let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let paused = summary.state == Some(ContainerSummaryStateEnum::PAUSED);
+        let sighting = Sighting {
+            ordinal: labels::ordinal_in(&self.settings.instance, &summary.labels?)?,
+            id: ContainerId(summary.id?),
+            name: plain_name(summary.names.unwrap_or_default().first().map_or("", String::as_str)),
+            address: address_on(&networks, self.settings.network.as_deref()),
+            running: paused || summary.state == Some(ContainerSummaryStateEnum::RUNNING),
+            created: summary.created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+        };
+        Some(Found { sighting, paused })
+    }
+
+    fn found(&self, container: ContainerInspectResponse) -> Option<Found> {
+        let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let state = container.state.unwrap_or_default();
+        let sighting = Sighting {
+            ordinal: labels::ordinal_in(&self.settings.instance, &container.config?.labels?)?,
+            id: ContainerId(container.id?),
+            name: plain_name(&container.name.unwrap_or_default()),
+            address: address_on(&networks, self.settings.network.as_deref()),
+            running: state.running == Some(true) && state.restarting != Some(true),
+            created: unix_seconds(&container.created.unwrap_or_default()),
+        };
+        Some(Found { sighting, paused: state.paused == Some(true) })
+    }
+
+    /// Turns the engine's "not found" into the thing that is to be provided.
+    fn name_what_is_missing(&self, error: ProviderError) -> ProviderError {
+        let ProviderError::Refused { status: 404, message, .. } = &error else {
+            return error;
+        };
+        if message.to_lowercase().contains("no such image") {
+            return ProviderError::ImageMissing { image: with_tag(&self.settings.image) };
+        }
+        match &self.settings.network {
+            Some(network) if message.contains(network.as_str()) => {
+                ProviderError::NetworkMissing { network: network.clone() }
+            }
+            Some(_) | None => error,
+        }
+    }
+}
+
+/// A container of the instance. One that is paused runs, but serves nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    sighting: Sighting,
+    paused: bool,
+}
+
+impl Provider for DockerProvider {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, ProviderError>> {
+        Box::pin(async { Ok(self.list_now().await?.into_iter().map(|found| found.sighting).collect()) })
+    }
+
+    fn start(&self, ordinal: u32) -> BoxFuture<'_, Result<ContainerId, ProviderError>> {
+        Box::pin(self.start_now(ordinal))
+    }
+
+    fn stop<'a>(&'a self, id: &'a ContainerId, grace: Duration) -> BoxFuture<'a, Result<(), ProviderError>> {
+        Box::pin(self.engine.stop(id, grace))
+    }
+
+    fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), ProviderError>> {
+        Box::pin(self.engine.remove(id))
+    }
+
+    fn events(&self) -> mpsc::Receiver<ProviderEvent> {
+        watch::spawn(self.clone())
+    }
+}
+
+/// Stops and removes every container of `instance` on the engine that `DOCKER_HOST` names, and returns their names.
+///
+/// # Errors
+/// Those of [`DockerProvider::connect`], then the first that occurred; the other containers are removed all the same.
+pub async fn remove_all(instance: &str, grace: Duration) -> Result<Vec<String>, ProviderError> {
+    Engine::connect().await?.remove_all(instance, grace).await
+}
+
+/// The connection, and the translation of its errors.
+#[derive(Debug, Clone)]
+struct Engine {
+    docker: Docker,
+    endpoint: Arc<str>,
+}
+
+impl Engine {
+    async fn connect() -> Result<Self, ProviderError> {
+        let named = env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+        Self::connect_to(named.as_deref().unwrap_or(DEFAULT_ENDPOINT)).await
+    }
+
+    async fn connect_to(endpoint: &str) -> Result<Self, ProviderError> {
+        let docker = Docker::connect_with_host(endpoint).map_err(|error| explain(endpoint, "connect".into(), error))?;
+        // The limits that count are those of `ask`; the client's own must not cut a long stop short.
+        let engine = Self { docker: docker.with_timeout(Duration::MAX), endpoint: endpoint.into() };
+        engine.ask("ping".into(), READ_LIMIT, engine.docker.ping()).await?;
+        let version = engine.ask("ask for the version".into(), READ_LIMIT, engine.docker.version()).await?;
+        let found = version.api_version.unwrap_or_default();
+        if api_order(&found) < api_order(OLDEST_API) {
+            return Err(ProviderError::ApiTooOld { endpoint: endpoint.to_owned(), found, needed: OLDEST_API });
+        }
+        Ok(engine)
+    }
+
+    async fn facts(&self) -> Result<EngineFacts, ProviderError> {
+        let version = self.ask("ask for the version".into(), READ_LIMIT, self.docker.version()).await?;
+        let info = self.ask("ask for the engine's state".into(), READ_LIMIT, self.docker.info()).await?;
+        if info.security_options.unwrap_or_default().iter().any(|option| option.contains("rootless")) {
+            return Err(ProviderError::Rootless { endpoint: self.endpoint.to_string() });
+        }
+        Ok(EngineFacts {
+            endpoint: self.endpoint.to_string(),
+            version: version.version.unwrap_or_default(),
+            api_version: version.api_version.unwrap_or_default(),
+            cgroup_version: match info.cgroup_version {
+                Some(SystemInfoCgroupVersionEnum::_1) => Some(1),
+                Some(SystemInfoCgroupVersionEnum::_2) => Some(2),
+                Some(SystemInfoCgroupVersionEnum::EMPTY) | None => None,
+            },
+        })
+    }
+
+    async fn containers(&self, instance: &str) -> Result<Vec<ContainerSummary>, ProviderError> {
+        let filters = HashMap::from([("label", vec![format!("{}={instance}", labels::INSTANCE)])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let answer = self.docker.list_containers(Some(options));
+        self.ask(format!("list containers of {instance}"), READ_LIMIT, answer).await
+    }
+
+    async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, ProviderError> {
+        let action = format!("inspect container {name}");
+        match self.ask(action.clone(), READ_LIMIT, self.docker.inspect_container(name, None)).await {
+            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::Gone { action }),
+            answer => answer,
+        }
+    }
+
+    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), ProviderError> {
+        let options = StopContainerOptionsBuilder::new().t(whole_seconds(grace)).build();
+        let answer = self.docker.stop_container(&id.0, Some(options));
+        match self.ask(format!("stop container {}", short(id)), grace.saturating_add(WRITE_LIMIT), answer).await {
+            Ok(()) => self.remove(id).await,
+            Err(ProviderError::Refused { status: 404, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), ProviderError> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        let answer = self.docker.remove_container(&id.0, Some(options));
+        match self.ask(format!("remove container {}", short(id)), WRITE_LIMIT, answer).await {
+            // Gone, or somebody is removing it at this moment.
+            Ok(()) | Err(ProviderError::Refused { status: 404 | 409, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn remove_all(&self, instance: &str, grace: Duration) -> Result<Vec<String>, ProviderError> {
+        let ours = self.containers(instance).await?.into_iter().filter_map(|container| {
+            labels::ordinal_in(instance, container.labels.as_ref()?)?;
+            let BackendName(name) = plain_name(container.names.as_ref()?.first()?);
+            Some((ContainerId(container.id?), name))
+        });
+        let removals = stream::iter(ours)
+            .map(|(id, name)| async move { self.stop(&id, grace).await.map(|()| name) })
+            .buffer_unordered(REMOVALS_AT_ONCE);
+        let mut outcomes: Vec<Result<String, ProviderError>> = removals.collect().await;
+        outcomes.sort_by(|a, b| a.as_ref().ok().cmp(&b.as_ref().ok()));
+        outcomes.into_iter().collect()
+    }
+
+    /// Returns the events of the instance's containers. The request is sent when the stream is first polled.
+    fn subscribe(&self, instance: &str) -> BoxStream<'static, Result<EventMessage, ProviderError>> {
+        let filters = HashMap::from([
+            ("type", vec!["container".to_owned()]),
+            ("label", vec![format!("{}={instance}", labels::INSTANCE)]),
+        ]);
+        let options = EventsOptionsBuilder::new().filters(&filters).build();
+        let endpoint = Arc::clone(&self.endpoint);
+        self.docker
+            .events(Some(options))
+            .map_err(move |error| explain(&endpoint, "follow the engine's events".into(), error))
+            .boxed()
+    }
+
+    /// Waits for an answer no longer than `limit`, and says what was attempted if it is an error.
+    async fn ask<T>(
+        &self,
+        action: String,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, BollardError>>,
+    ) -> Result<T, ProviderError> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer.map_err(|error| explain(&self.endpoint, action, error)),
+            Err(_) => Err(ProviderError::TimedOut { action, waited: limit }),
+        }
+    }
+}
+
+/// Sorts the client's errors by what can be done about them.
+fn explain(endpoint: &str, action: String, error: BollardError) -> ProviderError {
+    let endpoint = endpoint.to_owned();
+    match error {
+        BollardError::DockerResponseServerError { status_code, message } => {
+            ProviderError::Refused { action, status: status_code, message: message.trim().to_owned() }
+        }
+        BollardError::SocketNotFoundError(_) => {
+            ProviderError::Unreachable { action, endpoint, source: io::ErrorKind::NotFound.into() }
+        }
+        BollardError::HyperLegacyError { .. }
+        | BollardError::HyperResponseError { .. }
+        | BollardError::IOError { .. }
+        | BollardError::RequestTimeoutError => {
+            ProviderError::Unreachable { action, endpoint, source: io_cause(&error) }
+        }
+        BollardError::UnsupportedURISchemeError { .. }
+        | BollardError::URLParseError { .. }
+        | BollardError::InvalidURIError { .. }
+        | BollardError::InvalidURIPartsError { .. } => ProviderError::EndpointUnsupported { endpoint },
+        // The remaining ones are all answers that cannot be decoded; which they are depends on the client's features.
+        other => ProviderError::Garbled { action, source: Box::new(other) },
+    }
+}
+
+/// Returns what the operating system said, or else the innermost error's words.
+fn io_cause(error: &(dyn StdError + 'static)) -> io::Error {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    match innermost.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::other(innermost.to_string()),
+    }
+}
+
+/// Returns the address that a container has on the wanted network, or else on its only one.
+///
+/// On several networks without a wish it is that of the engine's default network, or of the first by name. A container
+/// that does not run, or shares the host's network, has none.
+fn address_on(networks: &HashMap<String, EndpointSettings>, wanted: Option<&str>) -> Option<IpAddr> {
+    let Some(wanted) = wanted else {
+        let mut names: Vec<&String> = networks.keys().collect();
+        names.sort_by_key(|name| (name.as_str() != "bridge", *name));
+        return names.into_iter().find_map(|name| address_at(&networks[name]));
+    };
+    let by_id = || networks.values().find(|endpoint| endpoint.network_id.as_deref() == Some(wanted));
+    address_at(networks.get(wanted).or_else(by_id)?)
+}
+
+fn address_at(endpoint: &EndpointSettings) -> Option<IpAddr> {
+    let ipv4 = endpoint.ip_address.as_deref().and_then(|text| text.parse::<Ipv4Addr>().ok());
+    let ipv6 = || endpoint.global_ipv6_address.as_deref().and_then(|text| text.parse::<Ipv6Addr>().ok());
+    ipv4.map(IpAddr::from).or_else(|| ipv6().map(IpAddr::from))
+}
+
+/// Returns an image's reference with the tag that the engine would assume.
+fn with_tag(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains(':') || last.contains('@') || image.starts_with("sha256:") {
+        image.to_owned()
+    } else {
+        format!("{image}:latest")
+    }
+}
+
+/// Returns a container's name without the slash that the engine puts before it.
+fn plain_name(name: &str) -> BackendName {
+    BackendName(name.strip_prefix('/').unwrap_or(name).to_owned())
+}
+
+/// Returns the part of an id by which people know a container.
+fn short(id: &ContainerId) -> &str {
+    id.0.get(..12).unwrap_or(&id.0)
+}
+
+/// Returns a duration in the engine's unit, rounded up, as zero would mean at once.
+fn whole_seconds(duration: Duration) -> i32 {
+    let seconds = duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0));
+    i32::try_from(seconds).unwrap_or(i32::MAX)
+}
+
+/// Returns an RFC 3339 time as seconds since 1970, 0 if it cannot be read.
+fn unix_seconds(rfc3339: &str) -> u64 {
+    humantime::parse_rfc3339(rfc3339)
+        .ok()
+        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .map_or(0, |age| age.as_secs())
+}
+
+/// Returns a version such as `1.41` as something that can be compared; what cannot be read is the oldest.
+fn api_order(version: &str) -> (u32, u32) {
+    let read = || {
+        let (major, minor) = version.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    read().unwrap_or((0, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn api_versions_are_compared_as_numbers() {
+        assert!(api_order("1.9") < api_order(OLDEST_API));
+        assert!(api_order("1.40") >= api_order(OLDEST_API));
+        assert!(api_order("1.52") >= api_order(OLDEST_API));
+        assert!(api_order("2.0") >= api_order(OLDEST_API));
+        assert!(api_order("") < api_order(OLDEST_API));
+    }
+
+    #[test]
+    fn an_image_without_a_tag_is_the_latest() {
+        assert_eq!(with_tag("lb-api"), "lb-api:latest");
+        assert_eq!(with_tag("host:5000/lb-api"), "host:5000/lb-api:latest");
+        assert_eq!(with_tag("lb-api:7"), "lb-api:7");
+        assert_eq!(with_tag("lb-api@sha256:00"), "lb-api@sha256:00");
+        assert_eq!(with_tag("sha256:00"), "sha256:00");
+    }
+
+    #[test]
+    fn the_address_is_that_of_the_wanted_network() {
+        let networks = networks(&[("web", "198.19.1.2"), ("bridge", "198.19.2.2"), ("all", "198.19.3.2")]);
+
+        assert_eq!(address_on(&networks, Some("web")), "198.19.1.2".parse().ok());
+        assert_eq!(address_on(&networks, Some("id-of-all")), "198.19.3.2".parse().ok());
+        assert_eq!(address_on(&networks, Some("other")), None);
+        assert_eq!(address_on(&networks, None), "198.19.2.2".parse().ok());
+    }
+
+    #[test]
+    fn the_address_is_that_of_the_only_network() {
+        assert_eq!(address_on(&networks(&[("web", "198.19.1.2")]), None), "198.19.1.2".parse().ok());
+    }
+
+    #[test]
+    fn on_the_hosts_network_there_is_no_address() {
+        assert_eq!(address_on(&networks(&[("host", "")]), None), None);
+        assert_eq!(address_on(&networks(&[("host", "")]), Some("host")), None);
+        assert_eq!(address_on(&networks(&[]), None), None);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_alone_has_an_address() {
+        let endpoint = EndpointSettings {
+            ip_address: Some(String::new()),
+            global_ipv6_address: Some("2001:db8::2".into()),
+            ..EndpointSettings::default()
+        };
+
+        assert_eq!(address_at(&endpoint), "2001:db8::2".parse().ok());
+    }
+
+    #[test]
+    fn a_grace_is_never_rounded_to_nothing() {
+        assert_eq!(whole_seconds(Duration::ZERO), 0);
+        assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
+        assert_eq!(whole_seconds(Duration::from_secs(10)), 10);
+        assert_eq!(whole_seconds(Duration::MAX), i32::MAX);
+    }
+
+    #[test]
+    fn the_engines_times_are_read() {
+        assert_eq!(unix_seconds("2024-11-24T04:05:06.123456789Z"), 1_732_421_106);
+        assert_eq!(unix_seconds("yesterday"), 0);
+    }
+
+    #[test]
+    fn errors_say_what_was_tried_and_what_to_do() {
+        let error = explain("unix:///nonexistent", "ping".into(), BollardError::SocketNotFoundError("x".into()));
+
+        assert_eq!(
+            error.to_string(),
+            "ping: the engine at unix:///nonexistent does not answer: start Docker, or point DOCKER_HOST at its socket"
+        );
+        assert!(error.source().is_some());
+    }
+
+    fn networks(addresses: &[(&str, &str)]) -> HashMap<String, EndpointSettings> {
+        let endpoint = |name: &str, address: &str| EndpointSettings {
+            network_id: Some(format!("id-of-{name}")),
+            ip_address: Some(address.to_owned()),
+            ..EndpointSettings::default()
+        };
+        addresses.iter().map(|(name, address)| ((*name).to_owned(), endpoint(name, address))).collect()
+    }
+}

@@ -1,0 +1,560 @@
+//! Follows the engine's events: what happened is told at once, what may have been missed is found by listing.
+//!
+//! ```text
+//! subscribe ─▶ list ─▶ Resynced ─▶ events: die, pause, destroy ─▶ Gone (nothing is asked first)
+//!     ▲                    ▲               start, unpause ─▶ inspect ─▶ Seen
+//!     │                    └── every 60 s ──┘
+//!     └── back-off 0.5 s … 30 s ◀── Lost ◀── stream ended or list failed
+//! ```
+//!
+//! Answers arrive later than they were true, so a [`Ledger`] keeps what the events said in the meantime: an
+//! inspection is void once its container is gone, and a listing is corrected by the events since it was asked for. A paused container is listed and reported `Gone` again
+//! after every listing, as it runs but serves nobody.
+
+use std::{
+    collections::{BTreeMap, hash_map::RandomState},
+    convert::Infallible,
+    future::pending,
+    hash::{BuildHasher, Hasher},
+    io,
+    time::Duration,
+};
+
+use bollard::models::{EventMessage, EventMessageTypeEnum};
+use futures_util::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{BoxStream, FuturesUnordered},
+};
+use tokio::sync::mpsc;
+
+use super::{DockerProvider, Found};
+use crate::{
+    control::{ContainerId, GoneCause, Sighting},
+    provider::{EVENT_BACKLOG, ProviderError, ProviderEvent},
+};
+
+/// How often everything is listed, in case the engine dropped an event.
+const RESYNC: Duration = Duration::from_secs(60);
+/// How soon after the first listing another one follows: the engine answers a subscription a moment before it is in
+/// force, and nothing tells when it is.
+const FIRST_RESYNC: Duration = Duration::from_secs(1);
+/// The first pause after a failure, doubled with each further one.
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// The longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Starts the task that watches; it ends when the receiver is dropped.
+pub(super) fn spawn(provider: DockerProvider) -> mpsc::Receiver<ProviderEvent> {
+    let (sender, receiver) = mpsc::channel(EVENT_BACKLOG);
+    tokio::spawn(async move {
+        let listener = sender.clone();
+        tokio::select! {
+            () = listener.closed() => {}
+            () = watch(&provider, &sender) => {}
+        }
+    });
+    receiver
+}
+
+async fn watch(provider: &DockerProvider, sender: &mpsc::Sender<ProviderEvent>) {
+    let mut failures = 0;
+    loop {
+        let Err(interruption) = Session::new(provider, sender).follow(&mut failures).await;
+        let error = match interruption {
+            Interruption::Engine(error) => error,
+            Interruption::NobodyListens => return,
+        };
+        if failures == 0 && sender.send(ProviderEvent::Lost { error }).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(backoff(failures, entropy())).await;
+        failures = failures.saturating_add(1);
+    }
+}
+
+/// Why a session ended.
+enum Interruption {
+    Engine(ProviderError),
+    NobodyListens,
+}
+
+impl From<ProviderError> for Interruption {
+    fn from(error: ProviderError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+type Look = (ContainerId, u64, Result<Option<Found>, ProviderError>);
+
+/// One subscription, from the request to the interruption.
+struct Session<'a> {
+    provider: &'a DockerProvider,
+    sender: &'a mpsc::Sender<ProviderEvent>,
+    ledger: Ledger,
+    looks: FuturesUnordered<BoxFuture<'a, Look>>,
+}
+
+impl<'a> Session<'a> {
+    fn new(provider: &'a DockerProvider, sender: &'a mpsc::Sender<ProviderEvent>) -> Self {
+        Self { provider, sender, ledger: Ledger::default(), looks: FuturesUnordered::new() }
+    }
+
+    /// Follows the events until something fails. `failures` is set to zero by the first listing that succeeds.
+    async fn follow(mut self, failures: &mut u32) -> Result<Infallible, Interruption> {
+        let mut events: BoxStream<'static, _> = self.provider.engine.subscribe(&self.provider.settings.instance);
+        let mut listing: Option<BoxFuture<'a, _>> = Some(Box::pin(self.provider.list_now()));
+        let mut pause = FIRST_RESYNC;
+        let resync = tokio::time::sleep(pause);
+        tokio::pin!(resync);
+        self.ledger.listing_begins();
+        loop {
+            // Events come first: a death must not wait for an answer that is only of interest to the living.
+            tokio::select! {
+                biased;
+                event = events.next() => self.on_event(&event.unwrap_or_else(|| Err(self.ended()))?).await?,
+                Some(look) = self.looks.next() => self.on_look(look).await?,
+                listed = answer(&mut listing) => {
+                    listing = None;
+                    self.on_listed(listed?, std::mem::take(failures)).await?;
+                    resync.as_mut().set(tokio::time::sleep(pause));
+                    pause = RESYNC;
+                }
+                () = &mut resync, if listing.is_none() => {
+                    self.ledger.listing_begins();
+                    listing = Some(Box::pin(self.provider.list_now()));
+                }
+            }
+        }
+    }
+
+    async fn on_event(&mut self, event: &EventMessage) -> Result<(), Interruption> {
+        match self.ledger.record(change_of(event)) {
+            Action::None => Ok(()),
+            Action::Tell { id, cause } => self.tell(ProviderEvent::Gone { id, cause }).await,
+            Action::Look { id, ticket } => {
+                let provider = self.provider;
+                self.looks.push(Box::pin(async move {
+                    let seen = provider.look(&id).await;
+                    (id, ticket, seen)
+                }));
+                Ok(())
+            }
+        }
+    }
+
+    async fn on_look(&mut self, (id, ticket, seen): Look) -> Result<(), Interruption> {
+        let seen = match seen {
+            // Removed since; its own event says so.
+            Err(ProviderError::Gone { .. }) => None,
+            other => other?,
+        };
+        match self.ledger.looked(&id, ticket, seen) {
+            Some(sighting) => self.tell(ProviderEvent::Seen(sighting)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn on_listed(&mut self, listed: Vec<Found>, failures: u32) -> Result<(), Interruption> {
+        if failures > 0 {
+            self.tell(ProviderEvent::Back).await?;
+        }
+        let (paused, sightings) = self.ledger.listing_ends(listed);
+        self.tell(ProviderEvent::Resynced(sightings)).await?;
+        for id in paused {
+            self.tell(ProviderEvent::Gone { id, cause: GoneCause::Paused }).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, event: ProviderEvent) -> Result<(), Interruption> {
+        self.sender.send(event).await.map_err(|_| Interruption::NobodyListens)
+    }
+
+    fn ended(&self) -> ProviderError {
+        ProviderError::Unreachable {
+            action: "follow the engine's events".into(),
+            endpoint: self.provider.engine.endpoint.to_string(),
+            source: io::Error::new(io::ErrorKind::UnexpectedEof, "the engine closed the connection"),
+        }
+    }
+}
+
+/// Waits for the answer to a request, for ever if there is none.
+async fn answer<T>(request: &mut Option<BoxFuture<'_, T>>) -> T {
+    match request {
+        Some(request) => request.await,
+        None => pending().await,
+    }
+}
+
+/// What an event means for the container that it is about.
+#[derive(Debug, Clone, PartialEq)]
+enum Change {
+    /// Nothing that matters here.
+    None,
+    /// It serves (again), at an address that has to be asked for.
+    Serves(ContainerId),
+    /// A signal was sent to it through the engine.
+    Signalled(ContainerId, i64),
+    /// A process in it was killed for want of memory; that was not necessarily its first one.
+    OutOfMemory(ContainerId),
+    /// Its first process ended, with this code.
+    Died(ContainerId, Option<i64>),
+    /// It is frozen.
+    Paused(ContainerId),
+    /// It exists no more.
+    Removed(ContainerId),
+}
+
+/// Returns what an event means. Only `Type`, `Action` and `Actor` are looked at: API 1.52 has nothing else.
+fn change_of(event: &EventMessage) -> Change {
+    if event.typ != Some(EventMessageTypeEnum::CONTAINER) {
+        return Change::None;
+    }
+    let (Some(action), Some(actor)) = (&event.action, &event.actor) else {
+        return Change::None;
+    };
+    let Some(id) = actor.id.clone().map(ContainerId) else {
+        return Change::None;
+    };
+    let number = |key| actor.attributes.as_ref()?.get(key)?.parse::<i64>().ok();
+    match action.as_str() {
+        "start" | "unpause" => Change::Serves(id),
+        "kill" => number("signal").map_or(Change::None, |signal| Change::Signalled(id, signal)),
+        "oom" => Change::OutOfMemory(id),
+        "die" => Change::Died(id, number("exitCode")),
+        "pause" => Change::Paused(id),
+        "destroy" => Change::Removed(id),
+        // create, stop, rename, exec_*, health_status and whatever the engine may add.
+        _ => Change::None,
+    }
+}
+
+/// What is to be done about an event.
+#[derive(Debug, Clone, PartialEq)]
+enum Action {
+    None,
+    Tell { id: ContainerId, cause: GoneCause },
+    Look { id: ContainerId, ticket: u64 },
+}
+
+/// What is known beyond the answers that are still under way.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// By container: the inspection whose answer counts.
+    looking: BTreeMap<ContainerId, u64>,
+    tickets: u64,
+    /// By container: what may explain its death when it comes.
+    omens: BTreeMap<ContainerId, Omen>,
+    /// While a listing is under way: what the events said since it was asked for.
+    since_listing: Option<BTreeMap<ContainerId, Newer>>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Omen {
+    out_of_memory: bool,
+    signal: Option<i64>,
+}
+
+#[derive(Debug)]
+enum Newer {
+    Serves(Sighting),
+    Paused,
+    Stopped,
+    Removed,
+}
+
+impl Ledger {
+    /// Takes an event into account and returns what is to be done about it.
+    fn record(&mut self, change: Change) -> Action {
+        match change {
+            Change::None => Action::None,
+            Change::Signalled(id, signal) => {
+                self.omens.entry(id).or_default().signal = Some(signal);
+                Action::None
+            }
+            Change::OutOfMemory(id) => {
+                self.omens.entry(id).or_default().out_of_memory = true;
+                Action::None
+            }
+            Change::Serves(id) => {
+                self.tickets += 1;
+                self.omens.remove(&id);
+                self.looking.insert(id.clone(), self.tickets);
+                Action::Look { id, ticket: self.tickets }
+            }
+            Change::Died(id, exit_code) => {
+                let omen = self.omens.remove(&id).unwrap_or_default();
+                self.gone(&id, Newer::Stopped);
+                Action::Tell { id, cause: omen.explain(exit_code) }
+            }
+            Change::Paused(id) => {
+                self.gone(&id, Newer::Paused);
+                Action::Tell { id, cause: GoneCause::Paused }
+            }
+            Change::Removed(id) => {
+                self.omens.remove(&id);
+                self.gone(&id, Newer::Removed);
+                Action::Tell { id, cause: GoneCause::Removed }
+            }
+        }
+    }
+
+    fn gone(&mut self, id: &ContainerId, how: Newer) {
+        self.looking.remove(id);
+        if let Some(newer) = &mut self.since_listing {
+            newer.insert(id.clone(), how);
+        }
+    }
+
+    /// Takes the answer of an inspection and returns it if it still holds.
+    fn looked(&mut self, id: &ContainerId, ticket: u64, seen: Option<Found>) -> Option<Sighting> {
+        if self.looking.get(id) != Some(&ticket) {
+            return None;
+        }
+        self.looking.remove(id);
+        let Found { sighting, .. } = seen.filter(|found| found.sighting.running && !found.paused)?;
+        if let Some(newer) = &mut self.since_listing {
+            newer.insert(id.clone(), Newer::Serves(sighting.clone()));
+        }
+        Some(sighting)
+    }
+
+    fn listing_begins(&mut self) {
+        self.since_listing = Some(BTreeMap::new());
+    }
+
+    /// Corrects a listing by what has happened since it was asked for. Returns who is paused, and everything there is.
+    fn listing_ends(&mut self, listed: Vec<Found>) -> (Vec<ContainerId>, Vec<Sighting>) {
+        let mut newer = self.since_listing.take().unwrap_or_default();
+        let mut paused = Vec::new();
+        let mut sightings = Vec::with_capacity(listed.len());
+        for Found { sighting, paused: was_paused } in listed {
+            let is_paused = match newer.remove(&sighting.id) {
+                None => was_paused,
+                Some(Newer::Paused) => true,
+                Some(Newer::Removed) => continue,
+                Some(Newer::Stopped) => {
+                    sightings.push(Sighting { running: false, ..sighting });
+                    continue;
+                }
+                Some(Newer::Serves(later)) => {
+                    sightings.push(later);
+                    continue;
+                }
+            };
+            if is_paused {
+                paused.push(sighting.id.clone());
+            }
+            sightings.push(sighting);
+        }
+        sightings.extend(newer.into_values().filter_map(|later| match later {
+            Newer::Serves(sighting) => Some(sighting),
+            Newer::Paused | Newer::Stopped | Newer::Removed => None,
+        }));
+        (paused, sightings)
+    }
+}
+
+impl Omen {
+    /// Returns what a death was: somebody's doing through the engine if it fits the last signal sent, else its own.
+    fn explain(self, exit_code: Option<i64>) -> GoneCause {
+        match (self.signal, exit_code) {
+            (Some(signal), Some(code)) if code == 128 + signal || code == 0 => GoneCause::Killed,
+            (Some(_) | None, _) => GoneCause::Died { exit_code, oom: self.out_of_memory },
+        }
+    }
+}
+
+/// Returns the pause after `failures` earlier ones, between a half and the whole of the doubled minimum.
+fn backoff(failures: u32, entropy: u64) -> Duration {
+    let whole = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
+    let share = 0.5 + 0.5 * (entropy >> 32) as f64 / f64::from(u32::MAX);
+    whole.mul_f64(share).max(BACKOFF_MIN)
+}
+
+/// Returns a number that differs between agents, so that they do not all return at the same moment.
+fn entropy() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(json: &str) -> EventMessage {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn of(action: &str, attributes: &str) -> Change {
+        change_of(&event(&format!(
+            r#"{{"Type":"container","Action":"{action}","Actor":{{"ID":"a1","Attributes":{{{attributes}}}}},
+                "scope":"local","time":1732421106,"timeNano":1732421106123456789}}"#
+        )))
+    }
+
+    fn id(name: &str) -> ContainerId {
+        ContainerId(name.to_owned())
+    }
+
+    fn seen(name: &str) -> Sighting {
+        Sighting { id: id(name), name: name.into(), ordinal: 0, address: None, running: true, created: 1 }
+    }
+
+    fn serving(name: &str) -> Found {
+        Found { sighting: seen(name), paused: false }
+    }
+
+    fn paused(name: &str) -> Found {
+        Found { sighting: seen(name), paused: true }
+    }
+
+    fn ended(name: &str) -> Found {
+        Found { sighting: Sighting { running: false, ..seen(name) }, paused: false }
+    }
+
+    #[test]
+    fn events_of_a_new_engine_are_understood() {
+        assert_eq!(of("start", ""), Change::Serves(id("a1")));
+        assert_eq!(of("unpause", ""), Change::Serves(id("a1")));
+        assert_eq!(of("pause", ""), Change::Paused(id("a1")));
+        assert_eq!(of("oom", ""), Change::OutOfMemory(id("a1")));
+        assert_eq!(of("destroy", ""), Change::Removed(id("a1")));
+        assert_eq!(of("die", r#""exitCode":"137""#), Change::Died(id("a1"), Some(137)));
+        assert_eq!(of("kill", r#""signal":"9""#), Change::Signalled(id("a1"), 9));
+    }
+
+    #[test]
+    fn events_of_an_old_engine_are_understood() {
+        let old = event(
+            r#"{"status":"die","id":"a1","from":"lb-api","Type":"container","Action":"die",
+                "Actor":{"ID":"a1","Attributes":{"exitCode":"1","image":"lb-api","name":"lb-web-1"}},
+                "scope":"local","time":1732421106,"timeNano":1732421106123456789}"#,
+        );
+
+        assert_eq!(change_of(&old), Change::Died(id("a1"), Some(1)));
+    }
+
+    #[test]
+    fn a_death_without_a_code_is_still_a_death() {
+        assert_eq!(of("die", ""), Change::Died(id("a1"), None));
+        assert_eq!(of("die", r#""exitCode":"""#), Change::Died(id("a1"), None));
+    }
+
+    #[test]
+    fn other_events_mean_nothing() {
+        for action in ["create", "stop", "rename", "exec_start: sh", "health_status: healthy", "of next year"] {
+            assert_eq!(of(action, ""), Change::None, "{action}");
+        }
+        assert_eq!(change_of(&event(r#"{"Type":"network","Action":"destroy","Actor":{"ID":"n1"}}"#)), Change::None);
+        assert_eq!(change_of(&event(r#"{"Type":"container","Action":"die"}"#)), Change::None);
+        assert_eq!(change_of(&event("{}")), Change::None);
+    }
+
+    #[test]
+    fn a_death_is_explained_by_what_came_before() {
+        let cause = |changes: &[Change], code| {
+            let mut ledger = Ledger::default();
+            for change in changes {
+                ledger.record(change.clone());
+            }
+            match ledger.record(Change::Died(id("a1"), Some(code))) {
+                Action::Tell { cause, .. } => cause,
+                other => panic!("{other:?}"),
+            }
+        };
+        let signal = |number| Change::Signalled(id("a1"), number);
+
+        assert_eq!(cause(&[], 1), GoneCause::Died { exit_code: Some(1), oom: false });
+        assert_eq!(cause(&[signal(9)], 137), GoneCause::Killed);
+        assert_eq!(cause(&[signal(15)], 0), GoneCause::Killed);
+        assert_eq!(cause(&[signal(15), signal(9)], 137), GoneCause::Killed);
+        assert_eq!(cause(&[signal(1)], 2), GoneCause::Died { exit_code: Some(2), oom: false });
+        assert_eq!(cause(&[Change::OutOfMemory(id("a1"))], 137), GoneCause::Died { exit_code: Some(137), oom: true });
+        assert_eq!(
+            cause(&[signal(15), Change::Serves(id("a1"))], 0),
+            GoneCause::Died { exit_code: Some(0), oom: false }
+        );
+        assert_eq!(cause(&[Change::OutOfMemory(id("b2"))], 1), GoneCause::Died { exit_code: Some(1), oom: false });
+    }
+
+    #[test]
+    fn an_inspection_is_void_once_its_container_is_gone() {
+        for end in [Change::Died(id("a1"), Some(1)), Change::Paused(id("a1")), Change::Removed(id("a1"))] {
+            let mut ledger = Ledger::default();
+            ledger.record(Change::Serves(id("a1")));
+            ledger.record(end);
+
+            assert_eq!(ledger.looked(&id("a1"), 1, Some(serving("a1"))), None);
+        }
+    }
+
+    #[test]
+    fn only_the_last_inspection_counts() {
+        let mut ledger = Ledger::default();
+        ledger.record(Change::Serves(id("a1")));
+        ledger.record(Change::Died(id("a1"), Some(1)));
+        ledger.record(Change::Serves(id("a1")));
+
+        assert_eq!(ledger.looked(&id("a1"), 1, Some(serving("a1"))), None);
+        assert_eq!(ledger.looked(&id("a1"), 2, Some(serving("a1"))), Some(seen("a1")));
+    }
+
+    #[test]
+    fn one_that_serves_no_longer_when_it_is_looked_at_is_not_seen() {
+        for found in [Some(ended("a1")), Some(paused("a1")), None] {
+            let mut ledger = Ledger::default();
+            ledger.record(Change::Serves(id("a1")));
+
+            assert_eq!(ledger.looked(&id("a1"), 1, found), None);
+        }
+    }
+
+    #[test]
+    fn a_listing_is_corrected_by_what_happened_meanwhile() {
+        let mut ledger = Ledger::default();
+        ledger.record(Change::Died(id("before"), Some(1)));
+        ledger.listing_begins();
+        ledger.record(Change::Died(id("died"), Some(1)));
+        ledger.record(Change::Removed(id("removed")));
+        ledger.record(Change::Serves(id("new")));
+        ledger.looked(&id("new"), 1, Some(serving("new")));
+        ledger.record(Change::Paused(id("froze")));
+        ledger.record(Change::Serves(id("thawed")));
+        ledger.looked(&id("thawed"), 2, Some(serving("thawed")));
+
+        let (paused, listed) = ledger.listing_ends(vec![
+            serving("kept"),
+            serving("died"),
+            serving("removed"),
+            ended("before"),
+            serving("froze"),
+            paused("thawed"),
+            paused("frozen"),
+        ]);
+
+        assert_eq!(paused, [id("froze"), id("frozen")]);
+        let expected = [
+            seen("kept"),
+            ended("died").sighting,
+            ended("before").sighting,
+            seen("froze"),
+            seen("thawed"),
+            seen("frozen"),
+            seen("new"),
+        ];
+        assert_eq!(listed, expected);
+        assert!(ledger.since_listing.is_none());
+    }
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_differ() {
+        assert_eq!(backoff(0, 0), BACKOFF_MIN);
+        assert_eq!(backoff(1, u64::MAX), Duration::from_secs(1));
+        assert_eq!(backoff(2, 0), Duration::from_secs(1));
+        assert_eq!(backoff(u32::MAX, u64::MAX), BACKOFF_MAX);
+        assert_eq!(backoff(u32::MAX, 0), BACKOFF_MAX / 2);
+        assert_ne!(backoff(3, entropy()), backoff(3, entropy()));
+    }
+}

@@ -1,0 +1,300 @@
+//! A snapshot read from the pinned maps. It needs no agent: what the agent knew stands in its report, what goes on
+//! stands in the maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use lb_ebpf::{
+    abi::{self, AgentRecord, BackendId, Proto},
+    verdict::{DropReason, Event, PassReason},
+};
+
+use super::{
+    NotRunning,
+    snapshot::{
+        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, HookKind, HookPoint, Phase, Reach,
+        Scaling, Snapshot, Traffic, Verdicts,
+    },
+};
+use crate::{
+    control,
+    datapath::{
+        DatapathError, Maps, Pins, clock,
+        doors::{Door, DoorAttach, DoorKind},
+        pins,
+        report::{self, BackendReport, FrontendReport, Report},
+        sweep::{self, Census},
+    },
+};
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// There is no such instance.
+    #[error("{0}")]
+    NotRunning(NotRunning),
+    /// Pins can be read by root alone.
+    #[error("not root: the maps of an instance can be read by root only: use sudo")]
+    NotRoot,
+    /// The instance is there, but its agent never got so far as to report.
+    #[error("instance {instance} has not reported yet: its agent is starting, or died while it did")]
+    NoReport {
+        /// The instance.
+        instance: String,
+    },
+    /// The maps cannot be read.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+}
+
+/// Reads an instance.
+///
+/// # Errors
+/// See [`StatusError`].
+pub fn read(instance: &str) -> Result<Snapshot, StatusError> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(StatusError::NotRoot);
+    }
+    let pins = Pins::of(instance);
+    if !pins.path(abi::map::AGENT).exists() {
+        let others = pins::instances().into_iter().filter(|name| name != instance).collect();
+        let pin_path = pins.folder().to_owned();
+        return Err(StatusError::NotRunning(NotRunning { instance: instance.to_owned(), pin_path, others }));
+    }
+    let maps = Maps::open(&pins)?;
+    let (record, text) = maps.read_report()?;
+    let report = Report::parse(&text).ok_or_else(|| StatusError::NoReport { instance: instance.to_owned() })?;
+    let census = sweep::count(&maps, clock::ktime())?;
+    Ok(Reading { maps, record, report, census }.snapshot(instance)?)
+}
+
+struct Reading {
+    maps: Maps,
+    record: AgentRecord,
+    report: Report,
+    census: Census,
+}
+
+impl Reading {
+    fn snapshot(&self, instance: &str) -> Result<Snapshot, DatapathError> {
+        let now = clock::ktime();
+        let heartbeat_age_ms = now.saturating_sub(self.record.heartbeat) / 1_000_000;
+        let control = &self.report.control;
+        let count = |state: control::BackendState| {
+            control.backends.iter().filter(|backend| backend.state == state).count() as u32
+        };
+        let frontends = self.report.frontends.iter().map(|told| self.frontend(told)).collect::<Result<Vec<_>, _>>()?;
+        let last_sign = self.report.age_ms;
+        let mut problems = control.problems.clone();
+        problems.extend(self.report.problems.iter().cloned());
+        Ok(Snapshot {
+            instance: instance.to_owned(),
+            taken_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            agent: Agent {
+                alive: is_alive(self.record.pid),
+                pid: self.record.pid,
+                heartbeat_age_ms,
+                heartbeat_interval_ms: self.record.interval_ns / 1_000_000,
+                version: self.report.version.clone(),
+                started_unix: self.report.started_unix,
+                phase: match control.phase {
+                    control::Phase::Starting => Phase::Starting,
+                    control::Phase::Running => Phase::Running,
+                    control::Phase::Stopping => Phase::Stopping,
+                },
+            },
+            hooks: self.report.doors.iter().filter_map(hook_point).collect(),
+            cpu: Cpu { load_percent: control.load.map(|load| load.share() * 100.0) },
+            scaling: Scaling {
+                min: control.min,
+                max: control.max,
+                desired: control.desired,
+                ready: count(control::BackendState::Ready),
+                starting: count(control::BackendState::Starting),
+                draining: count(control::BackendState::Draining),
+                unhealthy: count(control::BackendState::Unhealthy),
+                target_cpu_percent: self.report.target_cpu_percent,
+                standing: control.standing.clone(),
+            },
+            frontends,
+            verdicts: self.verdicts()?,
+            flows: Flows {
+                established: self.census.established,
+                half_open: self.census.half_open,
+                local: self.census.local,
+                capacity: u64::from(self.maps.flows.capacity()?),
+            },
+            decisions: control
+                .decisions
+                .iter()
+                .map(|decision| Decision {
+                    age_ms: last_sign.saturating_sub(decision.at.elapsed().as_millis() as u64) + heartbeat_age_ms,
+                    kind: kind_name(decision.kind),
+                    from: decision.from,
+                    to: decision.to,
+                    load_percent: decision.load.map(|load| load.share() * 100.0),
+                    reason: decision.reason.clone(),
+                    times: decision.times,
+                })
+                .collect(),
+            problems,
+        })
+    }
+
+    fn frontend(&self, told: &FrontendReport) -> Result<Frontend, DatapathError> {
+        let slots = match self.maps.frontends.get(&told.id, 0) {
+            Ok(frontend) => frontend.slots(),
+            Err(_) => abi::SlotRange { base: 0, len: 0 },
+        };
+        let mut in_slots = BTreeSet::new();
+        for place in 0..slots.len {
+            let id = self.maps.slots.get(&(slots.base + place), 0);
+            in_slots.insert(id.map_err(crate::datapath::maps::failed(abi::map::SLOTS))?);
+        }
+        let mut sum = self.maps.retired.get(&told.id, 0).map_err(crate::datapath::maps::failed(abi::map::RETIRED))?;
+        let published: BTreeMap<&control::ContainerId, &BackendReport> = self
+            .report
+            .backends
+            .iter()
+            .filter(|backend| backend.frontend == told.id)
+            .map(|backend| (&backend.container, backend))
+            .collect();
+        let mut backends = Vec::new();
+        let mut active_sum = 0;
+        for known in &self.report.control.backends {
+            let mut traffic = abi::Traffic::default();
+            let mut active = 0;
+            let backend = published.get(&known.id);
+            if let Some(backend) = backend {
+                traffic = self.maps.traffic(backend.id)?;
+                active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
+            }
+            sum.add(&traffic);
+            active_sum += active;
+            backends.push(self.backend(known, backend.copied(), &in_slots, &traffic, active));
+        }
+        let (_, proto) = told.name.rsplit_once('/').unwrap_or(("", "tcp"));
+        let proto = if proto == "udp" { Proto::Udp } else { Proto::Tcp };
+        Ok(Frontend {
+            name: told.name.clone(),
+            addresses: told.addresses.iter().map(ToString::to_string).collect(),
+            protocol: proto.to_string(),
+            scheduler: "round-robin".into(),
+            hooks: self.report.doors.iter().filter_map(hook_point).collect(),
+            connections_total: sum.connections + sum.local_connections,
+            local_connections_total: sum.local_connections,
+            connections_active: active_sum,
+            ingress: Traffic { packets: sum.ingress_packets, bytes: sum.ingress_bytes },
+            egress: Traffic { packets: sum.egress_packets, bytes: sum.egress_bytes },
+            backends,
+        })
+    }
+
+    fn backend(
+        &self,
+        known: &control::BackendReport,
+        published: Option<&BackendReport>,
+        in_slots: &BTreeSet<BackendId>,
+        traffic: &abi::Traffic,
+        active: u64,
+    ) -> Backend {
+        let is_static = self.report.control.max.is_none();
+        Backend {
+            name: known.name.to_string(),
+            container_id: (!is_static).then(|| known.id.to_string()),
+            address: published.map(|backend| backend.endpoint.to_string()).or_else(|| {
+                known.address.map(|address| if is_static { known.id.to_string() } else { address.to_string() })
+            }),
+            state: match known.state {
+                control::BackendState::Starting => BackendState::Starting,
+                control::BackendState::Ready => BackendState::Ready,
+                control::BackendState::Unhealthy => BackendState::Unhealthy,
+                control::BackendState::Draining | control::BackendState::Stopping => BackendState::Draining,
+                control::BackendState::Dead => BackendState::Stopped,
+            },
+            slot: published.is_some_and(|backend| in_slots.contains(&backend.id)),
+            reach: published.map(|backend| match backend.way.reach {
+                report::Reach::Veth => Reach::Veth,
+                report::Reach::Neighbour => Reach::Neighbour,
+                report::Reach::Routed => Reach::Routed,
+            }),
+            interface: published
+                .filter(|backend| backend.way.reach != report::Reach::Routed)
+                .map(|backend| backend.way.name.clone()),
+            connections_active: active,
+            connections_total: traffic.connections + traffic.local_connections,
+            local_connections_total: traffic.local_connections,
+            ingress: Traffic { packets: traffic.ingress_packets, bytes: traffic.ingress_bytes },
+            egress: Traffic { packets: traffic.egress_packets, bytes: traffic.egress_bytes },
+            cpu_percent: None,
+            last_error: known.last_error.clone(),
+        }
+    }
+
+    fn verdicts(&self) -> Result<Verdicts, DatapathError> {
+        let mut verdicts = Verdicts::default();
+        for reason in PassReason::ALL {
+            verdicts.passes.insert(reason.name().into(), self.maps.counter(reason.index())?);
+        }
+        for reason in DropReason::ALL {
+            verdicts.drops.insert(reason.name().into(), self.maps.counter(reason.index())?);
+        }
+        for event in Event::ALL {
+            verdicts.events.insert(event.name().into(), self.maps.counter(event.index())?);
+        }
+        Ok(verdicts)
+    }
+}
+
+fn hook_point(door: &Door) -> Option<HookPoint> {
+    let hook = match door.kind {
+        DoorKind::TcIngress => HookKind::Tc,
+        DoorKind::Xdp => HookKind::Xdp,
+        DoorKind::XdpGeneric => HookKind::XdpGeneric,
+        DoorKind::Cgroup => HookKind::Connect,
+        DoorKind::TcReply => return None,
+    };
+    let attach = match (door.kind, door.attach) {
+        (_, DoorAttach::Clsact { .. }) => Attach::Clsact,
+        (DoorKind::TcIngress | DoorKind::TcReply, DoorAttach::Link) => Attach::Tcx,
+        (DoorKind::Xdp | DoorKind::XdpGeneric, DoorAttach::Link) => Attach::XdpLink,
+        (DoorKind::Cgroup, DoorAttach::Link) => Attach::CgroupLink,
+    };
+    Some(HookPoint { hook, interface: (door.kind != DoorKind::Cgroup).then(|| door.interface.clone()), attach })
+}
+
+/// Returns the name of a kind of decision in the JSON document: snake case, as it is written in reports.
+fn kind_name(kind: control::DecisionKind) -> String {
+    match serde_json::to_value(kind) {
+        Ok(serde_json::Value::String(name)) => name,
+        Ok(_) | Err(_) => kind.to_string(),
+    }
+}
+
+/// Returns whether a process lives and is no other than an agent. One that has ended and waits for its parent does not.
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
+    stat.is_ok_and(|stat| is_living_agent(&stat))
+}
+
+/// Reads name and state in `/proc/PID/stat`, proc(5).
+fn is_living_agent(stat: &str) -> bool {
+    let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") "));
+    name.is_some_and(|(name, rest)| name == "lb-user" && !rest.starts_with(['Z', 'X']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_living_agent;
+
+    #[test]
+    fn a_process_that_only_waits_to_be_reaped_is_dead() {
+        assert!(is_living_agent("123 (lb-user) S 1 123 0"));
+        assert!(!is_living_agent("123 (lb-user) Z 1 123 0"));
+        assert!(!is_living_agent("123 (bash) S 1 123 0"));
+        assert!(!is_living_agent(""));
+    }
+}
