@@ -1,0 +1,137 @@
+//! Frames to send through the programs, and a judge of what comes out that shares no code with them.
+
+use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+
+/// A side of a connection.
+pub type Side = ([u8; 4], u16);
+
+/// FIN.
+pub const FIN: u8 = 1;
+/// SYN.
+pub const SYN: u8 = 2;
+/// RST.
+pub const RST: u8 = 4;
+/// ACK.
+pub const ACK: u8 = 16;
+
+/// Builds a TCP segment with right checksums.
+pub fn tcp(from: Side, to: Side, flags: u8, sequence: u32, acknowledgement: u32, payload: &[u8]) -> Vec<u8> {
+    let mut builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+        .ipv4(from.0, to.0, 64)
+        .tcp(from.1, to.1, sequence, 64_000);
+    if flags & SYN != 0 {
+        builder = builder.syn();
+    }
+    if flags & FIN != 0 {
+        builder = builder.fin();
+    }
+    if flags & RST != 0 {
+        builder = builder.rst();
+    }
+    if flags & ACK != 0 {
+        builder = builder.ack(acknowledgement);
+    }
+    let mut frame = Vec::with_capacity(builder.size(payload.len()));
+    builder.write(&mut frame, payload).expect("a vector takes everything");
+    frame
+}
+
+/// Builds a UDP datagram with right checksums.
+pub fn udp(from: Side, to: Side, payload: &[u8]) -> Vec<u8> {
+    let builder =
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(from.0, to.0, 64).udp(from.1, to.1);
+    let mut frame = Vec::with_capacity(builder.size(payload.len()));
+    builder.write(&mut frame, payload).expect("a vector takes everything");
+    frame
+}
+
+/// Puts `words` of options (no-operations) into the IP header and corrects lengths and checksum.
+pub fn with_ip_options(mut frame: Vec<u8>, words: usize) -> Vec<u8> {
+    frame.splice(34..34, vec![1_u8; words * 4]);
+    frame[14] = 0x45 + words as u8;
+    let total = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&total.to_be_bytes());
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..34 + words * 4]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// Computes an Internet checksum the slow way.
+///
+/// # Source
+/// RFC 1071, 4.1.
+pub fn checksum(parts: &[&[u8]]) -> u16 {
+    let bytes: Vec<u8> = parts.concat();
+    let mut sum = 0_u64;
+    for pair in bytes.chunks(2) {
+        sum += u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0));
+    }
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    !(sum as u16)
+}
+
+/// What a frame says, after its checksums were computed anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Who sent it.
+    pub from: Side,
+    /// To whom.
+    pub to: Side,
+    /// Whether the checksum of the IP header is right.
+    pub ip_sum: bool,
+    /// Whether the checksum of TCP or UDP is right, or none was sent.
+    pub transport_sum: bool,
+    /// Payload behind the TCP or UDP header.
+    pub payload: Vec<u8>,
+}
+
+/// Reads a frame; `None` if it is no whole TCP segment or UDP datagram over IPv4.
+pub fn judge(frame: &[u8]) -> Option<Judged> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let header_len = usize::from(frame.get(14)? & 15) * 4;
+    let header = frame.get(14..14 + header_len)?;
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let segment = frame.get(14 + header_len..14 + total)?;
+    let side = |at: usize, port: u16| ([header[at], header[at + 1], header[at + 2], header[at + 3]], port);
+    let (source, destination, payload, has_sum) = match packet.transport? {
+        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port(), tcp.payload().to_vec(), true),
+        TransportSlice::Udp(udp) => {
+            (udp.source_port(), udp.destination_port(), udp.payload().to_vec(), udp.checksum() != 0)
+        }
+        _ => return None,
+    };
+    let len = (segment.len() as u16).to_be_bytes();
+    let pseudo = [&header[12..20], &[0, header[9]], &len].concat();
+    Some(Judged {
+        from: side(12, source),
+        to: side(16, destination),
+        ip_sum: checksum(&[header]) == 0,
+        transport_sum: !has_sum || checksum(&[&pseudo, segment]) == 0,
+        payload,
+    })
+}
+
+/// A generator of numbers that are the same in every run of a seed.
+///
+/// # Source
+/// xorshift64*, Vigna 2014.
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// Starts from a seed other than zero.
+    pub const fn new(seed: u64) -> Self {
+        Self(if seed == 0 { 1 } else { seed })
+    }
+
+    /// Returns a number below `limit`.
+    pub const fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
+    }
+}

@@ -1,0 +1,274 @@
+//! Networks of namespaces: a client, the balancer, and backends behind a bridge or behind veths of their own.
+//!
+//! ```text
+//! client 198.18.1.2 ── up0 198.18.1.1 [balancer] br0 198.18.2.1 ── backends 198.18.2.11 …
+//! ```
+//!
+//! The balancer's namespace is as hostile as a Docker host: no forwarding, strict reverse-path filter, FORWARD drops,
+//! and the raw table drops what is addressed to a backend and did not come from the bridge.
+
+use std::{
+    fs::File,
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+/// How backends are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// Behind a bridge, as Docker does it.
+    Bridge,
+    /// Each behind a veth with a route of its own.
+    Routed,
+}
+
+/// Namespaces that end with this.
+pub struct Lab {
+    prefix: String,
+    backends: usize,
+    servers: Vec<Child>,
+    folder: tempfile::TempDir,
+}
+
+/// The address of the client.
+pub const CLIENT: &str = "198.18.1.2";
+/// The address of the balancer's uplink.
+pub const UPLINK: &str = "198.18.1.1";
+
+/// Returns the address of a backend.
+pub fn backend(number: usize) -> String {
+    format!("198.18.2.{}", 11 + number)
+}
+
+impl Lab {
+    /// Makes the namespaces.
+    pub fn new(backends: usize, wiring: Wiring) -> Self {
+        sweep_leftovers();
+        let prefix = format!("lbt{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::tempdir().expect("a folder for servers");
+        let lab = Self { prefix, backends, servers: Vec::new(), folder };
+        let (client, balancer) = (lab.client(), lab.balancer());
+        for name in [&client, &balancer] {
+            ip(&format!("netns add {name}"));
+            ip(&format!("-n {name} link set lo up"));
+        }
+        ip(&format!("link add cl0 netns {client} type veth peer name up0 netns {balancer}"));
+        ip(&format!("-n {client} addr add {CLIENT}/24 dev cl0"));
+        ip(&format!("-n {client} link set cl0 up"));
+        ip(&format!("-n {client} route add default via {UPLINK}"));
+        ip(&format!("-n {balancer} addr add {UPLINK}/24 dev up0"));
+        ip(&format!("-n {balancer} link set up0 up"));
+        if wiring == Wiring::Bridge {
+            ip(&format!("-n {balancer} link add br0 type bridge"));
+            ip(&format!("-n {balancer} addr add 198.18.2.1/24 dev br0"));
+            ip(&format!("-n {balancer} link set br0 up"));
+        }
+        for number in 0..backends {
+            lab.add_backend(number, wiring);
+        }
+        let rules = "add table ip t; \
+            add chain ip t raw { type filter hook prerouting priority raw; }; \
+            add rule ip t raw iifname up0 ip daddr 198.18.2.0/24 counter drop; \
+            add chain ip t forward { type filter hook forward priority filter; policy drop; };";
+        run(lab.command(&balancer, "nft").arg(rules));
+        for setting in ["net.ipv4.ip_forward=0", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.up0.rp_filter=1"] {
+            run(lab.command(&balancer, "sysctl").args(["-qw", setting]));
+        }
+        lab
+    }
+
+    fn add_backend(&self, number: usize, wiring: Wiring) {
+        let (name, balancer, address) = (self.backend(number), self.balancer(), backend(number));
+        ip(&format!("netns add {name}"));
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("link add eth0 netns {name} type veth peer name be{number} netns {balancer}"));
+        ip(&format!("-n {name} link set eth0 up"));
+        match wiring {
+            Wiring::Bridge => {
+                ip(&format!("-n {balancer} link set be{number} master br0 up"));
+                ip(&format!("-n {name} addr add {address}/24 dev eth0"));
+                ip(&format!("-n {name} route add default via 198.18.2.1"));
+            }
+            Wiring::Routed => {
+                ip(&format!("-n {balancer} link set be{number} up"));
+                ip(&format!("-n {balancer} addr add 198.18.2.1/32 dev be{number}"));
+                ip(&format!("-n {balancer} route add {address}/32 dev be{number} src 198.18.2.1"));
+                ip(&format!("-n {name} addr add {address}/32 dev eth0"));
+                ip(&format!("-n {name} route add 198.18.2.1/32 dev eth0"));
+                ip(&format!("-n {name} route add default via 198.18.2.1"));
+            }
+        }
+    }
+
+    /// Returns the client's namespace.
+    pub fn client(&self) -> String {
+        format!("{}c", self.prefix)
+    }
+
+    /// Returns the balancer's namespace.
+    pub fn balancer(&self) -> String {
+        format!("{}l", self.prefix)
+    }
+
+    /// Returns a backend's namespace.
+    pub fn backend(&self, number: usize) -> String {
+        format!("{}b{number}", self.prefix)
+    }
+
+    /// Returns a name for an instance that no other test uses.
+    pub fn instance(&self) -> String {
+        self.prefix.clone()
+    }
+
+    /// Prepares a program in a namespace. Not `ip netns exec`, which hides the BPF file system.
+    pub fn command(&self, namespace: &str, program: &str) -> Command {
+        command_in(namespace, program)
+    }
+
+    /// Runs a program in the client's namespace and returns what it printed.
+    pub fn from_client(&self, program: &str, arguments: &[&str]) -> Output {
+        self.command(&self.client(), program).args(arguments).output().expect("the program starts")
+    }
+
+    /// Asks for a page as the client and returns what was answered, without the line's end.
+    pub fn get(&self, url: &str) -> String {
+        let output = self.from_client("curl", &["-s", "-m", "3", url]);
+        assert!(output.status.success(), "curl {url}: {}", output.status);
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// Starts nginx in every backend's namespace; it answers with the backend's number.
+    pub fn start_servers(&mut self) {
+        for number in 0..self.backends {
+            self.start_server(number);
+        }
+    }
+
+    /// Starts nginx in a backend's namespace and waits until it answers.
+    pub fn start_server(&mut self, number: usize) {
+        let folder = self.folder.path().join(number.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("index.html"), format!("backend {number}\n")).unwrap();
+        let big: Vec<u8> = (0..20_000_000_u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        std::fs::write(folder.join("big"), big).unwrap();
+        let path = folder.display();
+        let config = format!(
+            "daemon off; master_process off; pid {path}/pid; error_log {path}/error; \
+             events {{ worker_connections 4096; }} \
+             http {{ access_log off; keepalive_requests 10000000; server {{ listen 80 backlog=4096; root {path}; }} }}"
+        );
+        std::fs::write(folder.join("nginx.conf"), config).unwrap();
+        let child = self
+            .command(&self.backend(number), "nginx")
+            .arg("-c")
+            .arg(folder.join("nginx.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nginx starts");
+        self.servers.push(child);
+        let namespace = self.backend(number);
+        wait_until("nginx answers", Duration::from_secs(5), || {
+            command_in(&namespace, "curl")
+                .args(["-s", "-o", "/dev/null", "http://127.0.0.1/"])
+                .status()
+                .is_ok_and(|status| status.success())
+        });
+    }
+
+    /// Ends the server of a backend that was started as the `nth`.
+    pub fn stop_server(&mut self, nth: usize) {
+        end(&mut self.servers[nth]);
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.servers.iter_mut().for_each(end);
+        remove_namespaces(&self.prefix);
+    }
+}
+
+/// Ends a process that a test has started.
+pub fn end(child: &mut Child) {
+    let _ended_already = child.kill();
+    let _nothing_to_reap = child.wait();
+}
+
+/// Prepares a program in a namespace.
+pub fn command_in(namespace: &str, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
+    command
+}
+
+/// Runs code in a namespace, on a thread of its own.
+pub fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(format!("/run/netns/{namespace}")).expect("the namespace exists");
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(&file, CloneFlags::CLONE_NEWNET).expect("root may enter");
+                work()
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Waits for something to become true.
+///
+/// # Panics
+/// If it does not in time.
+pub fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a program that has to succeed, and returns what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs `ip`, arguments separated by spaces.
+pub fn ip(arguments: &str) {
+    run(Command::new("ip").args(arguments.split(' ')));
+}
+
+/// Removes what test runs have left that were killed.
+fn sweep_leftovers() {
+    for name in namespaces() {
+        let digits = name.strip_prefix("lbt").and_then(|rest| rest.split_once('x')).map(|(pid, _)| pid);
+        if let Some(pid) = digits.and_then(|pid| pid.parse().ok())
+            && kill(Pid::from_raw(pid), None::<Signal>).is_err()
+        {
+            let _gone_already = Command::new("ip").args(["netns", "del", &name]).output();
+        }
+    }
+}
+
+fn remove_namespaces(prefix: &str) {
+    for name in namespaces().iter().filter(|name| name.starts_with(prefix)) {
+        let _gone_already = Command::new("ip").args(["netns", "del", name]).output();
+    }
+}
+
+fn namespaces() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Vec::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}

@@ -1,0 +1,206 @@
+//! The real kernel object, loaded without being attached, and run packet by packet (`BPF_PROG_TEST_RUN`).
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+};
+use lb_ebpf::abi::{
+    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Port, Proto, ReplyEntry,
+    Scheduler, SlotRange, Traffic, map, program,
+};
+
+use crate::frames::Side;
+
+/// The object with its maps.
+pub struct Object {
+    ebpf: Ebpf,
+    next_slot: u32,
+}
+
+/// A program that takes packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// TC at an uplink.
+    Tc,
+    /// XDP at an uplink.
+    Xdp,
+    /// TC at a backend's device.
+    Reply,
+}
+
+/// What a program did with a packet, in words common to TC and XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Left to the host.
+    Pass,
+    /// Ended.
+    Drop,
+    /// Redirected.
+    Redirect,
+    /// Given to the host's routing, rewritten.
+    Route,
+    /// Something no program of ours does.
+    Unknown(u32),
+}
+
+/// How backends are reached in a test.
+pub const REACH: HandOff = HandOff::Peer;
+
+impl Object {
+    /// Loads the object with small tables.
+    pub fn load() -> Self {
+        Self::load_with(65_536, 4096)
+    }
+
+    /// Loads the object with room for so many flows.
+    pub fn load_with(flows: u32, half_open: u32) -> Self {
+        assert!(!lb_user::datapath::OBJECT.is_empty(), "lb-user was built without the kernel object");
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(map::FLOWS, flows)
+            .map_max_entries(map::REPLIES, flows)
+            .map_max_entries(map::HALF_OPEN, half_open)
+            .map_max_entries(map::HALF_OPEN_REPLIES, half_open)
+            .load(lb_user::datapath::OBJECT)
+            .expect("the object loads");
+        for name in [program::TC_INGRESS, program::TC_REPLY] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let program: &mut Xdp = ebpf.program_mut(program::XDP_INGRESS).unwrap().try_into().unwrap();
+        program.load().unwrap_or_else(|error| panic!("{}: {error}", program::XDP_INGRESS));
+        Self { ebpf, next_slot: 0 }
+    }
+
+    /// Serves a frontend with these backends in its slots.
+    pub fn serve(&mut self, id: FrontendId, at: Side, proto: Proto, slots: &[BackendId]) {
+        self.publish(id, slots);
+        let endpoint = Endpoint::new(Address::from_v4(at.0), Port::new(at.1), proto);
+        let mut addresses: HashMap<&mut MapData, Endpoint, FrontendId> = self.map(map::ADDRESSES);
+        addresses.insert(endpoint, id, 0).unwrap();
+    }
+
+    /// Replaces a frontend's slots.
+    pub fn publish(&mut self, id: FrontendId, slots: &[BackendId]) {
+        let base = self.next_slot;
+        self.next_slot += slots.len() as u32;
+        let mut map_of_slots: Array<&mut MapData, BackendId> = self.map(map::SLOTS);
+        for (place, backend) in slots.iter().enumerate() {
+            map_of_slots.set(base + place as u32, backend, 0).unwrap();
+        }
+        let range = SlotRange { base, len: slots.len() as u32 };
+        let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
+        frontends.insert(id, Frontend::new(range, Scheduler::RoundRobin), 0).unwrap();
+    }
+
+    /// Writes a backend that takes XDP frames, so that both front doors redirect.
+    pub fn backend(&mut self, id: BackendId, frontend: FrontendId, generation: u32, at: Side) {
+        let backend = Backend::new(frontend, generation, Address::from_v4(at.0), Port::new(at.1))
+            .reached_by(REACH, 1, [6, 0, 0, 0, 0, id as u8], [6, 0, 0, 0, 1, 0])
+            .beside(Address::from_v4([198, 18, 2, 1]))
+            .taking_xdp();
+        self.write_backend(id, backend);
+    }
+
+    /// Writes any backend.
+    pub fn write_backend(&mut self, id: BackendId, backend: Backend) {
+        let mut backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
+        backends.set(id, backend, 0).unwrap();
+    }
+
+    /// Frees a backend.
+    pub fn free(&mut self, id: BackendId) {
+        let backend = {
+            let backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
+            backends.get(&id, 0).unwrap()
+        };
+        self.write_backend(id, backend.freed());
+    }
+
+    /// Runs a packet through a program.
+    pub fn run(&self, door: Door, frame: &[u8]) -> (Action, Vec<u8>) {
+        let mut out = vec![0; frame.len() + 256];
+        let (value, len) = self.run_into(door, frame, &mut out);
+        out.truncate(len);
+        (action(door, value), out)
+    }
+
+    /// Runs a packet through a program, with a buffer that is used again.
+    pub fn run_into(&self, door: Door, frame: &[u8], out: &mut [u8]) -> (u32, usize) {
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
+        let result = match door {
+            Door::Xdp => self.program::<Xdp>(program::XDP_INGRESS).test_run(options),
+            Door::Tc => self.program::<SchedClassifier>(program::TC_INGRESS).test_run(options),
+            Door::Reply => self.program::<SchedClassifier>(program::TC_REPLY).test_run(options),
+        };
+        let result = result.unwrap_or_else(|error| panic!("{door:?} {frame:02x?}: {error}"));
+        (result.return_value, result.data_size_out as usize)
+    }
+
+    /// Returns a counter.
+    pub fn count(&self, index: u32) -> u64 {
+        let counters: PerCpuArray<&MapData, u64> = self.ebpf.map(map::COUNTERS).unwrap().try_into().unwrap();
+        counters.get(&index, 0).unwrap().iter().sum()
+    }
+
+    /// Returns what went through a backend.
+    pub fn traffic(&self, id: BackendId) -> Traffic {
+        let stats: PerCpuArray<&MapData, Traffic> = self.ebpf.map(map::BACKEND_STATS).unwrap().try_into().unwrap();
+        stats.get(&id, 0).unwrap().iter().fold(Traffic::default(), |mut sum, value| {
+            sum.add(value);
+            sum
+        })
+    }
+
+    /// Returns a proven flow.
+    pub fn flow(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
+        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::FLOWS).unwrap().try_into().unwrap();
+        flows.get(&key(from, to, proto), 0).ok()
+    }
+
+    /// Returns a flow that is not proven.
+    pub fn half_open(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
+        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::HALF_OPEN).unwrap().try_into().unwrap();
+        flows.get(&key(from, to, proto), 0).ok()
+    }
+
+    /// Returns the reply half of a proven flow.
+    pub fn reply(&self, from: Side, to: Side, proto: Proto) -> Option<ReplyEntry> {
+        let replies: HashMap<&MapData, FlowKey, ReplyEntry> = self.ebpf.map(map::REPLIES).unwrap().try_into().unwrap();
+        replies.get(&key(from, to, proto), 0).ok()
+    }
+
+    fn map<'a, T>(&'a mut self, name: &str) -> T
+    where
+        T: TryFrom<&'a mut aya::maps::Map>,
+        T::Error: std::fmt::Debug,
+    {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    fn program<'a, P: 'a>(&'a self, name: &str) -> &'a P
+    where
+        &'a P: TryFrom<&'a aya::programs::Program>,
+        <&'a P as TryFrom<&'a aya::programs::Program>>::Error: std::fmt::Debug,
+    {
+        self.ebpf.program(name).unwrap().try_into().unwrap()
+    }
+}
+
+/// Translates what a program returned.
+///
+/// # Source
+/// include/uapi/linux/pkt_cls.h, include/uapi/linux/bpf.h.
+pub const fn action(door: Door, value: u32) -> Action {
+    match (door, value) {
+        (Door::Xdp, 1) | (Door::Tc | Door::Reply, 2) => Action::Drop,
+        (Door::Xdp, 2) | (Door::Tc | Door::Reply, u32::MAX) => Action::Pass,
+        (Door::Xdp, 4) | (Door::Tc | Door::Reply, 7) => Action::Redirect,
+        (Door::Tc | Door::Reply, 0) => Action::Route,
+        (_, other) => Action::Unknown(other),
+    }
+}
+
+fn key(from: Side, to: Side, proto: Proto) -> FlowKey {
+    FlowKey::new(Address::from_v4(from.0), Port::new(from.1), Address::from_v4(to.0), Port::new(to.1), proto)
+}

@@ -1,0 +1,76 @@
+//! Cases with requirements. A case that cannot run here is skipped and says what it lacks; with `LB_REQUIRE_ALL=1` (as
+//! in CI) it fails instead.
+
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What a case needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The privileges of root.
+    Root,
+    /// A program on the path.
+    Program(&'static str),
+    /// The agent's binary: `LB_BIN`.
+    Agent,
+    /// A Docker engine with the image `lb-api`.
+    Docker,
+}
+
+/// One case.
+pub struct Case {
+    /// Its name, a sentence.
+    pub name: &'static str,
+    /// What it needs.
+    pub needs: &'static [Need],
+    /// What it does; it panics if it fails.
+    pub run: fn(),
+}
+
+impl Need {
+    /// Returns what is lacking, if anything.
+    fn lacking(self) -> Option<String> {
+        match self {
+            Self::Root => (!nix::unistd::Uid::effective().is_root()).then(|| "root".to_owned()),
+            Self::Program(name) => {
+                let found = std::env::var_os("PATH")
+                    .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).is_file()));
+                (!found).then(|| format!("the program {name}"))
+            }
+            Self::Agent => std::env::var_os("LB_BIN").is_none().then(|| "LB_BIN, the path of lb-user".to_owned()),
+            Self::Docker => {
+                let there = Command::new("docker")
+                    .args(["image", "inspect", "--format", "{{.Id}}", "lb-api:latest"])
+                    .output()
+                    .is_ok_and(|output| output.status.success());
+                (!there).then(|| "Docker with the image lb-api:latest (cargo xtask image)".to_owned())
+            }
+        }
+    }
+}
+
+/// Runs cases, one after the other unless told otherwise.
+pub fn run(cases: Vec<Case>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let strict = std::env::var_os("LB_REQUIRE_ALL").is_some_and(|value| value == "1");
+    let trials = cases
+        .into_iter()
+        .map(|case| {
+            let lacking: Vec<String> = case.needs.iter().filter_map(|need| need.lacking()).collect();
+            if lacking.is_empty() {
+                return Trial::test(case.name, move || {
+                    (case.run)();
+                    Ok(())
+                });
+            }
+            let lacking = format!("needs {}", lacking.join(", "));
+            let message = lacking.clone();
+            Trial::test(case.name, move || Err(Failed::from(message)))
+                .with_kind(format!("skipped: {lacking}"))
+                .with_ignored_flag(!strict)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,366 @@
+//! The whole set-up with a real engine: containers that scale, drain, die and are taken over.
+//!
+//! Clients come from a namespace of their own, by a veth that stands for the uplink.
+
+use std::{
+    collections::BTreeSet,
+    process::{Child, Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use lb_tests::{
+    agent::{Agent, assert_gone, assert_no_failure, binary, detach},
+    lab::{self, command_in, run, wait_until},
+    suite::{self, Case, Need},
+};
+use nix::sys::signal::Signal;
+
+const TOOLS: &[Need] = &[
+    Need::Root,
+    Need::Agent,
+    Need::Docker,
+    Need::Program("ip"),
+    Need::Program("curl"),
+    Need::Program("wrk"),
+    Need::Program("stress-ng"),
+];
+
+/// Short windows, so that a cycle takes seconds.
+const BRISK: &[&str] = &[
+    "--interval",
+    "500ms",
+    "--scale-up-window",
+    "1s",
+    "--scale-down-window",
+    "3s",
+    "--drain-timeout",
+    "4s",
+    "--health",
+    "http:/healthz",
+];
+
+fn main() -> ExitCode {
+    let case = |name, run| Case { name, needs: TOOLS, run };
+    suite::run(vec![
+        case("containers_answer_in_turn_and_leave_nothing", containers_answer_in_turn_and_leave_nothing),
+        case("load_scales_up_and_down_without_a_failed_request", load_scales_up_and_down_without_a_failed_request),
+        case("a_killed_container_is_replaced", a_killed_container_is_replaced),
+        case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
+        case("containers_reach_the_frontend", containers_reach_the_frontend),
+        case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
+        case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
+    ])
+}
+
+/// A Docker network, and a client behind a veth; both end with this.
+struct Site {
+    name: String,
+    number: u32,
+}
+
+impl Site {
+    fn new(number: u32) -> Self {
+        let name = format!("lbt{}d{number}", std::process::id());
+        let site = Self { name, number };
+        let (client, up) = (site.client(), site.uplink());
+        lab::ip(&format!("netns add {client}"));
+        lab::ip(&format!("link add {up} type veth peer name c0 netns {client}"));
+        lab::ip(&format!("addr add 198.18.{}.1/24 dev {up}", 100 + number));
+        lab::ip(&format!("link set {up} up"));
+        lab::ip(&format!("-n {client} addr add 198.18.{}.2/24 dev c0", 100 + number));
+        lab::ip(&format!("-n {client} link set lo up"));
+        lab::ip(&format!("-n {client} link set c0 up"));
+        docker(&["network", "create", "--subnet", &format!("198.19.{}.0/24", 100 + number), &site.name]);
+        site
+    }
+
+    fn client(&self) -> String {
+        format!("{}c", self.name)
+    }
+
+    fn uplink(&self) -> String {
+        format!("lbtd{}u", self.number)
+    }
+
+    fn port(&self) -> u32 {
+        18_080 + self.number
+    }
+
+    fn url(&self) -> String {
+        format!("http://198.18.{}.1:{}/", 100 + self.number, self.port())
+    }
+
+    fn start(&self, more: &[&str]) -> Agent {
+        let publish = format!("{}:5000", self.port());
+        let uplink = self.uplink();
+        let fixed = ["--image", "lb-api:latest", "--publish", &publish, "--uplink", &uplink, "--network", &self.name];
+        Agent::start(None, &self.name, &[&fixed, BRISK, more].concat())
+    }
+
+    /// Asks as the client and returns the host's name in the answer.
+    fn host(&self) -> String {
+        let output = command_in(&self.client(), "curl").args(["-s", "-m", "3", &self.url()]).output().unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer");
+        assert_eq!(answer["message"], "Hello");
+        answer["host"].as_str().expect("a name").to_owned()
+    }
+
+    fn wrk(&self, seconds: u32, closing: bool) -> Child {
+        let mut command = command_in(&self.client(), "wrk");
+        command.args(["-t1", "-c8", &format!("-d{seconds}"), "--timeout", "5s"]);
+        if closing {
+            command.args(["-H", "Connection: close"]);
+        }
+        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
+    }
+
+    fn containers(&self) -> BTreeSet<String> {
+        let filter = format!("label=io.lb-user.instance={}", self.name);
+        docker(&["ps", "-aq", "--no-trunc", "--filter", &filter]).lines().map(str::to_owned).collect()
+    }
+
+    fn assert_gone(&self) {
+        assert_gone(&self.name);
+        assert_eq!(self.containers(), BTreeSet::new());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for id in self.containers() {
+            let _gone_already = Command::new("docker").args(["rm", "-f", &id]).output();
+        }
+        let _gone_already = Command::new("docker").args(["network", "rm", &self.name]).output();
+        let _gone_already = Command::new("ip").args(["netns", "del", &self.client()]).output();
+        let _gone_with_it = Command::new("ip").args(["link", "del", &self.uplink()]).output();
+    }
+}
+
+fn docker(arguments: &[&str]) -> String {
+    run(Command::new("docker").args(arguments))
+}
+
+fn containers_answer_in_turn_and_leave_nothing() {
+    let site = Site::new(1);
+    let mut agent = site.start(&["--min", "3", "--max", "3"]);
+    agent.wait_ready(3);
+    let hosts: Vec<String> = (0..9).map(|_| site.host()).collect();
+    assert_eq!(hosts[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{hosts:?}");
+    assert!(hosts[..3] == hosts[3..6] && hosts[..3] == hosts[6..], "{hosts:?}");
+
+    let local = |address: &str| {
+        let url = format!("http://{address}:{}/", site.port());
+        run(Command::new("curl").args(["-s", "-m", "3", &url]))
+    };
+    let mut locals: Vec<String> = (0..3).map(|_| local("127.0.0.1")).collect();
+    locals.extend((0..3).map(|_| local("localhost")));
+    assert_eq!(locals.iter().collect::<BTreeSet<_>>().len(), 3, "{locals:?}");
+
+    agent.stop(Signal::SIGINT);
+    site.assert_gone();
+}
+
+fn load_scales_up_and_down_without_a_failed_request() {
+    let cycles: u32 = std::env::var("LB_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(2);
+    let site = Site::new(2);
+    let agent = site.start(&["--min", "2", "--max", "4", "--target-cpu", "70"]);
+    agent.wait_ready(2);
+    for cycle in 0..cycles {
+        // The load generators end before the stress does, so that they see the way up; the way down is seen by a second
+        // pair, gentle enough to let the load fall.
+        let up = [site.wrk(8, true), site.wrk(8, false)];
+        let mut stress = Command::new("stress-ng").args(["--cpu", "2", "--timeout", "8s", "-q"]).spawn().unwrap();
+        agent.wait_for("the load brings all four", Duration::from_secs(30), |status| status["scaling"]["ready"] == 4);
+        let hosts: BTreeSet<String> = (0..4).map(|_| site.host()).collect();
+        assert!(hosts.len() >= 3, "cycle {cycle}: reloads show other hosts: {hosts:?}");
+        for load in up {
+            let report = load.wait_with_output().unwrap();
+            assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+        }
+        stress.wait().unwrap();
+        let gentle = Gentle::start(&site);
+        agent.wait_for("the rest brings two back", Duration::from_secs(60), |status| {
+            status["scaling"]["ready"] == 2 && status["scaling"]["draining"] == 0
+        });
+        let (asked, failed) = gentle.stop();
+        assert!(asked > 20 && failed.is_empty(), "cycle {cycle}: {asked} asked, failed: {failed:?}");
+    }
+    let decisions = agent.status()["decisions"].clone();
+    let kinds: BTreeSet<&str> =
+        decisions.as_array().unwrap().iter().filter_map(|decision| decision["kind"].as_str()).collect();
+    assert!(kinds.contains("scale_up") && kinds.contains("scale_down"), "{kinds:?}");
+}
+
+/// A client that asks gently, by a new connection and by one that it keeps, so that the CPU can rest.
+struct Gentle {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    worker: std::thread::JoinHandle<(u32, Vec<String>)>,
+}
+
+impl Gentle {
+    fn start(site: &Site) -> Self {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let (client, address) = (site.client(), format!("198.18.{}.1:{}", 100 + site.number, site.port()));
+        let worker = std::thread::spawn(move || {
+            lab::inside(&client, || {
+                let (mut asked, mut failed) = (0, Vec::new());
+                let mut kept = None;
+                while !told.load(Ordering::Relaxed) {
+                    asked += 2;
+                    if let Err(error) = ask(&address, &mut None) {
+                        failed.push(format!("new connection: {error}"));
+                    }
+                    if let Err(error) = ask(&address, &mut kept) {
+                        failed.push(format!("kept connection: {error}"));
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                (asked, failed)
+            })
+        });
+        Self { stop, worker }
+    }
+
+    fn stop(self) -> (u32, Vec<String>) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.worker.join().expect("the client does not panic")
+    }
+}
+
+/// Asks once; a server that says `Connection: close` is heeded, as every client does.
+fn ask(address: &str, kept: &mut Option<std::net::TcpStream>) -> std::io::Result<()> {
+    use std::io::{Error, Read as _, Write as _};
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => std::net::TcpStream::connect(address)?,
+    };
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut room = [0; 1024];
+    while !answer.ends_with(b"}") {
+        match stream.read(&mut room)? {
+            0 => return Err(Error::other(format!("closed after {} bytes", answer.len()))),
+            len => answer.extend_from_slice(&room[..len]),
+        }
+    }
+    let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    if !text.starts_with("http/1.1 200") {
+        return Err(Error::other(text));
+    }
+    if !text.contains("connection: close") {
+        *kept = Some(stream);
+    }
+    Ok(())
+}
+
+fn a_killed_container_is_replaced() {
+    let site = Site::new(3);
+    let agent = site.start(&["--min", "3", "--max", "3"]);
+    agent.wait_ready(3);
+    let before = site.containers();
+    let victim = before.first().expect("a container").clone();
+    let client = site.client();
+    let url = site.url();
+    let (killed, failures) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut failures = Vec::new();
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(4) {
+                let asked = Instant::now();
+                let status = command_in(&client, "curl")
+                    .args(["-s", "-o", "/dev/null", "-m", "3", &url])
+                    .status()
+                    .expect("curl starts");
+                if !status.success() {
+                    failures.push(asked);
+                }
+            }
+            failures
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        docker(&["kill", &victim]);
+        let killed = Instant::now();
+        (killed, load.join().expect("the client does not panic"))
+    });
+    let late = failures.iter().filter(|asked| asked.saturating_duration_since(killed) > Duration::from_millis(200));
+    assert_eq!(late.count(), 0, "{} failures, some asked later than 200 ms after the kill", failures.len());
+    agent.wait_ready(3);
+    wait_until("the dead one is removed", Duration::from_secs(10), || !site.containers().contains(&victim));
+    assert_eq!(site.containers().intersection(&before).count(), 2);
+    let kinds = agent.status()["decisions"].to_string();
+    assert!(kinds.contains("backend_died"), "{kinds}");
+}
+
+fn a_killed_agent_is_replaced_without_loss() {
+    let site = Site::new(4);
+    let agent = site.start(&["--min", "2", "--max", "2"]);
+    agent.wait_ready(2);
+    let before = site.containers();
+    let loads = [site.wrk(8, true), site.wrk(8, false)];
+    std::thread::sleep(Duration::from_secs(2));
+    agent.crash();
+    std::thread::sleep(Duration::from_secs(1));
+    let next = site.start(&["--min", "2", "--max", "2"]);
+    next.wait_ready(2);
+    for load in loads {
+        let report = load.wait_with_output().unwrap();
+        assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+    }
+    assert_eq!(site.containers(), before, "adopted, not replaced");
+    next.crash();
+    detach(&site.name, true);
+    site.assert_gone();
+}
+
+fn containers_reach_the_frontend() {
+    let site = Site::new(5);
+    let agent = site.start(&["--min", "2", "--max", "2"]);
+    agent.wait_ready(2);
+    let container = site.containers().first().expect("a container").clone();
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &container]);
+    let from_container = || {
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", pid.trim()))
+            .args(["curl", "-s", "-m", "3", &site.url()])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let answers: BTreeSet<String> = (0..4).map(|_| from_container()).collect();
+    assert!(answers.len() == 2 && answers.iter().all(|answer| answer.contains("Hello")), "{answers:?}");
+}
+
+fn a_crashing_image_is_held_back() {
+    let site = Site::new(6);
+    let agent = site.start(&["--min", "1", "--max", "2", "--env", "LB_API_LISTEN=nonsense"]);
+    agent.wait_for("the failures are told", Duration::from_secs(30), |status| {
+        status["health"] == "degraded" && status["problems"].to_string().contains("times in a row")
+    });
+    std::thread::sleep(Duration::from_secs(6));
+    let starts = agent.log().matches("backend died").count();
+    assert!((2..8).contains(&starts), "{starts} starts: {}", agent.log());
+}
+
+fn mistakes_are_explained_and_leave_nothing() {
+    let site = Site::new(7);
+    let uplink = site.uplink();
+    let cases: [(&[&str], &str); 3] = [
+        (&["--image", "lb-no-such-image", "--publish", "18087:5000"], "lb-no-such-image"),
+        (&["--image", "lb-api:latest", "--publish", "18087:5000", "--network", "lb-no-such-net"], "lb-no-such-net"),
+        (&["--image", "lb-api:latest", "--publish", "18087:5000", "--uplink", "nope0"], "nope0"),
+    ];
+    for (arguments, word) in cases {
+        let mut command = Command::new(binary());
+        command.args(["run", "--instance", &site.name]).args(arguments);
+        if !arguments.contains(&"--uplink") {
+            command.args(["--uplink", &uplink]);
+        }
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && error.contains(word), "{arguments:?}: {error}");
+        site.assert_gone();
+    }
+}

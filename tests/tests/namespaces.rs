@@ -1,0 +1,472 @@
+//! Real clients and real servers through real namespaces, on a host whose firewall lets nothing be forwarded.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use lb_tests::{
+    agent::{Agent, assert_gone, assert_no_failure, binary, detach, lb_user},
+    lab::{self, Lab, UPLINK, Wiring, inside, wait_until},
+    suite::{self, Case, Need},
+};
+use nix::sys::signal::Signal;
+
+const TOOLS: &[Need] = &[
+    Need::Root,
+    Need::Agent,
+    Need::Program("ip"),
+    Need::Program("nsenter"),
+    Need::Program("nft"),
+    Need::Program("curl"),
+    Need::Program("nginx"),
+    Need::Program("wrk"),
+    Need::Program("iperf3"),
+    Need::Program("ethtool"),
+    Need::Program("tcpdump"),
+    Need::Program("redis-server"),
+];
+
+fn main() -> ExitCode {
+    let case = |name, run| Case { name, needs: TOOLS, run };
+    suite::run(vec![
+        case("requests_hit_backends_strictly_in_turn", || in_turn(Wiring::Bridge)),
+        case("routed_veths_are_served_alike", || in_turn(Wiring::Routed)),
+        case("transfers_survive_checksum_offload_on_and_off", transfers_survive_checksum_offload_on_and_off),
+        case("eight_parallel_streams_pass_both_ways", eight_parallel_streams_pass_both_ways),
+        case("redis_is_served", redis_is_served),
+        case("datagrams_stay_with_their_backend", datagrams_stay_with_their_backend),
+        case("clients_on_the_host_see_the_frontend", clients_on_the_host_see_the_frontend),
+        case("a_backend_reaches_its_own_frontend", a_backend_reaches_its_own_frontend),
+        case("no_backend_address_is_seen_on_the_wire", no_backend_address_is_seen_on_the_wire),
+        case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
+        case("a_backend_that_fails_leaves_and_returns", a_backend_that_fails_leaves_and_returns),
+        case("without_backends_clients_are_refused_at_once", without_backends_clients_are_refused_at_once),
+        case("instances_live_side_by_side_and_never_share", instances_live_side_by_side_and_never_share),
+        case("keep_leaves_it_serving_and_detach_removes_it", keep_leaves_it_serving_and_detach_removes_it),
+        case("clsact_serves_where_tcx_is_not_wanted", clsact_serves_where_tcx_is_not_wanted),
+        case("xdp_serves_where_checksums_are_complete", xdp_serves_where_checksums_are_complete),
+        case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
+    ])
+}
+
+/// Arguments for static backends at port 80 and a frontend at port 80.
+fn arguments(backends: usize) -> Vec<String> {
+    let mut arguments: Vec<String> = ["--publish", "80", "--uplink", "up0"].map(str::to_owned).into();
+    for number in 0..backends {
+        arguments.extend(["--backend".to_owned(), format!("{}:80", lab::backend(number))]);
+    }
+    arguments
+}
+
+fn start(lab: &Lab, arguments: &[String], more: &[&str]) -> Agent {
+    let all: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    Agent::start(Some(&lab.balancer()), &lab.instance(), &all)
+}
+
+/// A lab with nginx in every backend, and an agent that serves them.
+fn served(backends: usize, more: &[&str]) -> (Lab, Agent) {
+    let mut lab = Lab::new(backends, Wiring::Bridge);
+    lab.start_servers();
+    let agent = start(&lab, &arguments(backends), more);
+    agent.wait_ready(backends as u64);
+    (lab, agent)
+}
+
+fn in_turn(wiring: Wiring) {
+    let mut lab = Lab::new(3, wiring);
+    lab.start_servers();
+    let mut agent = start(&lab, &arguments(3), &[]);
+    agent.wait_ready(3);
+
+    let answers: Vec<String> = (0..12).map(|_| lab.get("http://198.18.1.1/")).collect();
+    let first: usize = answers[0].trim_start_matches("backend ").parse().expect("a backend's number");
+    for (turn, answer) in answers.iter().enumerate() {
+        assert_eq!(*answer, format!("backend {}", (first + turn) % 3), "{answers:?}");
+    }
+
+    let status = agent.status();
+    let frontend = &status["frontends"][0];
+    assert_eq!((frontend["name"].as_str(), frontend["connections_total"].as_u64()), (Some("80/tcp"), Some(12)));
+    for backend in frontend["backends"].as_array().expect("a list") {
+        assert_eq!((backend["connections_total"].as_u64(), backend["reach"].as_str()), (Some(4), Some("veth")));
+    }
+    assert_eq!(lb_user(&["status", "--instance", &lab.instance()]).status.code(), Some(0));
+
+    agent.stop(Signal::SIGTERM);
+    assert_gone(&lab.instance());
+    let programs = lab::run(lab.command(&lab.balancer(), "tc").args(["filter", "show", "dev", "up0", "ingress"]));
+    assert_eq!(programs.trim(), "");
+}
+
+fn transfers_survive_checksum_offload_on_and_off() {
+    let (lab, _agent) = served(2, &[]);
+    for offload in ["on", "off"] {
+        let set = |namespace: &str, device: &str| {
+            lab::run(lab.command(namespace, "ethtool").args(["-K", device, "tx", offload, "rx", offload]));
+        };
+        set(&lab.client(), "cl0");
+        for number in 0..2 {
+            set(&lab.backend(number), "eth0");
+        }
+        for _ in 0..4 {
+            let big = lab.from_client("curl", &["-s", "-m", "20", "http://198.18.1.1/big"]).stdout;
+            let wrong = (0..20_000_000_u32)
+                .zip(&big)
+                .find(|(byte, got)| (byte.wrapping_mul(2_654_435_761) >> 24) as u8 != **got);
+            assert_eq!((big.len(), wrong), (20_000_000, None), "offload {offload}");
+        }
+    }
+}
+
+fn eight_parallel_streams_pass_both_ways() {
+    let lab = Lab::new(1, Wiring::Bridge);
+    let mut server =
+        lab.command(&lab.backend(0), "iperf3").arg("-s").stdout(std::process::Stdio::null()).spawn().unwrap();
+    let backend = format!("{}:5201", lab::backend(0));
+    let arguments = ["--publish", "5201", "--uplink", "up0", "--backend", &backend];
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+    for direction in [&[][..], &["-R"]] {
+        let all = [&["-c", UPLINK, "-P", "8", "-t", "2", "--json"], direction].concat();
+        let output = lab.from_client("iperf3", &all);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
+        let bytes = report["end"]["sum_received"]["bytes"].as_f64().unwrap_or(0.0);
+        assert!(output.status.success() && bytes > 10e6, "{direction:?}: {report:#}");
+    }
+    lab::end(&mut server);
+}
+
+fn redis_is_served() {
+    let lab = Lab::new(2, Wiring::Bridge);
+    let mut servers: Vec<_> = (0..2)
+        .map(|number| {
+            let mut command = lab.command(&lab.backend(number), "redis-server");
+            command.args(["--port", "6379", "--save", "", "--protected-mode", "no"]);
+            command.stdout(std::process::Stdio::null()).spawn().expect("redis starts")
+        })
+        .collect();
+    let backends: Vec<String> = (0..2).map(|number| format!("{}:6379", lab::backend(number))).collect();
+    let arguments = ["--publish", "6379", "--uplink", "up0", "--backend", &backends[0], "--backend", &backends[1]];
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(2);
+    let value = "x".repeat(100_000);
+    inside(&lab.client(), || {
+        let mut redis = TcpStream::connect((UPLINK, 6379)).unwrap();
+        redis.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        write!(redis, "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n{value}\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\n", value.len())
+            .unwrap();
+        let mut answer = vec![0; 5 + 9 + value.len() + 2];
+        redis.read_exact(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), format!("+OK\r\n$100000\r\n{value}\r\n"));
+    });
+    servers.iter_mut().for_each(lab::end);
+}
+
+/// Answers datagrams with a backend's number, as long as the test runs.
+fn answer_datagrams(lab: &Lab, number: usize) {
+    let socket = inside(&lab.backend(number), || UdpSocket::bind("0.0.0.0:53").expect("the port is free"));
+    std::thread::spawn(move || {
+        let mut room = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut room) {
+            let answer = [&[number as u8], &room[..len]].concat();
+            let _client_left = socket.send_to(&answer, from);
+        }
+    });
+}
+
+fn datagrams_stay_with_their_backend() {
+    let lab = Lab::new(3, Wiring::Bridge);
+    (0..3).for_each(|number| answer_datagrams(&lab, number));
+    let backends: Vec<String> = (0..3).map(|number| format!("{}:53", lab::backend(number))).collect();
+    let mut arguments = vec!["--publish", "53/udp", "--uplink", "up0"];
+    backends.iter().for_each(|backend| arguments.extend(["--backend", backend]));
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(3);
+
+    inside(&lab.client(), || {
+        for turn in 0..6_u8 {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            for size in [0, 1, 700, 1400] {
+                socket.send_to(&vec![7; size], (UPLINK, 53)).unwrap();
+                let mut room = [0; 2048];
+                let (len, from) = socket.recv_from(&mut room).expect("an answer");
+                assert_eq!((from, len), (SocketAddr::from(([198, 18, 1, 1], 53)), size + 1));
+                assert_eq!(room[0], turn % 3, "one socket, one backend, and the next socket the next");
+            }
+        }
+    });
+    // Sockets of the balancer itself: connected and unconnected, and never the backend's address to be seen.
+    inside(&lab.balancer(), || {
+        let unconnected = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let connected = UdpSocket::bind("0.0.0.0:0").unwrap();
+        connected.connect(("127.0.0.1", 53)).unwrap();
+        assert_eq!(connected.peer_addr().unwrap(), SocketAddr::from(([127, 0, 0, 1], 53)));
+        let mut room = [0; 16];
+        for socket in [&unconnected, &connected] {
+            socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        }
+        let mut senders = Vec::new();
+        for _ in 0..3 {
+            unconnected.send_to(b"q", ("127.0.0.1", 53)).unwrap();
+            let (_, from) = unconnected.recv_from(&mut room).expect("an answer");
+            assert_eq!(from, SocketAddr::from(([127, 0, 0, 1], 53)));
+            senders.push(room[0]);
+        }
+        senders.dedup();
+        assert_eq!(senders.len(), 1, "one socket, one backend");
+        connected.send(b"q").unwrap();
+        assert_eq!(connected.recv_from(&mut room).expect("an answer").1, SocketAddr::from(([127, 0, 0, 1], 53)));
+    });
+}
+
+fn clients_on_the_host_see_the_frontend() {
+    let (lab, agent) = served(3, &[]);
+    for address in ["127.0.0.1", UPLINK, "198.18.2.1"] {
+        let mut answers: Vec<String> = (0..6)
+            .map(|_| {
+                inside(&lab.balancer(), || {
+                    let mut stream = TcpStream::connect((address, 80)).expect("connected");
+                    assert_eq!(stream.peer_addr().unwrap().to_string(), format!("{address}:80"));
+                    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+                    let mut text = String::new();
+                    stream.read_to_string(&mut text).unwrap();
+                    text.rsplit('\n').nth(1).unwrap_or_default().to_owned()
+                })
+            })
+            .collect();
+        answers.sort();
+        answers.dedup();
+        assert_eq!(answers, ["backend 0", "backend 1", "backend 2"], "{address}");
+    }
+    let frontend = &agent.status()["frontends"][0];
+    assert_eq!(frontend["local_connections_total"], 18);
+    assert_eq!(frontend["ingress"]["packets"], 0, "their packets pass the programs by");
+    // A client elsewhere connects over the wire, whatever cgroup it is in.
+    lab.get("http://198.18.1.1/");
+    assert_eq!(agent.status()["frontends"][0]["local_connections_total"], 18);
+}
+
+fn a_backend_reaches_its_own_frontend() {
+    let (lab, _agent) = served(2, &[]);
+    let from_backend = || {
+        let output =
+            lab.command(&lab.backend(0), "curl").args(["-s", "-m", "3", "http://198.18.1.1/"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    };
+
+    let mut answers: Vec<String> = (0..4).map(|_| from_backend()).collect();
+    answers.sort();
+
+    assert_eq!(answers, ["backend 0", "backend 0", "backend 1", "backend 1"], "itself included");
+}
+
+fn no_backend_address_is_seen_on_the_wire() {
+    let (lab, _agent) = served(3, &[]);
+    let mut tap = lab
+        .command(&lab.client(), "tcpdump")
+        .args(["-n", "-i", "cl0", "-U", "-w", "-", "net 198.18.2.0/24"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("tcpdump starts");
+    std::thread::sleep(Duration::from_millis(500));
+    let report = wrk(&lab, 3, true).wait_with_output().unwrap();
+    assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+    std::thread::sleep(Duration::from_millis(500));
+    lab::end(&mut tap);
+    let mut captured = Vec::new();
+    tap.stdout.take().unwrap().read_to_end(&mut captured).unwrap();
+    // Only the file's header: include/uapi of pcap has 24 bytes there.
+    assert!(captured.len() <= 24, "{} bytes of packets with a backend's address", captured.len());
+}
+
+fn wrk(lab: &Lab, seconds: u32, closing: bool) -> std::process::Child {
+    let mut command = lab.command(&lab.client(), "wrk");
+    command.args(["-t1", "-c16", &format!("-d{seconds}")]);
+    if closing {
+        command.args(["-H", "Connection: close"]);
+    }
+    command.arg("http://198.18.1.1/").stdout(std::process::Stdio::piped()).spawn().expect("wrk starts")
+}
+
+fn a_killed_agent_is_replaced_without_loss() {
+    let (lab, agent) = served(3, &[]);
+    let loads = [wrk(&lab, 9, true), wrk(&lab, 9, false)];
+    let mut held = inside(&lab.client(), || TcpStream::connect((UPLINK, 80)).expect("connected"));
+    std::thread::sleep(Duration::from_secs(2));
+    agent.crash();
+
+    let output = lb_user(&["status", "--instance", &lab.instance()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("DEAD"));
+    std::thread::sleep(Duration::from_secs(1));
+    let next = start(&lab, &arguments(3), &[]);
+    next.wait_ready(3);
+    for load in loads {
+        let report = load.wait_with_output().unwrap();
+        assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+    }
+    held.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("the connection lives");
+    let mut answer = String::new();
+    held.read_to_string(&mut answer).expect("and answers");
+    assert!(answer.contains("backend "), "{answer}");
+}
+
+fn a_backend_that_fails_leaves_and_returns() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let agent = start(&lab, &arguments(2), &["--health", "http:/", "--health-interval", "200ms"]);
+    agent.wait_ready(2);
+    lab.stop_server(1);
+    agent.wait_for("the failing backend leaves", Duration::from_secs(10), |status| {
+        status["frontends"][0]["backends"][1]["state"] == "unhealthy" && status["scaling"]["ready"] == 1
+    });
+    for _ in 0..4 {
+        assert_eq!(lab.get("http://198.18.1.1/"), "backend 0");
+    }
+    lab.start_server(1);
+    agent.wait_ready(2);
+}
+
+fn without_backends_clients_are_refused_at_once() {
+    let lab = Lab::new(1, Wiring::Bridge);
+    let agent = start(&lab, &arguments(1), &[]);
+    agent.wait_for("the agent reports", Duration::from_secs(10), |status| status["health"] == "degraded");
+    assert_eq!(lb_user(&["status", "--instance", &lab.instance()]).status.code(), Some(1));
+    let begun = Instant::now();
+
+    let error = inside(&lab.client(), || TcpStream::connect((UPLINK, 80)).map(|_| ())).unwrap_err();
+
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(begun.elapsed() < Duration::from_secs(1), "refused, not left hanging");
+}
+
+fn instances_live_side_by_side_and_never_share() {
+    let (lab, _first) = served(2, &[]);
+    let start_other = |name: &str, publish: &str| {
+        let backend = format!("{}:80", lab::backend(1));
+        let output = lab
+            .command(&lab.balancer(), "timeout")
+            .args(["10", &binary(), "run", "--instance", name, "--publish", publish, "--backend", &backend])
+            .args(["--uplink", "up0"])
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let other = format!("{}z", lab.instance());
+    let (code, error) = start_other(&other, "80");
+    assert!(code == Some(1) && error.contains("belongs to instance"), "{code:?} {error}");
+    assert_gone(&other);
+    let (code, error) = start_other(&lab.instance(), "81");
+    assert!(code == Some(1) && error.contains("in use by another"), "{code:?} {error}");
+
+    let backend = format!("{}:80", lab::backend(1));
+    let arguments = ["--publish", "198.18.1.1:81", "--uplink", "up0", "--backend", &backend];
+    let second = Agent::start(Some(&lab.balancer()), &other, &arguments);
+    second.wait_ready(1);
+    assert_eq!(lab.get("http://198.18.1.1:81/"), "backend 1");
+    let mut answers = [lab.get("http://198.18.1.1/"), lab.get("http://198.18.1.1/")];
+    answers.sort();
+    assert_eq!(answers, ["backend 0", "backend 1"]);
+}
+
+fn keep_leaves_it_serving_and_detach_removes_it() {
+    let (lab, mut agent) = served(2, &["--keep"]);
+    agent.stop(Signal::SIGINT);
+    for _ in 0..4 {
+        lab.get("http://198.18.1.1/");
+    }
+    detach(&lab.instance(), false);
+    assert_gone(&lab.instance());
+    let refused = lab.from_client("curl", &["-s", "-m", "3", "http://198.18.1.1/"]);
+    assert_eq!(refused.status.code(), Some(7), "nobody listens any longer");
+}
+
+fn clsact_serves_where_tcx_is_not_wanted() {
+    let (lab, mut agent) = served(2, &["--tc-attach", "clsact"]);
+    let filters = || lab::run(lab.command(&lab.balancer(), "tc").args(["filter", "show", "dev", "up0", "ingress"]));
+    assert!(filters().contains("tc_ingress"), "{}", filters());
+    let mut answers = [lab.get("http://198.18.1.1/"), lab.get("http://198.18.1.1/")];
+    answers.sort();
+    assert_eq!(answers, ["backend 0", "backend 1"]);
+
+    agent.stop(Signal::SIGTERM);
+    assert_gone(&lab.instance());
+    let qdiscs = lab::run(lab.command(&lab.balancer(), "tc").args(["qdisc", "show", "dev", "up0"]));
+    assert!(!qdiscs.contains("clsact"), "{qdiscs}");
+}
+
+fn xdp_serves_where_checksums_are_complete() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let mut refused: Vec<String> = arguments(2);
+    refused.extend(["--hook".into(), "xdp".into()]);
+    let output = lab
+        .command(&lab.balancer(), &binary())
+        .args(["run", "--instance", &lab.instance()])
+        .args(&refused)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("--complete-checksums"), "{error}");
+    assert_gone(&lab.instance());
+
+    lab::run(lab.command(&lab.client(), "ethtool").args(["-K", "cl0", "tx", "off"]));
+    for hook in ["xdp", "xdp-generic"] {
+        let mut agent = start(&lab, &arguments(2), &["--hook", hook, "--complete-checksums"]);
+        agent.wait_ready(2);
+        let hooks = agent.status()["hooks"].clone();
+        assert!(hooks.as_array().unwrap().iter().any(|at| at["hook"] == hook), "{hooks:#}");
+        let mut answers: Vec<String> = (0..4).map(|_| lab.get("http://198.18.1.1/")).collect();
+        answers.sort();
+        assert_eq!(answers, ["backend 0", "backend 0", "backend 1", "backend 1"], "{hook}");
+        let big = lab.from_client("curl", &["-s", "-m", "20", "http://198.18.1.1/big"]).stdout;
+        assert_eq!(big.len(), 20_000_000, "{hook}");
+        agent.stop(Signal::SIGTERM);
+        assert_gone(&lab.instance());
+    }
+}
+
+fn mistakes_are_explained_and_leave_nothing() {
+    let lab = Lab::new(1, Wiring::Bridge);
+    let cases: [(&[&str], i32, &str); 9] = [
+        (&["--publish", "80", "--backend", "198.18.2.11:80", "--uplink", "nope0"], 1, "nope0"),
+        (&["--publish", "x", "--backend", "198.18.2.11:80"], 64, "--publish"),
+        (&["--publish", "70000", "--backend", "198.18.2.11:80"], 64, "70000"),
+        (&["--publish", "[::1]:80", "--backend", "198.18.2.11:80"], 64, "IPv6"),
+        (&["--publish", "80:5000", "--image", "x", "--min", "5", "--max", "2"], 64, "5"),
+        (&["--publish", "80", "--backend", "127.0.0.1:80"], 64, "loopback"),
+        (&["--publish", "80"], 64, "--image"),
+        (&["--publish", "80", "--backend", "198.18.2.11:80", "--instance", "Not/Good"], 64, "Not/Good"),
+        (&["--publish", "80:5000", "--image", "lb-api", "--uplink", "up0"], 1, "DOCKER_HOST"),
+    ];
+    for (arguments, code, word) in cases {
+        let mut command = lab.command(&lab.balancer(), &binary());
+        command.arg("run").args(arguments).env("DOCKER_HOST", "unix:///nonexistent.sock");
+        if !arguments.contains(&"--instance") {
+            command.args(["--instance", &lab.instance()]);
+        }
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(word), "{arguments:?} does not name {word}: {error}");
+        assert_gone(&lab.instance());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("lb-user");
+    std::fs::copy(binary(), &copy).unwrap();
+    lab::run(std::process::Command::new("chmod").args(["-R", "a+rx"]).arg(folder.path()));
+    let nobody = std::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["run", "--publish", "80", "--backend", "198.18.2.11:80"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(nobody.status.code() == Some(1) && error.contains("not root"), "{error}");
+    wait_until("nothing is left", Duration::from_secs(1), || !std::path::Path::new("/sys/fs/bpf/lb/default").exists());
+}

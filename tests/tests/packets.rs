@@ -1,0 +1,506 @@
+//! Packets through the real object: tables of what goes in and what comes out, for both front doors and the reply door.
+
+use std::process::ExitCode;
+
+use lb_ebpf::{
+    abi::{Address, Backend, HandOff, Port, Proto},
+    tcp_state::State,
+    verdict::{DropReason, Event, PassReason},
+};
+use lb_tests::{
+    frames::{ACK, Dice, FIN, Judged, RST, SYN, Side, judge, tcp, udp, with_ip_options},
+    object::{Action, Door, Object, action},
+    suite::{self, Case, Need},
+};
+
+const CLIENT: Side = ([198, 18, 1, 2], 40_000);
+const FRONTEND: Side = ([198, 18, 1, 1], 80);
+const DATAGRAMS: Side = ([198, 18, 1, 1], 53);
+const BACKENDS: [Side; 3] = [([198, 18, 2, 11], 5000), ([198, 18, 2, 12], 5000), ([198, 18, 2, 13], 5001)];
+const FRONT_DOORS: [Door; 2] = [Door::Tc, Door::Xdp];
+
+fn main() -> ExitCode {
+    let case = |name, run| Case { name, needs: &[Need::Root], run };
+    suite::run(vec![
+        case("connections_take_backends_strictly_in_turn", connections_take_backends_strictly_in_turn),
+        case("tickets_of_two_processors_have_no_gap", tickets_of_two_processors_have_no_gap),
+        case("a_connection_lives_from_syn_to_fin", a_connection_lives_from_syn_to_fin),
+        case("a_retransmitted_syn_keeps_its_backend", a_retransmitted_syn_keeps_its_backend),
+        case("only_the_right_acknowledgement_proves_a_client", only_the_right_acknowledgement_proves_a_client),
+        case("a_port_used_again_draws_the_next_ticket", a_port_used_again_draws_the_next_ticket),
+        case("a_refused_connection_may_be_tried_again", a_refused_connection_may_be_tried_again),
+        case("datagrams_of_a_client_stay_with_a_backend", datagrams_of_a_client_stay_with_a_backend),
+        case("a_datagram_without_checksum_stays_without", a_datagram_without_checksum_stays_without),
+        case("two_frontends_on_one_backend_never_share_a_port", two_frontends_on_one_backend_never_share_a_port),
+        case("a_backend_that_is_its_own_client_sees_the_host", a_backend_that_is_its_own_client_sees_the_host),
+        case("a_freed_backend_ends_its_flows", a_freed_backend_ends_its_flows),
+        case("a_new_generation_inherits_nothing", a_new_generation_inherits_nothing),
+        case("a_direct_connection_is_not_hijacked", a_direct_connection_is_not_hijacked),
+        case("the_fallback_hands_over_to_routing", the_fallback_hands_over_to_routing),
+        case("sizes_and_options_survive", sizes_and_options_survive),
+        case("what_is_not_ours_is_left_untouched", what_is_not_ours_is_left_untouched),
+        case("a_flood_pushes_out_no_proven_flow", a_flood_pushes_out_no_proven_flow),
+        case("a_full_table_of_flows_still_serves", a_full_table_of_flows_still_serves),
+        case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
+        case("a_million_mutated_packets_through_xdp_ingress", || mutated(Door::Xdp)),
+        case("a_million_mutated_packets_through_tc_reply", || mutated(Door::Reply)),
+    ])
+}
+
+/// A frontend for TCP and one for UDP, with three backends each.
+fn object() -> Object {
+    let mut object = Object::load();
+    set_up(&mut object);
+    object
+}
+
+fn set_up(object: &mut Object) {
+    for (id, at) in (0..).zip(BACKENDS) {
+        object.backend(id, 0, 1, at);
+        object.backend(id + 3, 1, 1, at);
+    }
+    object.serve(0, FRONTEND, Proto::Tcp, &[0, 1, 2]);
+    object.serve(1, DATAGRAMS, Proto::Udp, &[3, 4, 5]);
+}
+
+fn client(port: u16) -> Side {
+    (CLIENT.0, port)
+}
+
+/// Sends a packet that has to be redirected with right checksums, and returns what came out.
+fn forwarded(object: &Object, door: Door, frame: &[u8]) -> Judged {
+    let (did, out) = object.run(door, frame);
+    assert_eq!(did, Action::Redirect, "{door:?}: {:?}", judge(frame));
+    assert_eq!(out.len(), frame.len());
+    let out = judge(&out).expect("what was whole stays whole");
+    assert!(out.ip_sum && out.transport_sum, "{door:?}: wrong checksum: {out:?}");
+    assert_eq!(out.payload, judge(frame).unwrap().payload);
+    out
+}
+
+/// Sends a packet that has to be passed, untouched, for a reason.
+fn passed(object: &Object, door: Door, frame: &[u8], reason: PassReason) {
+    let before = object.count(reason.index());
+    let (did, out) = object.run(door, frame);
+    assert_eq!(did, Action::Pass, "{door:?} {reason:?}");
+    assert_eq!(out, frame, "{door:?} {reason:?}: changed");
+    assert_eq!(object.count(reason.index()), before + 1, "{door:?}: not counted as {reason:?}");
+}
+
+/// Opens a connection and returns its backend.
+fn open(object: &Object, door: Door, from: Side, to: Side) -> Side {
+    let syn = forwarded(object, door, &tcp(from, to, SYN, 100, 0, &[]));
+    assert_eq!(syn.from, from);
+    let backend = syn.to;
+    let accepted = forwarded(object, Door::Reply, &tcp(backend, from, SYN | ACK, 900, 101, &[]));
+    assert_eq!((accepted.from, accepted.to), (to, from));
+    let ack = forwarded(object, door, &tcp(from, to, ACK, 101, 901, &[]));
+    assert_eq!(ack.to, backend);
+    backend
+}
+
+fn close(object: &Object, door: Door, from: Side, to: Side, backend: Side) {
+    forwarded(object, door, &tcp(from, to, FIN | ACK, 101, 901, &[]));
+    forwarded(object, Door::Reply, &tcp(backend, from, FIN | ACK, 901, 102, &[]));
+    forwarded(object, door, &tcp(from, to, ACK, 102, 902, &[]));
+}
+
+fn connections_take_backends_strictly_in_turn() {
+    for door in FRONT_DOORS {
+        let object = object();
+        for number in 0..999_u16 {
+            let out = forwarded(&object, door, &tcp(client(10_000 + number), FRONTEND, SYN, 1, 0, &[]));
+            assert_eq!(out.to, BACKENDS[usize::from(number) % 3], "{door:?}, connection {number}");
+        }
+        assert_eq!((0..3).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [333; 3]);
+    }
+}
+
+fn tickets_of_two_processors_have_no_gap() {
+    let object = object();
+    let object = &object;
+    std::thread::scope(|scope| {
+        for half in 0..2_u16 {
+            scope.spawn(move || {
+                for number in 0..3000 {
+                    let from = client(10_000 + half * 20_000 + number);
+                    forwarded(object, Door::Tc, &tcp(from, FRONTEND, SYN, 1, 0, &[]));
+                }
+            });
+        }
+    });
+
+    assert_eq!((0..3).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [2000; 3]);
+}
+
+fn a_connection_lives_from_syn_to_fin() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let state = || object.flow(CLIENT, FRONTEND, Proto::Tcp).map(|flow| flow.state());
+        let half_open = || object.half_open(CLIENT, FRONTEND, Proto::Tcp).map(|flow| flow.state());
+
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]));
+        assert_eq!((half_open(), state()), (Some(State::SynSent), None));
+        forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 900, 101, &[]));
+        assert_eq!((half_open(), state()), (Some(State::SynReceived), None));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
+        assert_eq!((half_open(), state()), (None, Some(State::Established)));
+        assert!(object.reply(BACKENDS[0], CLIENT, Proto::Tcp).is_some());
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"GET / HTTP/1.1\r\n\r\n"));
+        forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 901, 119, b"HTTP/1.1 200 OK\r\n\r\n"));
+        forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, FIN | ACK, 920, 119, &[]));
+        assert_eq!(state(), Some(State::BackendClosed));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, FIN | ACK, 119, 921, &[]));
+        assert_eq!(state(), Some(State::Closed));
+        forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 921, 120, &[]));
+
+        let traffic = object.traffic(0);
+        assert_eq!((traffic.ingress_packets, traffic.egress_packets, traffic.connections), (4, 4, 1), "{door:?}");
+        assert_eq!((traffic.ingress_bytes, traffic.egress_bytes), (54 * 4 + 18, 54 * 4 + 19), "{door:?}");
+        assert_eq!(object.count(Event::Proven.index()), 1);
+    }
+}
+
+fn a_retransmitted_syn_keeps_its_backend() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let syn = tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]);
+        for _ in 0..5 {
+            assert_eq!(forwarded(&object, door, &syn).to, BACKENDS[0]);
+        }
+        assert_eq!(object.count(Event::SynRetransmitted.index()), 4);
+        assert_eq!(forwarded(&object, door, &tcp(client(41_000), FRONTEND, SYN, 1, 0, &[])).to, BACKENDS[1]);
+    }
+}
+
+fn only_the_right_acknowledgement_proves_a_client() {
+    for door in FRONT_DOORS {
+        let object = object();
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
+        assert!(object.flow(CLIENT, FRONTEND, Proto::Tcp).is_none(), "nothing was answered yet");
+        forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 900, 101, &[]));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 777, &[]));
+        assert!(object.flow(CLIENT, FRONTEND, Proto::Tcp).is_none(), "a blind guess proves nothing");
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST | ACK, 101, 901, &[]));
+        assert!(object.flow(CLIENT, FRONTEND, Proto::Tcp).is_none(), "nor does a reset");
+    }
+}
+
+fn a_port_used_again_draws_the_next_ticket() {
+    for door in FRONT_DOORS {
+        let object = object();
+        for turn in 0..9 {
+            let backend = open(&object, door, CLIENT, FRONTEND);
+            assert_eq!(backend, BACKENDS[turn % 3], "{door:?}, turn {turn}");
+            close(&object, door, CLIENT, FRONTEND, backend);
+        }
+    }
+}
+
+fn a_refused_connection_may_be_tried_again() {
+    let object = object();
+    let first = forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]));
+    let refusal = forwarded(&object, Door::Reply, &tcp(first.to, CLIENT, RST | ACK, 0, 101, &[]));
+    assert_eq!(refusal.from, FRONTEND);
+    assert_eq!(object.half_open(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Reset);
+
+    let second = open(&object, Door::Tc, CLIENT, FRONTEND);
+    assert_eq!((first.to, second), (BACKENDS[0], BACKENDS[1]));
+}
+
+fn datagrams_of_a_client_stay_with_a_backend() {
+    for door in FRONT_DOORS {
+        let object = object();
+        for number in 0..6_u16 {
+            let from = client(50_000 + number);
+            let backend = BACKENDS[usize::from(number) % 3];
+            for payload in [b"one".as_slice(), b"three".as_slice()] {
+                assert_eq!(forwarded(&object, door, &udp(from, DATAGRAMS, payload)).to, backend);
+            }
+            let answer = forwarded(&object, Door::Reply, &udp(backend, from, b"answer"));
+            assert_eq!((answer.from, answer.to), (DATAGRAMS, from));
+            assert!(object.flow(from, DATAGRAMS, Proto::Udp).is_none());
+            assert_eq!(forwarded(&object, door, &udp(from, DATAGRAMS, b"more")).to, backend);
+            assert_eq!(object.flow(from, DATAGRAMS, Proto::Udp).unwrap().state(), State::UdpReplied);
+        }
+        assert_eq!((3..6).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [2; 3]);
+    }
+}
+
+fn a_datagram_without_checksum_stays_without() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let mut frame = udp(CLIENT, DATAGRAMS, b"payload");
+        frame[40..42].fill(0);
+
+        let (did, out) = object.run(door, &frame);
+
+        assert_eq!((did, &out[40..42]), (Action::Redirect, [0, 0].as_slice()), "{door:?}");
+        assert!(judge(&out).unwrap().ip_sum);
+    }
+}
+
+fn two_frontends_on_one_backend_never_share_a_port() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let other = ([198, 18, 1, 1], 81);
+        object.backend(9, 2, 1, BACKENDS[0]);
+        object.serve(2, other, Proto::Tcp, &[9]);
+        assert_eq!(open(&object, door, CLIENT, FRONTEND), BACKENDS[0]);
+
+        let syn = forwarded(&object, door, &tcp(CLIENT, other, SYN, 5, 0, &[]));
+        assert_eq!(syn.to, BACKENDS[0]);
+        assert_ne!(syn.from, CLIENT, "the backend already knows a connection of that port");
+        assert_eq!(object.count(Event::PortRemapped.index()), 1);
+        let answer = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], syn.from, SYN | ACK, 7, 6, &[]));
+        assert_eq!((answer.from, answer.to), (other, CLIENT));
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, other, ACK, 6, 8, &[])).from, syn.from);
+        let first = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 901, 101, b"first"));
+        assert_eq!((first.from, first.to), (FRONTEND, CLIENT), "{door:?}: the first one is as it was");
+    }
+}
+
+fn a_backend_that_is_its_own_client_sees_the_host() {
+    let mut object = object();
+    object.publish(0, &[0]);
+    let from = (BACKENDS[0].0, 40_000);
+
+    let syn = forwarded(&object, Door::Tc, &tcp(from, FRONTEND, SYN, 1, 0, &[]));
+
+    assert_eq!((syn.from, syn.to), (([198, 18, 2, 1], 40_000), BACKENDS[0]));
+    let answer = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], syn.from, SYN | ACK, 7, 2, &[]));
+    assert_eq!((answer.from, answer.to), (FRONTEND, from));
+}
+
+fn a_freed_backend_ends_its_flows() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let backend = open(&object, door, CLIENT, FRONTEND);
+        object.publish(0, &[1, 2]);
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"draining"));
+        object.free(0);
+
+        passed(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"gone"), PassReason::BackendGone);
+        passed(&object, Door::Reply, &tcp(backend, CLIENT, ACK, 901, 101, b"gone"), PassReason::BackendGone);
+        assert_ne!(open(&object, door, CLIENT, FRONTEND), backend, "a SYN begins anew");
+        assert_eq!(object.count(Event::Rescheduled.index()), 1);
+        object.publish(0, &[]);
+        passed(&object, door, &tcp(client(42_000), FRONTEND, SYN, 1, 0, &[]), PassReason::NoBackend);
+        object.publish(0, &[0]);
+        passed(&object, door, &tcp(client(42_000), FRONTEND, SYN, 1, 0, &[]), PassReason::StaleSlot);
+    }
+}
+
+fn a_new_generation_inherits_nothing() {
+    let mut object = object();
+    assert_eq!(open(&object, Door::Tc, CLIENT, FRONTEND), BACKENDS[0]);
+    object.backend(0, 0, 2, BACKENDS[0]);
+
+    passed(&object, Door::Tc, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"old"), PassReason::BackendGone);
+    passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 901, 101, b"new"), PassReason::BackendGone);
+}
+
+fn a_direct_connection_is_not_hijacked() {
+    let object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    close(&object, Door::Tc, CLIENT, FRONTEND, backend);
+    passed(&object, Door::Tc, &tcp(CLIENT, backend, SYN, 1, 0, &[]), PassReason::NotOurs);
+    passed(&object, Door::Reply, &tcp(backend, CLIENT, SYN | ACK, 7, 2, &[]), PassReason::NotReply);
+    passed(&object, Door::Reply, &tcp(backend, CLIENT, ACK, 8, 2, b"direct"), PassReason::NotReply);
+}
+
+fn the_fallback_hands_over_to_routing() {
+    let mut object = object();
+    let backend = Backend::new(0, 1, Address::from_v4(BACKENDS[0].0), Port::new(BACKENDS[0].1)).reached_by(
+        HandOff::Routing,
+        0,
+        [0; 6],
+        [0; 6],
+    );
+    object.write_backend(0, backend);
+    object.publish(0, &[0]);
+    let syn = tcp(CLIENT, FRONTEND, SYN, 1, 0, &[]);
+
+    let (did, out) = object.run(Door::Tc, &syn);
+
+    assert_eq!(did, Action::Route);
+    assert_eq!(out[..12], syn[..12], "the link header is the host's business");
+    let out = judge(&out).unwrap();
+    assert!(out.to == BACKENDS[0] && out.ip_sum && out.transport_sum);
+}
+
+fn sizes_and_options_survive() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let backend = open(&object, door, CLIENT, FRONTEND);
+        for size in (0..64).chain([1000, 1001, 1446, 1447, 1460]) {
+            let payload: Vec<u8> = (0..size).map(|byte| byte as u8 ^ 0x5a).collect();
+            forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &payload));
+            forwarded(&object, Door::Reply, &tcp(backend, CLIENT, ACK, 901, 101, &payload));
+            forwarded(&object, door, &udp(client(50_000 + size), DATAGRAMS, &payload));
+        }
+        for words in 1..=10 {
+            let frame = with_ip_options(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"options"), words);
+            assert_eq!(forwarded(&object, door, &frame).to, backend, "{door:?}, {words} words");
+        }
+    }
+}
+
+fn what_is_not_ours_is_left_untouched() {
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(&str, PassReason, Change); 16] = [
+        ("another port", PassReason::NotOurs, |frame| frame[37] = 81),
+        ("another address", PassReason::NotOurs, |frame| frame[33] = 9),
+        ("ARP", PassReason::NotIp, |frame| frame[12..14].copy_from_slice(&[8, 6])),
+        ("IPv6", PassReason::Ipv6, |frame| frame[12..14].copy_from_slice(&[0x86, 0xdd])),
+        ("a VLAN tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x81, 0])),
+        ("a service tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x88, 0xa8])),
+        ("ICMP", PassReason::Protocol, |frame| frame[23] = 1),
+        ("GRE", PassReason::Protocol, |frame| frame[23] = 47),
+        ("SCTP", PassReason::Protocol, |frame| frame[23] = 132),
+        ("a first fragment", PassReason::Fragment, |frame| frame[20] = 0x20),
+        ("a later fragment", PassReason::Fragment, |frame| frame[21] = 9),
+        ("a header of four words", PassReason::Malformed, |frame| frame[14] = 0x44),
+        ("version 5", PassReason::Malformed, |frame| frame[14] = 0x55),
+        ("longer than the frame", PassReason::Malformed, |frame| frame[17] = 200),
+        ("a TCP header of four words", PassReason::Malformed, |frame| frame[46] = 0x40),
+        ("no flow and no SYN", PassReason::NoFlow, |frame| frame[47] = ACK),
+    ];
+    for door in FRONT_DOORS {
+        let object = object();
+        for (what, reason, change) in changes {
+            let mut frame = tcp(CLIENT, FRONTEND, SYN, 1, 0, &[]);
+            change(&mut frame);
+            eprintln!("{door:?}: {what}");
+            passed(&object, door, &frame, reason);
+        }
+        for flags in [SYN | FIN, SYN | RST, SYN | ACK, RST, FIN, 0] {
+            passed(&object, door, &tcp(CLIENT, FRONTEND, flags, 1, 1, &[]), PassReason::NoFlow);
+        }
+        let whole = tcp(CLIENT, FRONTEND, SYN, 1, 0, &[]);
+        for len in least(door)..whole.len() {
+            passed(&object, door, &whole[..len], PassReason::Malformed);
+        }
+        let mut short = udp(CLIENT, DATAGRAMS, b"payload");
+        short[39] = 7;
+        passed(&object, door, &short, PassReason::Malformed);
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 1, 1, b"?"), PassReason::NotReply);
+    }
+}
+
+fn a_flood_pushes_out_no_proven_flow() {
+    let mut object = Object::load_with(4096, 1024);
+    set_up(&mut object);
+    let proven: Vec<(Side, Side)> = (0..64)
+        .map(|number| (client(20_000 + number), open(&object, Door::Tc, client(20_000 + number), FRONTEND)))
+        .collect();
+    let mut dice = Dice::new(7);
+    for _ in 0..20_000 {
+        let spoofed = ([198, 19, dice.below(256) as u8, dice.below(256) as u8], dice.below(65_000) as u16 + 1);
+        let (did, _) = object.run(Door::Tc, &tcp(spoofed, FRONTEND, SYN, 1, 0, &[]));
+        assert_eq!(did, Action::Redirect);
+    }
+    for (from, backend) in proven {
+        assert_eq!(forwarded(&object, Door::Tc, &tcp(from, FRONTEND, ACK, 101, 901, b"here")).to, backend);
+        assert_eq!(forwarded(&object, Door::Reply, &tcp(backend, from, ACK, 901, 105, b"too")).from, FRONTEND);
+    }
+}
+
+fn a_full_table_of_flows_still_serves() {
+    let mut object = Object::load_with(8, 1024);
+    set_up(&mut object);
+    for number in 0..32 {
+        let from = client(20_000 + number);
+        let backend = open(&object, Door::Tc, from, FRONTEND);
+        assert_eq!(forwarded(&object, Door::Tc, &tcp(from, FRONTEND, ACK, 101, 901, b"data")).to, backend);
+        assert_eq!(forwarded(&object, Door::Reply, &tcp(backend, from, ACK, 901, 105, b"data")).to, from);
+    }
+    assert!(object.count(Event::FlowTableFull.index()) >= 16);
+    assert_eq!(object.count(DropReason::NoMemory.index()), 0);
+}
+
+/// Returns the fewest bytes that the kernel takes for a test: to make a socket buffer, it wants the IP header whole.
+const fn least(door: Door) -> usize {
+    match door {
+        Door::Xdp => 14,
+        Door::Tc | Door::Reply => 34,
+    }
+}
+
+/// Mutated and random packets: what comes out is what went in, or a right translation of it.
+fn mutated(door: Door) {
+    const PACKETS: usize = 1_000_000;
+    let seed = std::env::var("LB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_124);
+    eprintln!("LB_SEED={seed}");
+    let object = object();
+    let mut dice = Dice::new(seed);
+    let mut templates = Vec::new();
+    for number in 0..8 {
+        let from = client(30_000 + number);
+        let backend = open(&object, Door::Tc, from, FRONTEND);
+        let payload = vec![number as u8; usize::from(number) * 13];
+        if door == Door::Reply {
+            templates.push(tcp(backend, from, ACK, 901, 101, &payload));
+            templates.push(tcp(backend, from, FIN | ACK, 901, 101, &payload));
+            templates.push(with_ip_options(tcp(backend, from, ACK, 901, 101, &payload), 3));
+            forwarded(&object, Door::Tc, &udp(from, DATAGRAMS, b"question"));
+            templates.extend(BACKENDS.map(|backend| udp(backend, from, &payload)));
+        } else {
+            templates.push(tcp(from, FRONTEND, SYN, 1, 0, &payload));
+            templates.push(tcp(from, FRONTEND, ACK, 101, 901, &payload));
+            templates.push(with_ip_options(tcp(from, FRONTEND, ACK, 101, 901, &payload), 2));
+            templates.push(udp(from, DATAGRAMS, &payload));
+        }
+    }
+    let mut out = vec![0; 2048];
+    let (mut redirected, mut left) = (0, 0);
+    for number in 0..PACKETS {
+        let mut frame = templates[dice.below(templates.len())].clone();
+        match dice.below(8) {
+            0 => frame.iter_mut().for_each(|byte| *byte = dice.below(256) as u8),
+            1 => frame.truncate(least(door) + dice.below(frame.len() + 1 - least(door))),
+            2 => {}
+            // Mostly in the headers, where it matters.
+            changes => {
+                for _ in 0..changes - 2 {
+                    let at = dice.below(frame.len().min(60));
+                    frame[at] = dice.below(256) as u8;
+                }
+            }
+        }
+        if door != Door::Xdp && frame[12..14] == [0x86, 0xdd] && frame.len() < 54 {
+            continue; // the kernel makes no such socket buffer
+        }
+        let (value, len) = object.run_into(door, &frame, &mut out);
+        let came = &out[..len];
+        match action(door, value) {
+            Action::Pass => {
+                assert_eq!(came, frame, "packet {number}: passed, but changed");
+                left += 1;
+            }
+            Action::Redirect => {
+                redirected += 1;
+                assert_eq!(len, frame.len(), "packet {number}");
+                let (Some(before), Some(after)) = (judge(&frame), judge(came)) else {
+                    panic!("packet {number}: translated, but no whole packet: {frame:02x?}")
+                };
+                assert_eq!(before.payload, after.payload, "packet {number}");
+                assert!(after.ip_sum || !before.ip_sum, "packet {number}: IP checksum broken: {frame:02x?}");
+                assert!(after.transport_sum || !before.transport_sum, "packet {number}: checksum broken: {frame:02x?}");
+                if door == Door::Reply {
+                    assert!([FRONTEND, DATAGRAMS].contains(&after.from), "packet {number}: {after:?}");
+                } else {
+                    assert!(BACKENDS.contains(&after.to), "packet {number}: {after:?}");
+                }
+            }
+            Action::Drop => {
+                let drops: u64 = DropReason::ALL.iter().map(|reason| object.count(reason.index())).sum();
+                assert!(drops > 0, "packet {number}: dropped without a reason");
+            }
+            other @ (Action::Route | Action::Unknown(_)) => panic!("packet {number}: {other:?}: {frame:02x?}"),
+        }
+    }
+    eprintln!("{door:?}: {redirected} translated, {left} left alone");
+    assert!(redirected > PACKETS / 20 && left > PACKETS / 20, "the mix does not test both");
+}
