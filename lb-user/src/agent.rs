@@ -148,9 +148,9 @@ impl Agent {
             let deadline = self.deadline();
             let event = tokio::select! {
                 biased;
-                Some(event) = provider_events.recv() => self.from_provider(event),
-                Some(answer) = inbox.recv() => self.from_answer(answer),
-                Some(census) = self.sweeper.next() => Some(self.from_sweep(census)?),
+                Some(event) = provider_events.recv() => self.on_provider(event),
+                Some(answer) = inbox.recv() => self.on_answer(answer),
+                Some(census) = self.sweeper.next() => Some(self.on_sweep(census)?),
                 _ = interrupts.recv() => Some(stop(&mut asked)),
                 _ = terminations.recv() => Some(stop(&mut asked)),
                 _ = hangups.recv() => Some(stop(&mut asked)),
@@ -193,7 +193,7 @@ impl Agent {
         Ok(false)
     }
 
-    fn from_provider(&mut self, event: ProviderEvent) -> Option<Event> {
+    fn on_provider(&mut self, event: ProviderEvent) -> Option<Event> {
         Some(match event {
             ProviderEvent::Seen(sighting) => {
                 self.places.moved(&sighting.id);
@@ -218,7 +218,7 @@ impl Agent {
         }
     }
 
-    fn from_answer(&mut self, answer: Answer) -> Option<Event> {
+    fn on_answer(&mut self, answer: Answer) -> Option<Event> {
         match answer {
             Answer::Event(event) => Some(event),
             Answer::Probed { id, outcome } => {
@@ -232,7 +232,7 @@ impl Agent {
         }
     }
 
-    fn from_sweep(&mut self, swept: sweeper::Swept) -> Result<Event> {
+    fn on_sweep(&mut self, swept: sweeper::Swept) -> Result<Event> {
         let census = swept.outcome.context("sweep the flow tables")?;
         let mut flows: BTreeMap<ContainerId, u64> = BTreeMap::new();
         for (&(id, generation), count) in &census.active {

@@ -66,7 +66,7 @@ pub struct Sighting {
 }
 
 /// Why a backend is gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoneCause {
     /// Its process ended.
     Died {

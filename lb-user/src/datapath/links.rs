@@ -243,7 +243,7 @@ impl Links {
         let addressed: Vec<u32> = self.netlink.addresses().await?.into_iter().map(|(index, _)| index).collect();
         Ok(links
             .into_iter()
-            .filter(|link| link.may_be_uplink())
+            .filter(Link::may_be_uplink)
             .filter(|link| addressed.contains(&link.index) && !leading_away.contains(&link.index))
             .collect())
     }
@@ -349,6 +349,7 @@ impl Link {
 }
 
 /// Where a backend is, seen from the device that the route names.
+#[derive(Clone, Copy)]
 enum Place<'a> {
     Routed,
     OnLink { mac: Mac },

@@ -156,7 +156,7 @@ impl Datapath {
                 continue;
             }
             for &endpoint in endpoints {
-                if matches!(maps.addresses.get(&super::publish::endpoint(endpoint, udp), 0), Ok(_)) {
+                if maps.addresses.get(&super::publish::endpoint(endpoint, udp), 0).is_ok() {
                     return Err(DatapathError::FrontendTaken { frontend: endpoint.to_string(), instance: other });
                 }
             }
