@@ -52,6 +52,8 @@ const NETWORK_CHECK: Duration = Duration::from_secs(5);
 const DRAIN_NOTICE: Duration = Duration::from_secs(5);
 /// The least time between two ticks of the controller, lest a mistake in a deadline spins.
 const LEAST_TICK: Duration = Duration::from_millis(5);
+/// The least time between two reports: a thousand backends are probed hundreds of times a second.
+const LEAST_REPORT: Duration = Duration::from_millis(100);
 
 /// Runs an instance until it is asked to end.
 ///
@@ -78,6 +80,8 @@ pub async fn run(config: RunConfig) -> Result<()> {
     let mut places = Places::default();
     if let Some(former) = &former {
         settings.adopted_ready = former.report.containers_of(&former.ready);
+        let held = datapath.registry.backends().map(|backend| backend.container.clone());
+        settings.adopted_flows = held.filter(|id| !settings.adopted_ready.contains(id)).collect();
         settings.adopted_generation = former.report.control.generation.unwrap_or(0);
         places.adopt(&datapath.registry);
         tracing::info!(
@@ -93,6 +97,8 @@ pub async fn run(config: RunConfig) -> Result<()> {
         started_unix: former.map_or_else(unix_now, |former| former.report.started_unix),
         started: Instant::now(),
         last_publication: None,
+        reported: Instant::now(),
+        is_report_old: true,
         engine_settings: stop_grace,
         config,
         provider,
@@ -120,6 +126,10 @@ struct Agent {
     engine_settings: Duration,
     started: Instant,
     started_unix: u64,
+    /// When the last report was written.
+    reported: Instant,
+    /// Whether anything happened since.
+    is_report_old: bool,
 }
 
 /// What comes back from work beside the loop.
@@ -144,8 +154,10 @@ impl Agent {
         }
         let mut host_cpu = HostCpu::new()?;
         let mut asked = 0_u32;
+        self.report();
         loop {
             let deadline = self.deadline();
+            let report_due = self.report_due();
             let event = tokio::select! {
                 biased;
                 Some(event) = provider_events.recv() => self.on_provider(event),
@@ -165,7 +177,9 @@ impl Agent {
                 _ = network_checks.tick() => { self.check_network().await; None }
                 _ = notices.tick(), if asked > 0 => { self.tell_drain(); None }
                 () = sleep_until(deadline.into()) => Some(Event::Tick),
+                () = sleep_until(report_due.into()) => None,
             };
+            self.is_report_old |= event.is_some();
             let commands = match event {
                 Some(event) => self.controller.handle(event, self.now()),
                 None => Vec::new(),
@@ -173,7 +187,9 @@ impl Agent {
             if self.perform_all(commands)? {
                 return self.finish();
             }
-            self.report();
+            if self.report_due() <= Instant::now() {
+                self.report();
+            }
         }
     }
 
@@ -250,12 +266,18 @@ impl Agent {
         self.controller.deadline().map_or(idle, |at| (self.started + at.elapsed()).clamp(floor, idle))
     }
 
+    /// Returns when the next report is due: as a sign of life, or soon after something has happened.
+    fn report_due(&self) -> Instant {
+        self.reported + if self.is_report_old { LEAST_REPORT } else { self.config.interval }
+    }
+
     fn now(&self) -> Timestamp {
         Timestamp::new(self.started.elapsed())
     }
 
     /// Writes the sign of life and what `status` shows.
     fn report(&mut self) {
+        (self.reported, self.is_report_old) = (Instant::now(), false);
         let report = Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix: self.started_unix,

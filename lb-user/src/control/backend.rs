@@ -61,12 +61,24 @@ pub(super) enum State {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Drain {
     pub cause: DrainCause,
-    /// When the datapath confirmed that the backend is out of the slots.
-    pub out_since: Option<Timestamp>,
     /// Whether a sweep that began late enough found no flows.
     pub clear: bool,
     /// What the backend was, and is again where the drain is cancelled.
     pub was_ready: bool,
+}
+
+/// What the datapath may hold of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Nothing: it was never published, or its flows are over.
+    Nothing,
+    /// A slot, and flows.
+    Slot,
+    /// Flows, and since it was confirmed no slot.
+    Flows {
+        /// When that was confirmed.
+        since: Timestamp,
+    },
 }
 
 /// Why a backend has to go.
@@ -124,8 +136,8 @@ pub(super) struct Backend {
     pub ready_since: Option<Timestamp>,
     /// Whether the provider has shown it; otherwise it is known from the answer to its start alone.
     pub sighted: bool,
-    /// Whether the datapath may hold flows to it: it was published, or an earlier life of the agent knew it.
-    pub may_have_flows: bool,
+    /// What the datapath may hold of it.
+    pub held: Held,
     /// Live connections at the last sweep.
     pub flows: u64,
     pub last_error: Option<String>,
@@ -146,7 +158,7 @@ impl Backend {
             known_since: now,
             ready_since: None,
             sighted: true,
-            may_have_flows: false,
+            held: Held::Nothing,
             flows: 0,
             last_error: None,
             health: Health::new(now),
@@ -173,9 +185,11 @@ impl Backend {
             self.address = sighting.address;
         }
         if moved {
-            self.may_have_flows = false;
-            if matches!(self.state, State::Ready | State::Unhealthy) {
-                self.enter(State::Starting, now);
+            self.held = Held::Nothing;
+            match &mut self.state {
+                State::Ready | State::Unhealthy => self.enter(State::Starting, now),
+                State::Draining(drain) => drain.was_ready = false,
+                State::Starting | State::Stopping(_) | State::Dead(_) => {}
             }
         }
         if self.address.is_some() {
@@ -208,7 +222,7 @@ impl Backend {
 
     pub fn begin_drain(&mut self, cause: DrainCause, now: Timestamp) {
         let was_ready = self.state == State::Ready;
-        self.enter(State::Draining(Drain { cause, out_since: None, clear: false, was_ready }), now);
+        self.enter(State::Draining(Drain { cause, clear: false, was_ready }), now);
     }
 
     /// Counts for the wish: it serves, or is hoped to.
@@ -291,15 +305,39 @@ impl Backend {
     /// Takes the number of flows that a sweep found which began at `began`.
     pub fn swept(&mut self, flows: u64, began: Timestamp, settle: Duration) {
         self.flows = flows;
-        if let State::Draining(drain) = &mut self.state {
-            drain.clear = flows == 0 && drain.out_since.is_some_and(|out| began >= out + settle);
+        if let (State::Draining(drain), Held::Flows { since }) = (&mut self.state, self.held) {
+            drain.clear = flows == 0 && began >= since + settle;
+        }
+    }
+
+    /// Notes that the datapath is asked to give it a slot.
+    pub fn offered_slot(&mut self) {
+        self.held = Held::Slot;
+    }
+
+    /// Notes that the datapath has confirmed to hold no slot of it.
+    pub fn confirmed_out(&mut self, now: Timestamp) {
+        match self.held {
+            Held::Slot => self.held = Held::Flows { since: now },
+            Held::Nothing | Held::Flows { .. } => {}
+        }
+    }
+
+    /// Whether the datapath may hold flows to it.
+    pub fn may_have_flows(&self) -> bool {
+        match self.held {
+            Held::Nothing => false,
+            Held::Slot | Held::Flows { .. } => true,
         }
     }
 
     /// Returns when the drain ends even with flows left: never before the datapath has confirmed it.
     pub fn drain_deadline(&self, timeout: Duration) -> Option<Timestamp> {
         match &self.state {
-            State::Draining(drain) => drain.out_since.map(|out| out + timeout),
+            State::Draining(_) => match self.held {
+                Held::Flows { since } => Some(since.max(self.since) + timeout),
+                Held::Nothing | Held::Slot => None,
+            },
             State::Starting | State::Ready | State::Unhealthy | State::Stopping(_) | State::Dead(_) => None,
         }
     }
@@ -308,7 +346,7 @@ impl Backend {
     pub fn is_drained(&self, timeout: Duration, now: Timestamp) -> bool {
         match &self.state {
             State::Draining(drain) => {
-                !self.may_have_flows || drain.clear || self.drain_deadline(timeout).is_some_and(|at| at <= now)
+                !self.may_have_flows() || drain.clear || self.drain_deadline(timeout).is_some_and(|at| at <= now)
             }
             State::Starting | State::Ready | State::Unhealthy | State::Stopping(_) | State::Dead(_) => false,
         }

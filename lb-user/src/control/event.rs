@@ -83,6 +83,16 @@ pub enum GoneCause {
     Paused,
 }
 
+impl GoneCause {
+    /// Whether the container ended by itself, so that the next one may well do the same.
+    pub(super) fn is_own_doing(self) -> bool {
+        match self {
+            GoneCause::Died { .. } => true,
+            GoneCause::Killed | GoneCause::Removed | GoneCause::Paused => false,
+        }
+    }
+}
+
 impl fmt::Display for GoneCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

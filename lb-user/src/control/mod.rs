@@ -34,7 +34,7 @@ pub use report::{BackendReport, ControlReport, Phase};
 pub use settings::{Scaling, Settings};
 pub use time::Timestamp;
 
-use backend::{Backend, DrainCause, State, Turn};
+use backend::{Backend, DrainCause, Held, State, Turn};
 use crash_loop::{CrashLoop, SHORT_LIFE};
 use history::History;
 use policy::{Bounds, Law};
@@ -68,6 +68,8 @@ pub struct Controller {
     start_error: Option<String>,
     forced: bool,
     finished: bool,
+    /// When everything that was due was brought about last.
+    settled: Timestamp,
 }
 
 impl Controller {
@@ -95,6 +97,7 @@ impl Controller {
             start_error: None,
             forced: false,
             finished: false,
+            settled: Timestamp::ZERO,
         }
     }
 
@@ -105,7 +108,8 @@ impl Controller {
         self.settle(now)
     }
 
-    /// Returns when [`Event::Tick`] is due at the latest.
+    /// Returns when [`Event::Tick`] is due at the latest. What was due already at the last event was done then, or waits
+    /// for another event, such as the engine's return.
     pub fn deadline(&self) -> Option<Timestamp> {
         let settings = &self.settings;
         let of_backend = |backend: &Backend| {
@@ -117,11 +121,18 @@ impl Controller {
                     backend.failing_since().map(|fell| fell + settings.unhealthy_limit)
                 }
             };
-            timed.into_iter().chain(backend.probe_due()).min()
+            timed.into_iter().chain(backend.probe_due())
         };
         let starts = (self.phase == Phase::Running && self.missing() > 0).then(|| self.crash_loop.wait_until());
         let pending = self.pending.values().map(|&sent| sent + START_PATIENCE).min();
-        self.backends.values().filter_map(of_backend).chain(self.publisher.due()).chain(starts).chain(pending).min()
+        self.backends
+            .values()
+            .flat_map(of_backend)
+            .chain(self.publisher.due())
+            .chain(starts)
+            .chain(pending)
+            .filter(|due| *due > self.settled)
+            .min()
     }
 
     /// Returns what was decided since the last call, for the log.
@@ -168,10 +179,17 @@ impl Controller {
         problems.extend(self.publisher.error().map(|error| format!("publish: {error}")));
         if let Some(error) = &self.start_error
             && self.crash_loop.failures() > 0
+            && self.ready() < self.wish as usize
         {
-            let wait = self.crash_loop.wait_until().since(now).as_secs();
-            let failures = self.crash_loop.failures();
-            problems.push(format!("{error} ({failures} times in a row; the next try is in {wait} s)"));
+            let tries = match self.crash_loop.failures() {
+                1 => String::new(),
+                failures => format!("{failures} times in a row, "),
+            };
+            let next = match self.crash_loop.wait_until().since(now) {
+                Duration::ZERO => "another try is under way".into(),
+                wait => format!("the next try is in {} s", wait.as_secs() + 1),
+            };
+            problems.push(format!("{error} ({tries}{next})"));
         }
         problems
     }
@@ -189,6 +207,10 @@ impl Controller {
 
     fn bounds(&self) -> Option<Bounds> {
         self.law().map(|law| law.bounds)
+    }
+
+    fn ready(&self) -> usize {
+        self.backends.values().filter(|backend| backend.state == State::Ready).count()
     }
 
     /// Returns how many backends are wanted and neither there nor on their way.
@@ -310,12 +332,15 @@ impl Controller {
         }
         let mut backend = Backend::starting(sighting, now);
         if self.settings.adopted_ready.remove(&backend.id) {
-            backend.may_have_flows = true;
+            backend.offered_slot();
             backend.enter(State::Ready, now);
             let reason = format!("{} had its slot already", backend.name);
             self.backends.insert(backend.id.clone(), backend);
             self.remark(DecisionKind::Adopted, reason, now);
             return;
+        }
+        if self.settings.adopted_flows.remove(&backend.id) {
+            backend.held = Held::Flows { since: now };
         }
         self.backends.insert(backend.id.clone(), backend);
     }
@@ -350,13 +375,16 @@ impl Controller {
         let Some(backend) = self.backends.get_mut(id) else { return };
         let was_active = backend.is_active();
         let what = format!("{}: {cause}", backend.name);
-        if cause == GoneCause::Paused && was_active {
-            backend.last_error = Some(cause.to_string());
-            backend.enter(State::Unhealthy, now);
-            self.remark(DecisionKind::Unhealthy, what, now);
+        if cause == GoneCause::Paused {
+            // One that is on its way out goes on: it exists, and so do its flows.
+            if was_active {
+                backend.last_error = Some(cause.to_string());
+                backend.enter(State::Unhealthy, now);
+                self.remark(DecisionKind::Unhealthy, what, now);
+            }
             return;
         }
-        backend.may_have_flows = false;
+        backend.held = Held::Nothing;
         let short = backend.life(now).is_none_or(|life| life < SHORT_LIFE);
         match backend.state {
             // Its stop is under way, and its answer to come.
@@ -377,7 +405,7 @@ impl Controller {
         }
         if was_active && self.phase != Phase::Stopping {
             self.remark(DecisionKind::BackendDied, what.clone(), now);
-            if auto && short {
+            if auto && short && cause.is_own_doing() {
                 self.crash_loop.failed(now);
                 self.start_error = Some(what);
             }
@@ -406,12 +434,8 @@ impl Controller {
     fn published(&mut self, generation: u64, now: Timestamp) {
         let Some(confirmed) = self.publisher.confirm(generation) else { return };
         let ready: BTreeSet<&ContainerId> = confirmed.ready.iter().collect();
-        for backend in self.backends.values_mut() {
-            if let State::Draining(drain) = &mut backend.state
-                && !ready.contains(&backend.id)
-            {
-                drain.out_since.get_or_insert(now);
-            }
+        for backend in self.backends.values_mut().filter(|backend| !ready.contains(&backend.id)) {
+            backend.confirmed_out(now);
         }
     }
 
@@ -439,13 +463,6 @@ impl Controller {
         self.wish = 0;
         self.standing = None;
         self.remark(DecisionKind::Stopping, "asked to end: every backend is drained and stopped".into(), now);
-        for backend in self.backends.values_mut() {
-            match &mut backend.state {
-                State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
-                State::Draining(drain) => drain.cause = DrainCause::Shutdown,
-                State::Stopping(_) | State::Dead(_) => {}
-            }
-        }
     }
 
     fn stop_forced(&mut self, now: Timestamp) {
@@ -463,6 +480,7 @@ impl Controller {
 impl Controller {
     fn settle(&mut self, now: Timestamp) -> Vec<Command> {
         let mut commands = Vec::new();
+        self.settled = now;
         if self.finished {
             return vec![Command::Finish];
         }
@@ -525,7 +543,7 @@ impl Controller {
             .map(|backend| backend.id.clone())
             .collect();
         for id in failing {
-            let ready = self.backends.values().filter(|backend| backend.state == State::Ready).count();
+            let ready = self.ready();
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             let error = backend.last_error.clone().unwrap_or_default();
             let (kind, reason) = if ready > 1 {
@@ -543,6 +561,9 @@ impl Controller {
 
     /// Starts, keeps and drains, so that as many backends count as are wanted.
     fn arrange(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
+        if self.phase == Phase::Stopping {
+            self.drain_all(now);
+        }
         if self.phase != Phase::Running || !self.is_auto() {
             return;
         }
@@ -585,6 +606,17 @@ impl Controller {
         }
     }
 
+    /// Drains whatever there is at the end, those included whose start was under way.
+    fn drain_all(&mut self, now: Timestamp) {
+        for backend in self.backends.values_mut() {
+            match &mut backend.state {
+                State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
+                State::Draining(drain) => drain.cause = DrainCause::Shutdown,
+                State::Stopping(_) | State::Dead(_) => {}
+            }
+        }
+    }
+
     /// Returns how many containers are in creation, or, after a failure, on trial.
     fn starting(&self) -> usize {
         let on_trial = if self.crash_loop.failures() > 0 {
@@ -611,7 +643,7 @@ impl Controller {
                 continue;
             }
             let Some(backend) = self.backends.get_mut(&id) else { continue };
-            let cut = matches!(&backend.state, State::Draining(drain) if !drain.clear) && backend.may_have_flows;
+            let cut = matches!(&backend.state, State::Draining(drain) if !drain.clear) && backend.may_have_flows();
             let reason = format!("{} is stopped with {} connections left", backend.name, backend.flows);
             let flows = backend.flows;
             backend.enter(State::Stopping(Errand::new(now)), now);
@@ -630,7 +662,7 @@ impl Controller {
             match backend.state {
                 State::Ready => ready.push(backend.id.clone()),
                 State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Starting
-                    if backend.may_have_flows =>
+                    if backend.may_have_flows() =>
                 {
                     draining.push(backend.id.clone());
                 }
@@ -640,7 +672,7 @@ impl Controller {
         if let Some(publication) = self.publisher.offer(ready, draining, now) {
             for id in &publication.ready {
                 if let Some(backend) = self.backends.get_mut(id) {
-                    backend.may_have_flows = true;
+                    backend.offered_slot();
                 }
             }
             commands.push(Command::Publish(publication));

@@ -43,6 +43,8 @@ pub struct Settings {
     pub start_limit: u32,
     /// Backends that are in the kernel's slots already: they are ready when first seen, without a check.
     pub adopted_ready: BTreeSet<ContainerId>,
+    /// Backends that are in no slot, but to which the kernel still leads flows: they keep them until they are drained.
+    pub adopted_flows: BTreeSet<ContainerId>,
     /// The generation that the kernel holds already; publications count on from there.
     pub adopted_generation: u64,
     /// Whether containers and datapath outlive the agent when it is asked to end.
@@ -65,6 +67,7 @@ impl Settings {
             unhealthy_limit: Duration::from_secs(30),
             start_limit: 4,
             adopted_ready: BTreeSet::new(),
+            adopted_flows: BTreeSet::new(),
             adopted_generation: 0,
             keep: false,
         }

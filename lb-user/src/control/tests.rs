@@ -1,1 +1,37 @@
-//! Scripts on a virtual clock.
+//! Scripts on a virtual clock: an event at a time, the commands that follow, and nothing else. `world` holds the
+//! same controller against an engine and a datapath that fail, dawdle and lie.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+
+mod scripts;
+mod world;
+
+fn ms(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn id(name: &str) -> ContainerId {
+    ContainerId::from(name)
+}
+
+fn law(min: u32, max: u32) -> Law {
+    Law::new(Bounds::new(min, max).unwrap())
+}
+
+fn load(percent: f64) -> Event {
+    Event::LoadSampled(CpuLoad::from_percent(percent).unwrap())
+}
+
+/// A container as the provider shows it, with an address made of its ordinal.
+fn sighting(name: &str, ordinal: u32) -> Sighting {
+    Sighting {
+        id: id(name),
+        name: BackendName(format!("lb-test-{ordinal}")),
+        ordinal,
+        address: Some(IpAddr::V4(Ipv4Addr::new(198, 19, 0, ordinal as u8))),
+        running: true,
+        created: u64::from(ordinal),
+    }
+}

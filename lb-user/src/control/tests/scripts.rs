@@ -1,0 +1,592 @@
+//! What the controller commands, step by step, when everything answers as it should, and when one thing does not.
+
+use super::*;
+
+/// A controller with a clock. Backends are called `a`, `b`, `c` … by their ordinals.
+struct Script {
+    controller: Controller,
+    now: Timestamp,
+}
+
+impl Script {
+    fn new(settings: Settings) -> Self {
+        Self { controller: Controller::new(settings), now: Timestamp::ZERO }
+    }
+
+    /// One that runs, with so many ready and published backends.
+    fn running(min: u32, max: u32, ready: u32) -> Self {
+        Self::running_with(Settings::new(Scaling::Auto(law(min, max))), ready)
+    }
+
+    fn running_with(settings: Settings, ready: u32) -> Self {
+        let mut script = Self::new(settings);
+        let there = (1..=ready).map(|ordinal| sighting(&name(ordinal), ordinal)).collect();
+        let probes: Vec<Command> = (1..=ready).map(probe).collect();
+        assert_eq!(script.tell(Event::Resynced(there)), [vec![publish(1, &[], &[])], probes].concat());
+        script.confirm(1);
+        for ordinal in 1..=ready {
+            for command in script.tell(passed(ordinal)) {
+                if let Command::Publish(publication) = command {
+                    script.confirm(publication.generation);
+                }
+            }
+        }
+        script.at(100);
+        script.controller.take_news();
+        assert_eq!(script.states(), vec![BackendState::Ready; ready as usize]);
+        script
+    }
+
+    fn at(&mut self, millis: u64) -> &mut Self {
+        assert!(ms(millis) >= self.now, "the clock of a script goes forwards");
+        self.now = ms(millis);
+        self
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Command> {
+        self.controller.handle(event, self.now)
+    }
+
+    /// As [`tell`](Self::tell), without the probes, which come every two seconds.
+    fn effect(&mut self, event: Event) -> Vec<Command> {
+        let mut commands = self.tell(event);
+        commands.retain(|command| !matches!(command, Command::Probe { .. }));
+        commands
+    }
+
+    /// Samples a load once a second, from `from` to `to`, and returns what that led to.
+    fn loaded(&mut self, percent: f64, from: u64, to: u64) -> Vec<Command> {
+        (from..=to).flat_map(|second| self.at(second * 1000).effect(load(percent))).collect()
+    }
+
+    fn tick(&mut self) -> Vec<Command> {
+        self.tell(Event::Tick)
+    }
+
+    /// Confirms publications until no other follows, and returns what else was commanded.
+    fn confirm(&mut self, generation: u64) -> Vec<Command> {
+        let mut others = Vec::new();
+        let mut open = vec![generation];
+        while let Some(generation) = open.pop() {
+            for command in self.tell(Event::Published { generation }) {
+                match command {
+                    Command::Publish(publication) => open.push(publication.generation),
+                    other => others.push(other),
+                }
+            }
+        }
+        others
+    }
+
+    fn states(&self) -> Vec<BackendState> {
+        self.controller.snapshot(self.now).backends.into_iter().map(|backend| backend.state).collect()
+    }
+
+    fn kinds(&mut self) -> Vec<DecisionKind> {
+        self.controller.take_news().into_iter().map(|decision| decision.kind).collect()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.controller.snapshot(self.now).problems
+    }
+}
+
+fn name(ordinal: u32) -> String {
+    char::from(b'a' + ordinal as u8 - 1).to_string()
+}
+
+fn probe(ordinal: u32) -> Command {
+    Command::Probe { id: id(&name(ordinal)) }
+}
+
+fn passed(ordinal: u32) -> Event {
+    Event::BackendProbed { id: id(&name(ordinal)), outcome: Ok(()) }
+}
+
+fn failed(ordinal: u32) -> Event {
+    Event::BackendProbed { id: id(&name(ordinal)), outcome: Err("refused".into()) }
+}
+
+fn gone(ordinal: u32, cause: GoneCause) -> Event {
+    Event::BackendGone { id: id(&name(ordinal)), cause }
+}
+
+fn died(ordinal: u32) -> Event {
+    gone(ordinal, GoneCause::Died { exit_code: Some(1), oom: false })
+}
+
+fn swept(began: u64, flows: &[(u32, u64)]) -> Event {
+    Event::Swept { began: ms(began), flows: flows.iter().map(|&(ordinal, count)| (id(&name(ordinal)), count)).collect() }
+}
+
+fn publish(generation: u64, ready: &[u32], draining: &[u32]) -> Command {
+    let ids = |ordinals: &[u32]| ordinals.iter().map(|&ordinal| id(&name(ordinal))).collect();
+    Command::Publish(Publication { generation, ready: ids(ready), draining: ids(draining) })
+}
+
+fn start(ordinal: u32) -> Command {
+    Command::Start { ordinal }
+}
+
+fn stop(ordinal: u32) -> Command {
+    Command::Stop { id: id(&name(ordinal)) }
+}
+
+fn remove(ordinal: u32) -> Command {
+    Command::Remove { id: id(&name(ordinal)) }
+}
+
+#[test]
+fn nothing_is_done_before_it_is_known_what_there_is() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(2, 4))));
+
+    assert_eq!(script.tell(load(100.0)), []);
+    assert_eq!(script.at(5_000).tick(), []);
+    assert_eq!(script.controller.deadline(), None);
+
+    assert_eq!(script.tell(Event::Resynced(Vec::new())), [publish(1, &[], &[]), start(1), start(2)]);
+}
+
+#[test]
+fn a_backend_gets_connections_only_after_its_check_has_passed() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    assert_eq!(script.tell(Event::Resynced(Vec::new())), [publish(1, &[], &[]), start(1)]);
+    assert_eq!(script.tell(Event::Published { generation: 1 }), []);
+
+    assert_eq!(script.at(300).tell(Event::BackendSeen(sighting("a", 1))), [probe(1)]);
+    assert_eq!(script.at(301).tell(Event::Started { ordinal: 1, id: id("a") }), []);
+    assert_eq!(script.at(302).tell(failed(1)), []);
+    assert_eq!(script.controller.deadline(), Some(ms(402)), "asked again soon");
+    assert_eq!(script.at(402).tick(), [probe(1)]);
+
+    assert_eq!(script.at(403).tell(passed(1)), [publish(2, &[1], &[])]);
+    assert_eq!(script.states(), [BackendState::Ready]);
+}
+
+#[test]
+fn a_start_may_be_confirmed_before_the_container_is_seen() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+
+    assert_eq!(script.at(300).tell(Event::Started { ordinal: 1, id: id("a") }), [], "it has no address yet");
+    assert_eq!(script.at(301).tell(Event::Resynced(Vec::new())), [], "the list may be older than the container");
+
+    assert_eq!(script.at(302).tell(Event::BackendSeen(sighting("a", 1))), [probe(1)]);
+}
+
+#[test]
+fn a_rise_starts_what_is_missing_and_a_reason_is_told() {
+    let mut script = Script::running(2, 10, 2);
+
+    assert_eq!(script.loaded(47.0, 1, 3), [], "it has to last for three seconds");
+    assert_eq!(script.loaded(47.0, 4, 4), [start(3), start(4), start(5)]);
+
+    let news = script.controller.take_news();
+    assert_eq!((news[0].kind, news[0].from, news[0].to), (DecisionKind::ScaleUp, 2, 5));
+    assert!(news[0].reason.contains("47.0 %") && news[0].reason.contains("2 -> 5"), "{}", news[0].reason);
+    assert_eq!(script.loaded(47.0, 5, 9), [], "what is under way is not asked for twice");
+}
+
+#[test]
+fn no_more_than_four_containers_are_created_at_once() {
+    let mut script = Script::running(1, 10, 1);
+
+    assert_eq!(script.loaded(100.0, 1, 4), [2, 3, 4, 5].map(start));
+    assert_eq!(script.at(4_500).effect(Event::Started { ordinal: 2, id: id("b") }), [start(6)]);
+    assert_eq!(script.controller.deadline().map(|due| due > ms(4_500)), Some(true), "nothing to do is no timer");
+}
+
+#[test]
+fn the_newest_is_drained_and_stopped_when_its_flows_are_gone() {
+    let mut script = Script::running(1, 10, 3);
+    assert_eq!(script.loaded(15.0, 1, 30), []);
+    let commands = script.loaded(15.0, 31, 31);
+    assert_eq!(commands, [publish(5, &[1, 2], &[3])], "out of the slots first, its flows go on");
+    assert_eq!(script.kinds(), [DecisionKind::ScaleDown, DecisionKind::Drain]);
+
+    assert_eq!(script.at(31_010).effect(swept(31_000, &[])), [], "the kernel has not confirmed");
+    assert_eq!(script.at(31_020).effect(Event::Published { generation: 5 }), []);
+    assert_eq!(script.at(31_500).effect(swept(31_500, &[])), [], "a SYN may be on its way");
+    assert_eq!(script.at(33_000).effect(swept(32_500, &[(3, 7)])), [], "seven connections are left");
+
+    assert_eq!(script.at(34_000).effect(swept(33_500, &[])), [stop(3)]);
+    assert_eq!(script.at(34_200).effect(Event::Stopped { id: id("c") }), [publish(6, &[1, 2], &[])]);
+    assert_eq!(script.states(), [BackendState::Ready; 2]);
+}
+
+#[test]
+fn flows_that_do_not_end_are_cut_at_the_deadline() {
+    let mut script = Script::running(1, 10, 2);
+    script.loaded(5.0, 1, 31);
+    script.confirm(4);
+    let out = script.now;
+    script.kinds();
+    assert_eq!(script.effect(swept(31_000, &[(2, 3)])), []);
+
+    script.at(60_999);
+    assert_eq!(script.effect(swept(60_900, &[(2, 3)])), []);
+    assert!(script.controller.deadline() <= Some(out + Duration::from_secs(30)));
+
+    assert_eq!(script.at(61_000).effect(Event::Tick), [stop(2)]);
+    assert_eq!(script.kinds(), [DecisionKind::DrainTimedOut]);
+}
+
+#[test]
+fn a_drain_is_cancelled_when_the_load_returns() {
+    let mut script = Script::running(1, 10, 2);
+    script.loaded(5.0, 1, 31);
+    script.confirm(4);
+    script.kinds();
+
+    assert_eq!(script.loaded(25.0, 32, 34), []);
+    let commands = script.loaded(25.0, 35, 35);
+
+    assert_eq!(commands, [publish(5, &[1, 2], &[]), start(3)]);
+    assert_eq!(script.kinds(), [DecisionKind::ScaleUp, DecisionKind::DrainCancelled]);
+}
+
+#[test]
+fn a_death_is_published_in_the_same_breath_and_made_good() {
+    let mut script = Script::running(3, 3, 3);
+
+    let commands = script.at(1_000).effect(died(2));
+
+    assert_eq!(commands, [publish(5, &[1, 3], &[]), remove(2)]);
+    assert_eq!(script.kinds(), [DecisionKind::BackendDied]);
+    script.confirm(5);
+    assert_eq!(script.at(1_100).effect(gone(2, GoneCause::Removed)), []);
+    assert_eq!(script.problems().len(), 1, "it ended after a second: the next one waits");
+    assert_eq!(script.at(2_000).effect(Event::Tick), [start(2)]);
+}
+
+#[test]
+fn a_container_that_somebody_kills_is_made_good_at_once() {
+    for cause in [GoneCause::Killed, GoneCause::Removed] {
+        let mut script = Script::running(3, 3, 3);
+
+        let commands = script.at(1_000).effect(gone(2, cause));
+
+        assert!(commands.iter().any(|command| matches!(command, Command::Start { .. })), "{cause}: {commands:?}");
+        assert_eq!(commands[0], publish(5, &[1, 3], &[]), "{cause}");
+        assert_eq!(script.problems(), [""; 0], "{cause}");
+    }
+}
+
+#[test]
+fn containers_that_end_at_once_are_started_less_and_less_often() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+    let (mut starts, mut begun) = (vec![0], 0);
+
+    while starts.len() < 6 {
+        script.at(begun + 100).effect(Event::BackendSeen(sighting("a", 1)));
+        script.effect(Event::Started { ordinal: 1, id: id("a") });
+        script.at(begun + 200).effect(died(1));
+        script.effect(gone(1, GoneCause::Removed));
+        let due = script.controller.deadline().expect("another try");
+        begun = due.elapsed().as_millis() as u64;
+        assert_eq!(script.at(begun).effect(Event::Tick), [start(1)]);
+        starts.push(begun);
+    }
+
+    let waits: Vec<u64> = starts.windows(2).map(|pair| pair[1] - pair[0] - 200).collect();
+    assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 16_000]);
+    assert!(script.problems()[0].contains("5 times in a row"), "{:?}", script.problems());
+}
+
+#[test]
+fn a_failure_that_was_made_good_is_no_problem_any_longer() {
+    let mut script = Script::running(1, 1, 1);
+    script.at(1_000).effect(died(1));
+    script.effect(gone(1, GoneCause::Removed));
+    assert_eq!(script.problems().len(), 1);
+    assert_eq!(script.at(2_000).effect(Event::Tick), [start(1)]);
+    script.at(2_100).effect(Event::BackendSeen(sighting("b", 1)));
+
+    script.tell(passed(2));
+
+    assert_eq!(script.states(), [BackendState::Ready]);
+    assert_eq!(script.problems(), [""; 0]);
+}
+
+#[test]
+fn a_start_that_fails_is_told_and_tried_again() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    assert_eq!(script.tell(Event::Resynced(Vec::new())), [publish(1, &[], &[]), start(1)]);
+
+    assert_eq!(script.at(100).tell(Event::StartFailed { ordinal: 1, error: "no such image".into() }), []);
+
+    assert_eq!(script.problems(), ["no such image (the next try is in 2 s)"]);
+    assert_eq!(script.controller.deadline(), Some(ms(1_100)));
+    assert_eq!(script.at(1_100).tick(), [start(1)]);
+}
+
+#[test]
+fn an_answer_to_a_start_that_never_comes_counts_as_a_failure() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+
+    assert_eq!(script.controller.deadline(), Some(ms(120_000)));
+    assert_eq!(script.at(120_000).tick(), []);
+
+    assert!(script.problems()[0].contains("no answer"), "{:?}", script.problems());
+    assert_eq!(script.at(121_000).tick(), [start(1)]);
+}
+
+#[test]
+fn a_container_that_is_never_ready_is_replaced() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+    script.at(100).tell(Event::BackendSeen(sighting("a", 1)));
+    script.tell(failed(1));
+
+    let commands = script.at(30_100).effect(Event::Tick);
+
+    assert_eq!(commands, [stop(1)], "it has no flows to wait for");
+    assert!(script.problems()[0].contains("not ready after 30 s: refused"), "{:?}", script.problems());
+    assert_eq!(script.at(31_100).effect(Event::Tick), [start(2)], "the name of the first is still taken");
+}
+
+#[test]
+fn a_backend_that_fails_three_checks_leaves_and_two_bring_it_back() {
+    let mut script = Script::running(2, 2, 2);
+    for check in 1..=3 {
+        assert_eq!(script.at(check * 2_000).tick(), [probe(1), probe(2)]);
+        script.tell(passed(1));
+        let commands = script.tell(failed(2));
+        assert_eq!(commands, if check < 3 { vec![] } else { vec![publish(4, &[1], &[2])] }, "check {check}");
+    }
+    script.confirm(4);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Unhealthy]);
+    assert_eq!(script.kinds(), [DecisionKind::Unhealthy]);
+
+    script.at(8_000).tick();
+    assert_eq!(script.tell(passed(2)), []);
+    script.at(10_000).tick();
+    assert_eq!(script.tell(passed(2)), [publish(5, &[1, 2], &[])]);
+    assert_eq!(script.kinds(), [DecisionKind::Recovered]);
+}
+
+#[test]
+fn the_last_ready_backend_stays_whatever_its_checks_say() {
+    let mut script = Script::running(1, 1, 1);
+    for check in 1..=20 {
+        script.at(check * 2_000).tick();
+        assert_eq!(script.tell(failed(1)), [], "check {check}");
+    }
+
+    assert_eq!(script.states(), [BackendState::Ready]);
+    assert_eq!(script.kinds(), [DecisionKind::KeptLast], "told once");
+    assert!(script.controller.deadline() > Some(script.now), "no timer that has run out");
+}
+
+#[test]
+fn a_backend_that_fails_for_long_is_replaced() {
+    let mut script = Script::running(2, 2, 2);
+    let mut effects = Vec::new();
+    for check in 1..=18 {
+        effects.extend(script.at(check * 2_000).effect(Event::Tick));
+        effects.extend(script.effect(passed(1)));
+        effects.extend(script.effect(failed(2)));
+        if let Some(Command::Publish(publication)) = effects.last() {
+            let generation = publication.generation;
+            script.confirm(generation);
+        }
+    }
+
+    assert_eq!(effects, [publish(4, &[1], &[2]), start(3)]);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Draining]);
+    assert_eq!(script.at(37_000).effect(swept(36_900, &[])), [stop(2)], "it was out of the slots already");
+}
+
+#[test]
+fn a_paused_container_leaves_at_once_and_returns_after_its_checks() {
+    let mut script = Script::running(2, 2, 2);
+
+    assert_eq!(script.at(1_000).tell(gone(2, GoneCause::Paused)), [publish(4, &[1], &[2])]);
+    script.confirm(4);
+    script.at(2_000).tick();
+    script.tell(Event::BackendSeen(sighting("b", 2)));
+    script.tell(passed(2));
+    script.at(4_000).tick();
+
+    assert_eq!(script.tell(passed(2)), [publish(5, &[1, 2], &[])]);
+}
+
+#[test]
+fn a_container_at_another_address_is_checked_anew_and_loses_its_old_flows() {
+    let mut script = Script::running(2, 2, 2);
+    let moved = Sighting { address: Some(IpAddr::V4(Ipv4Addr::new(198, 19, 0, 77))), ..sighting("b", 2) };
+
+    assert_eq!(script.at(1_000).tell(Event::BackendSeen(moved)), [publish(4, &[1], &[]), probe(2)]);
+    script.confirm(4);
+    assert_eq!(script.tell(passed(2)), [publish(5, &[1, 2], &[])]);
+}
+
+#[test]
+fn what_a_former_agent_served_is_ready_without_a_check() {
+    let settings = Settings {
+        adopted_ready: [id("a"), id("b")].into(),
+        adopted_flows: [id("c")].into(),
+        adopted_generation: 41,
+        ..Settings::new(Scaling::Auto(law(1, 4)))
+    };
+    let mut script = Script::new(settings);
+    let stopped = Sighting { running: false, ..sighting("d", 4) };
+    let there = vec![sighting("a", 1), sighting("b", 2), sighting("c", 3), stopped];
+
+    let commands = script.tell(Event::Resynced(there));
+
+    assert_eq!(commands, [publish(42, &[1, 2], &[3]), remove(4), probe(1), probe(2), probe(3)]);
+    assert_eq!(script.kinds(), [DecisionKind::Adopted; 2]);
+    assert_eq!(script.controller.snapshot(script.now).desired, 3, "as many as there are");
+}
+
+#[test]
+fn what_is_lost_while_the_engine_is_away_is_found_when_it_returns() {
+    let mut script = Script::running(3, 3, 3);
+    script.at(1_000).tell(Event::ProviderLost { error: "connection refused".into() });
+    assert!(script.problems()[0].contains("connection refused"), "{:?}", script.problems());
+    assert_eq!(script.loaded(100.0, 2, 20), [], "nothing is started that could not be seen");
+
+    script.at(21_000).tell(Event::ProviderBack);
+    let commands = script.effect(Event::Resynced(vec![sighting("a", 1), sighting("c", 3)]));
+
+    assert_eq!(commands, [publish(5, &[1, 3], &[]), start(2)]);
+    assert_eq!(script.problems(), [""; 0]);
+}
+
+#[test]
+fn a_publication_that_failed_is_tried_again() {
+    let mut script = Script::running(2, 2, 2);
+    script.at(1_000).effect(died(2));
+    let error = "map SLOTS: no memory".to_owned();
+
+    assert_eq!(script.effect(Event::PublishFailed { generation: 4, error }), []);
+
+    assert!(script.problems()[0].contains("map SLOTS"), "{:?}", script.problems());
+    assert_eq!(script.controller.deadline(), Some(ms(1_100)));
+    assert_eq!(script.at(1_100).effect(Event::Tick), [publish(5, &[1], &[])]);
+}
+
+#[test]
+fn a_stop_that_failed_is_tried_again_and_told() {
+    let mut script = Script::running(1, 10, 2);
+    script.loaded(5.0, 1, 31);
+    script.confirm(4);
+    assert_eq!(script.at(33_000).effect(swept(32_500, &[])), [stop(2)]);
+    script.kinds();
+
+    assert_eq!(script.effect(Event::StopFailed { id: id("b"), error: "timed out".into() }), []);
+
+    assert_eq!(script.kinds(), [DecisionKind::StopFailed]);
+    assert_eq!(script.at(34_000).effect(Event::Tick), [stop(2)]);
+    let commands = script.effect(gone(2, GoneCause::Died { exit_code: Some(0), oom: false }));
+    assert_eq!(commands, [publish(5, &[1], &[])], "its end was asked for, and its flows are over");
+    script.confirm(5);
+    script.effect(Event::Stopped { id: id("b") });
+    assert_eq!(script.kinds(), []);
+    assert_eq!(script.states(), [BackendState::Ready]);
+}
+
+#[test]
+fn the_end_drains_everything_and_then_finishes() {
+    let mut script = Script::running(2, 4, 2);
+
+    assert_eq!(script.at(1_000).effect(Event::StopRequested), [publish(4, &[], &[1, 2])]);
+    assert_eq!(script.confirm(4), []);
+    assert_eq!(script.at(2_500).effect(swept(2_100, &[(2, 1)])), [stop(1)]);
+    assert_eq!(script.effect(load(100.0)), [], "no load brings anything back");
+    assert_eq!(script.effect(Event::Stopped { id: id("a") }), [publish(5, &[], &[2])]);
+    script.confirm(5);
+    assert_eq!(script.at(31_000).effect(Event::Tick), [stop(2)], "the drain's deadline");
+
+    let commands = script.effect(Event::Stopped { id: id("b") });
+
+    assert_eq!(commands.last(), Some(&Command::Finish));
+}
+
+#[test]
+fn asked_twice_it_cuts_and_asked_again_it_goes() {
+    let mut script = Script::running(2, 4, 2);
+    script.at(1_000).effect(Event::StopRequested);
+    script.confirm(4);
+
+    assert_eq!(script.effect(Event::StopForced), [stop(1), stop(2)]);
+    assert_eq!(script.effect(Event::StopForced), [Command::Finish]);
+}
+
+#[test]
+fn with_keep_it_just_goes() {
+    let settings = Settings { keep: true, ..Settings::new(Scaling::Auto(law(2, 4))) };
+    let mut script = Script::running_with(settings, 2);
+
+    assert_eq!(script.tell(Event::StopRequested), [Command::Finish]);
+}
+
+#[test]
+fn a_start_under_way_at_the_end_is_waited_for_and_undone() {
+    let mut script = Script::running(1, 4, 1);
+    assert_eq!(script.loaded(60.0, 1, 4), [start(2), start(3)]);
+    script.effect(Event::StopRequested);
+    script.confirm(3);
+    assert_eq!(script.at(6_000).effect(swept(5_500, &[])), [stop(1)]);
+    script.effect(Event::Stopped { id: id("a") });
+
+    script.effect(Event::StartFailed { ordinal: 3, error: "no".into() });
+    let commands = script.effect(Event::Started { ordinal: 2, id: id("b") });
+
+    assert!(commands.contains(&stop(2)), "{commands:?}");
+    let commands = script.effect(Event::Stopped { id: id("b") });
+    assert_eq!(commands.last(), Some(&Command::Finish));
+}
+
+#[test]
+fn static_backends_are_checked_and_never_started_or_stopped() {
+    let mut script = Script::new(Settings::new(Scaling::Fixed));
+    let there = vec![sighting("a", 1), sighting("b", 2)];
+    assert_eq!(script.tell(Event::Resynced(there)), [publish(1, &[], &[]), probe(1), probe(2)]);
+    script.confirm(1);
+    assert_eq!(script.tell(passed(1)), [publish(2, &[1], &[])]);
+    script.confirm(2);
+    assert_eq!(script.at(60_000).effect(failed(2)), [], "however long it takes");
+    assert_eq!(script.loaded(100.0, 61, 90), []);
+
+    script.effect(Event::StopRequested);
+    script.confirm(3);
+    let commands = script.at(100_000).effect(swept(99_000, &[]));
+
+    assert_eq!(commands.last(), Some(&Command::Finish));
+    assert!(!commands.iter().any(|command| matches!(command, Command::Stop { .. } | Command::Remove { .. })));
+}
+
+#[test]
+fn repeated_and_unknown_events_change_nothing() {
+    let mut script = Script::running(2, 2, 2);
+    let nobody = || id("nobody");
+    for event in [
+        passed(1),
+        failed(1),
+        Event::Published { generation: 1 },
+        Event::Published { generation: 99 },
+        Event::PublishFailed { generation: 1, error: "late".into() },
+        Event::StopFailed { id: id("a"), error: "late".into() },
+        Event::RemoveFailed { id: id("a"), error: "late".into() },
+        Event::BackendProbed { id: nobody(), outcome: Ok(()) },
+        Event::BackendGone { id: nobody(), cause: GoneCause::Killed },
+        Event::Stopped { id: nobody() },
+        Event::StopFailed { id: nobody(), error: "late".into() },
+        Event::Swept { began: ms(50), flows: [(nobody(), 7)].into() },
+        Event::BackendSeen(sighting("a", 1)),
+        Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]),
+        Event::ProviderBack,
+        Event::Tick,
+    ] {
+        assert_eq!(script.effect(event.clone()), [], "{event:?}");
+    }
+    assert_eq!(script.states(), [BackendState::Ready; 2]);
+}

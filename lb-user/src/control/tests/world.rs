@@ -1,0 +1,458 @@
+//! The controller in a world in which every call may fail, be slow or lie, and containers die when they like. What must
+//! hold is checked at every command; and once the faults end, everything wanted has to be there.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// How long faults go on, and how long the world is left in peace after them.
+const TROUBLE: Duration = Duration::from_secs(600);
+const PEACE: Duration = Duration::from_secs(400);
+/// The time that a datapath's sweep takes at most.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Chance, so that a run can be repeated.
+///
+/// # Source
+/// SplitMix64, Steele et al. 2014.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+
+    fn pick<T: Clone>(&mut self, all: &[T]) -> Option<T> {
+        if all.is_empty() { None } else { Some(all[self.below(all.len() as u64) as usize].clone()) }
+    }
+}
+
+/// A container of the engine.
+#[derive(Clone, Debug)]
+struct Real {
+    sighting: Sighting,
+    healthy: bool,
+}
+
+/// An engine and a datapath, and what the controller was told about them.
+struct World {
+    controller: Controller,
+    chance: Chance,
+    now: Timestamp,
+    max: u32,
+    fault_one_in: u64,
+    /// By time, and in the order in which they were planned.
+    coming: BTreeMap<(Timestamp, u64), Event>,
+    planned: u64,
+    containers: BTreeMap<ContainerId, Real>,
+    created: u64,
+    engine_is_away: bool,
+    /// Containers that have passed a check since they were last told to be gone.
+    proven: BTreeSet<ContainerId>,
+    /// The last publication that the controller was told to have succeeded.
+    published: Publication,
+    /// Since when a container is out of the confirmed slots.
+    out_since: BTreeMap<ContainerId, Timestamp>,
+    /// Containers that a sweep found without flows, which had begun long enough after they were out.
+    found_clear: BTreeSet<ContainerId>,
+    pending: BTreeSet<u32>,
+    /// As they were told.
+    addresses: BTreeMap<ContainerId, Option<IpAddr>>,
+    /// Connections by container.
+    flows: BTreeMap<ContainerId, u64>,
+    load_percent: f64,
+    finished: bool,
+    /// The last events and commands, shown when something does not hold.
+    trace: VecDeque<String>,
+}
+
+/// How many lines are shown.
+const TRACED: usize = 60;
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.trace.iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64, settings: Settings, max: u32) -> Self {
+        let mut world = World {
+            controller: Controller::new(settings),
+            chance: Chance(seed),
+            now: Timestamp::ZERO,
+            max,
+            fault_one_in: 6,
+            coming: BTreeMap::new(),
+            planned: 0,
+            containers: BTreeMap::new(),
+            created: 0,
+            engine_is_away: false,
+            proven: BTreeSet::new(),
+            published: Publication { generation: 0, ready: Vec::new(), draining: Vec::new() },
+            out_since: BTreeMap::new(),
+            found_clear: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            addresses: BTreeMap::new(),
+            flows: BTreeMap::new(),
+            load_percent: 0.0,
+            finished: false,
+            trace: VecDeque::new(),
+        };
+        world.plan(0, Event::Resynced(Vec::new()));
+        world
+    }
+
+    fn is_faulty(&mut self) -> bool {
+        self.fault_one_in > 0 && self.chance.one_in(self.fault_one_in)
+    }
+
+    fn plan(&mut self, in_ms: u64, event: Event) {
+        self.planned += 1;
+        self.coming.insert((self.now + Duration::from_millis(in_ms), self.planned), event);
+    }
+
+    /// Goes on until `end`; each second the load is sampled, the flows are swept, and something may happen by itself.
+    fn run(&mut self, end: Timestamp) {
+        let mut second = self.now + Duration::from_secs(1);
+        while self.now < end && !self.finished {
+            let next = self.coming.keys().next().map(|&(at, _)| at);
+            let due = self.controller.deadline();
+            assert!(due.is_none_or(|due| due > self.now), "a timer that has run out: {due:?} at {:?}", self.now);
+            let at = [next, due, Some(second)].into_iter().flatten().min().expect("there is a next second");
+            self.now = at.max(self.now);
+            if next == Some(at) {
+                let event = self.coming.pop_first().expect("it is there").1;
+                self.tell(event);
+            } else if due == Some(at) {
+                self.tell(Event::Tick);
+            } else {
+                second = at + Duration::from_secs(1);
+                self.each_second();
+            }
+        }
+    }
+
+    fn each_second(&mut self) {
+        if self.fault_one_in > 0 {
+            self.mischief();
+        }
+        if self.fault_one_in > 0 && self.chance.one_in(20) {
+            self.load_percent = self.chance.below(101) as f64;
+        }
+        match self.is_faulty() && self.chance.one_in(3) {
+            true => self.tell(Event::LoadUnavailable { reason: "no numbers".into() }),
+            false => self.tell(load(self.load_percent)),
+        }
+        let began = self.now;
+        // Where new ones come, any number; elsewhere fewer and fewer, and some that never end.
+        let mut flows = BTreeMap::new();
+        for id in self.published.ready.clone() {
+            flows.insert(id, self.chance.below(50));
+        }
+        for id in self.published.draining.clone() {
+            let left = self.flows.get(&id).copied().unwrap_or(0);
+            let count = if self.chance.one_in(8) { left } else { self.chance.below(left + 1) };
+            flows.insert(id, count);
+        }
+        self.flows.clone_from(&flows);
+        let after = self.chance.below(SWEEP.as_millis() as u64);
+        self.plan(after, Event::Swept { began, flows });
+    }
+
+    /// Something that nobody asked for.
+    fn mischief(&mut self) {
+        let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let victim = self.chance.pick(&ids);
+        let after = self.chance.below(20);
+        match (self.chance.below(40), victim) {
+            (0, Some(id)) => {
+                self.end(&id);
+                let cause = self
+                    .chance
+                    .pick(&[GoneCause::Killed, GoneCause::Died { exit_code: Some(1), oom: false }])
+                    .expect("two");
+                self.notice(after, Event::BackendGone { id, cause });
+            }
+            (1, Some(id)) => {
+                self.containers.remove(&id);
+                self.notice(after, Event::BackendGone { id, cause: GoneCause::Removed });
+            }
+            (2, Some(id)) => self.containers.get_mut(&id).expect("it is there").healthy ^= true,
+            (3, Some(id)) => self.notice(after, Event::BackendGone { id, cause: GoneCause::Paused }),
+            (4, Some(id)) => {
+                let real = self.containers.get_mut(&id).expect("it is there");
+                real.sighting.address = Some(IpAddr::V4(Ipv4Addr::new(198, 19, 9, self.created as u8)));
+                self.created += 1;
+                if real.sighting.running {
+                    let sighting = real.sighting.clone();
+                    self.notice(after, Event::BackendSeen(sighting));
+                }
+            }
+            (5, _) if !self.engine_is_away => {
+                self.engine_is_away = true;
+                self.plan(after, Event::ProviderLost { error: "gone fishing".into() });
+            }
+            (6 | 7, _) => self.bring_engine_back(after),
+            (8, _) if !self.engine_is_away => {
+                let listed = self.listed();
+                self.tell(Event::Resynced(listed));
+            }
+            _ => {}
+        }
+    }
+
+    /// Plans what the engine would report, if it were there.
+    fn notice(&mut self, in_ms: u64, event: Event) {
+        if !self.engine_is_away {
+            self.plan(in_ms, event);
+        }
+    }
+
+    fn bring_engine_back(&mut self, in_ms: u64) {
+        if std::mem::take(&mut self.engine_is_away) {
+            // What was under way is told by the list.
+            self.coming.retain(|_, event| {
+                !matches!(event, Event::BackendSeen(_) | Event::BackendGone { .. } | Event::ProviderLost { .. })
+            });
+            self.plan(in_ms, Event::ProviderBack);
+            let listed = self.listed();
+            self.plan(in_ms, Event::Resynced(listed));
+        }
+    }
+
+    fn listed(&self) -> Vec<Sighting> {
+        self.containers.values().map(|real| real.sighting.clone()).collect()
+    }
+
+    fn end(&mut self, id: &ContainerId) {
+        if let Some(real) = self.containers.get_mut(id) {
+            real.sighting.running = false;
+        }
+    }
+
+    /// Notes what the controller is told, tells it, and performs what it commands.
+    fn tell(&mut self, event: Event) {
+        self.note(format!("{:10.3} {event:?}", self.now.elapsed().as_secs_f64()));
+        match &event {
+            Event::BackendProbed { id, outcome: Ok(()) } => {
+                self.proven.insert(id.clone());
+            }
+            Event::BackendGone { id, cause } if *cause != GoneCause::Paused => self.note_gone(id),
+            Event::BackendSeen(sighting) => self.note_seen(sighting),
+            Event::Resynced(sightings) => {
+                sightings.iter().for_each(|sighting| self.note_seen(sighting));
+            }
+            Event::Started { ordinal, .. } | Event::StartFailed { ordinal, .. } => {
+                self.pending.remove(ordinal);
+            }
+            Event::Swept { began, flows } => {
+                for (id, out) in &self.out_since {
+                    let clear = flows.get(id).copied().unwrap_or(0) == 0 && *began >= *out + Duration::from_secs(1);
+                    if clear {
+                        self.found_clear.insert(id.clone());
+                    } else {
+                        self.found_clear.remove(id);
+                    }
+                }
+            }
+            _ => {}
+        }
+        for command in self.controller.handle(event, self.now) {
+            self.perform(command);
+        }
+        let active = self.controller.snapshot(self.now).backends;
+        let active = active.iter().filter(|backend| {
+            matches!(backend.state, BackendState::Starting | BackendState::Ready | BackendState::Unhealthy)
+        });
+        // Given up, yet alive: one more than wanted at most for each that fails.
+        assert!(active.count() as u32 <= self.max + 4, "more than anybody may want");
+    }
+
+    /// Its flows are over, and a slot that it may have leads nowhere.
+    fn note_gone(&mut self, id: &ContainerId) {
+        self.published.ready.retain(|ready| ready != id);
+        self.proven.remove(id);
+        self.out_since.remove(id);
+        self.addresses.remove(id);
+    }
+
+    fn note_seen(&mut self, sighting: &Sighting) {
+        self.pending.remove(&sighting.ordinal);
+        let former = self.addresses.get(&sighting.id).copied();
+        if !sighting.running || former.is_some_and(|former| former != sighting.address) {
+            self.note_gone(&sighting.id);
+        }
+        self.addresses.insert(sighting.id.clone(), sighting.address);
+    }
+
+    fn note(&mut self, line: String) {
+        if self.trace.len() == TRACED {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+
+    fn perform(&mut self, command: Command) {
+        self.note(format!("{:10.3} => {command:?}", self.now.elapsed().as_secs_f64()));
+        match command {
+            Command::Publish(publication) => self.publish(publication),
+            Command::Probe { id } => self.probe(id),
+            Command::Start { ordinal } => self.start(ordinal),
+            Command::Stop { id } => self.stop(id),
+            Command::Remove { id } => self.remove(id),
+            Command::Finish => self.finished = true,
+        }
+    }
+
+    fn publish(&mut self, publication: Publication) {
+        assert!(publication.generation > self.published.generation, "generations rise");
+        for id in &publication.ready {
+            assert!(self.proven.contains(id), "{id} has a slot and passed no check");
+            assert!(!publication.draining.contains(id), "{id} is both");
+        }
+        let generation = publication.generation;
+        // As the agent does it: the answer is there before anything else happens.
+        if self.is_faulty() {
+            self.tell(Event::PublishFailed { generation, error: "no memory".into() });
+            return;
+        }
+        let now = self.now;
+        for id in &publication.ready {
+            self.out_since.remove(id);
+            self.found_clear.remove(id);
+        }
+        for id in self.published.ready.iter().filter(|id| publication.draining.contains(id)) {
+            self.out_since.entry(id.clone()).or_insert(now);
+        }
+        self.published = publication;
+        self.tell(Event::Published { generation });
+    }
+
+    fn probe(&mut self, id: ContainerId) {
+        let passes = self.containers.get(&id).is_some_and(|real| real.healthy && real.sighting.running);
+        let outcome = if passes && !self.is_faulty() { Ok(()) } else { Err("refused".to_owned()) };
+        if !(self.is_faulty() && self.chance.one_in(4)) {
+            let after = self.chance.below(30);
+            self.plan(after, Event::BackendProbed { id, outcome });
+        }
+    }
+
+    fn start(&mut self, ordinal: u32) {
+        assert!(self.pending.insert(ordinal), "ordinal {ordinal} is being started already");
+        assert!(self.pending.len() <= 4, "too many at once");
+        let after = 200 + self.chance.below(600);
+        if self.engine_is_away || self.is_faulty() {
+            self.plan(after, Event::StartFailed { ordinal, error: "out of space".into() });
+            return;
+        }
+        self.created += 1;
+        let id = ContainerId(format!("{:06}", self.created));
+        let name = BackendName(format!("lb-test-{ordinal}"));
+        let address = Some(IpAddr::V4(Ipv4Addr::new(198, 19, (self.created >> 8) as u8, self.created as u8)));
+        let sighting = Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created };
+        let healthy = !(self.is_faulty() && self.chance.one_in(2));
+        self.containers.insert(id.clone(), Real { sighting: sighting.clone(), healthy });
+        let (seen, started) = (self.chance.below(30), self.chance.below(30));
+        self.notice(after + seen, Event::BackendSeen(sighting));
+        self.plan(after + started, Event::Started { ordinal, id: id.clone() });
+        if self.is_faulty() && self.chance.one_in(3) {
+            self.end(&id);
+            let cause = GoneCause::Died { exit_code: Some(1), oom: false };
+            self.notice(after + 40, Event::BackendGone { id, cause });
+        }
+    }
+
+    fn stop(&mut self, id: ContainerId) {
+        assert!(!self.published.ready.contains(&id), "{id} is stopped and has a slot");
+        if let Some(out) = self.out_since.get(&id)
+            && self.containers.get(&id).is_some_and(|real| real.sighting.running)
+        {
+            let waited = self.now.since(*out) >= Duration::from_secs(30);
+            assert!(waited || self.found_clear.contains(&id), "{id} is stopped with flows");
+        }
+        let after = 100 + self.chance.below(2_000);
+        if self.engine_is_away || self.is_faulty() {
+            self.plan(after, Event::StopFailed { id, error: "timed out".into() });
+            return;
+        }
+        self.end(&id);
+        self.notice(after, Event::BackendGone { id: id.clone(), cause: GoneCause::Killed });
+        self.containers.remove(&id);
+        self.notice(after, Event::BackendGone { id: id.clone(), cause: GoneCause::Removed });
+        self.plan(after, Event::Stopped { id });
+    }
+
+    fn remove(&mut self, id: ContainerId) {
+        assert!(
+            self.containers.get(&id).is_none_or(|real| !real.sighting.running),
+            "{id} is removed although it runs"
+        );
+        let after = 10 + self.chance.below(200);
+        if self.engine_is_away || self.is_faulty() {
+            self.plan(after, Event::RemoveFailed { id, error: "busy".into() });
+            return;
+        }
+        self.containers.remove(&id);
+        self.plan(after, Event::Stopped { id: id.clone() });
+        self.notice(after, Event::BackendGone { id, cause: GoneCause::Removed });
+    }
+
+    /// Ends all faults.
+    fn calm(&mut self) {
+        self.fault_one_in = 0;
+        self.bring_engine_back(1);
+        self.containers.values_mut().for_each(|real| real.healthy = true);
+        self.load_percent = 35.0;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn when_the_trouble_ends_everything_wanted_is_there(seed: u64, min in 1..4_u32, more in 0..8_u32) {
+        let max = min + more;
+        let mut world = World::new(seed, Settings::new(Scaling::Auto(law(min, max))), max);
+        world.run(Timestamp::ZERO + TROUBLE);
+        world.calm();
+        world.run(Timestamp::ZERO + TROUBLE + PEACE);
+
+        let report = world.controller.snapshot(world.now);
+        let ready: Vec<&ContainerId> =
+            report.backends.iter().filter(|backend| backend.state == BackendState::Ready).map(|backend| &backend.id).collect();
+        prop_assert_eq!(report.backends.len(), ready.len(), "nothing is left half-way: {:?}", report.backends);
+        prop_assert_eq!(ready.len() as u32, report.desired);
+        prop_assert!(report.desired >= min && report.desired <= max);
+        prop_assert_eq!(world.containers.keys().collect::<Vec<_>>(), world.published.ready.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(report.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn whatever_happens_the_end_leaves_nothing(seed: u64, max in 1..8_u32, seconds in 1..120_u64) {
+        let mut world = World::new(seed, Settings::new(Scaling::Auto(law(1, max))), max);
+        world.run(Timestamp::ZERO + Duration::from_secs(seconds));
+        world.tell(Event::StopRequested);
+        world.run(world.now + Duration::from_secs(60));
+        world.calm();
+        world.run(world.now + PEACE);
+
+        prop_assert!(world.finished, "{:?}", world.controller.snapshot(world.now).backends);
+        prop_assert!(world.containers.is_empty(), "{:?}", world.containers);
+    }
+}
