@@ -20,18 +20,28 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// `FrontendId → next ticket` (u64). Array. Writer: datapath.
     pub const CURSORS: &str = "CURSORS";
-    /// `FlowKey as the client sends it → FlowEntry`, proven flows. Hash. Writer: datapath; the agent deletes the
-    /// expired. Full: a flow stays in `HALF_OPEN` and works on, counted as `flow_table_full`.
+    /// `FlowKey as the client sends it → FlowEntry`, TCP connections of clients that have proven to be real, while they
+    /// last. Hash. Writer: datapath; the agent deletes what idled out. Full: a connection stays in `HALF_OPEN` and works
+    /// on, counted as `flow_table_full`.
     pub const FLOWS: &str = "FLOWS";
-    /// The same for flows whose client has proven nothing yet. LRU hash. Writers as `FLOWS`. Full: the oldest goes.
-    pub const HALF_OPEN: &str = "HALF_OPEN";
-    /// `FlowKey as the backend sends it → ReplyEntry`, proven flows. Hash. Writers as `FLOWS`. Full: as `FLOWS`.
+    /// `FlowKey as the backend sends it → ReplyEntry` of those. Hash. Writers and full: as `FLOWS`.
     pub const REPLIES: &str = "REPLIES";
-    /// The same for flows whose client has proven nothing yet. LRU hash. Writers as `FLOWS`. Full: the oldest goes.
+    /// The same for TCP connections whose client has proven nothing yet, and for those that are over: late segments
+    /// still find home. LRU hash. Writer: datapath. Full: the oldest goes.
+    pub const HALF_OPEN: &str = "HALF_OPEN";
+    /// The reply halves of those. As `HALF_OPEN`.
     pub const HALF_OPEN_REPLIES: &str = "HALF_OPEN_REPLIES";
-    /// `LocalKey → LocalFlow`: sockets of this host that were led to a backend. LRU hash. Writer: datapath; the agent
-    /// deletes the expired. Full: the oldest goes, and its socket shows the backend's address as its peer.
+    /// The same for UDP. LRU hash. Writer: datapath. Full: the oldest goes; its next datagram takes the next backend.
+    pub const DATAGRAMS: &str = "DATAGRAMS";
+    /// The reply halves of those. As `DATAGRAMS`; one that went is put back within a second of its flow's traffic.
+    pub const DATAGRAM_REPLIES: &str = "DATAGRAM_REPLIES";
+    /// `socket cookie (u64) → LocalFlow`: connected sockets of this host that were led to a backend. Hash. Writer:
+    /// datapath, which removes an entry with its socket. Full: a socket works and is not counted as active, and its
+    /// process sees the backend as its peer.
     pub const LOCAL_FLOWS: &str = "LOCAL_FLOWS";
+    /// `LocalKey → LocalFlow`: unconnected UDP sockets of this host, their datagrams and the answers. LRU hash. Writer:
+    /// datapath. Full: the oldest goes; its next datagram takes the next backend.
+    pub const LOCAL_DATAGRAMS: &str = "LOCAL_DATAGRAMS";
     /// `netns cookie (u64) → 1`: network namespaces whose sockets are balanced at connect(). Hash. Writer: agent.
     pub const LOCAL_NETNS: &str = "LOCAL_NETNS";
     /// `CounterIndex → u64`. Per-CPU array. Writer: datapath.
@@ -46,17 +56,20 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 19] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
         BACKENDS,
         CURSORS,
         FLOWS,
-        HALF_OPEN,
         REPLIES,
+        HALF_OPEN,
         HALF_OPEN_REPLIES,
+        DATAGRAMS,
+        DATAGRAM_REPLIES,
         LOCAL_FLOWS,
+        LOCAL_DATAGRAMS,
         LOCAL_NETNS,
         COUNTERS,
         BACKEND_STATS,
@@ -72,16 +85,26 @@ pub mod program {
     pub const XDP_INGRESS: &str = "xdp_ingress";
     /// TC ingress at the uplink.
     pub const TC_INGRESS: &str = "tc_ingress";
+    /// The same where the device carries bare IP packets.
+    pub const TC_INGRESS_L3: &str = "tc_ingress_l3";
     /// TC ingress at the device by which a backend's packets enter the host.
     pub const TC_REPLY: &str = "tc_reply";
+    /// The same where the device carries bare IP packets.
+    pub const TC_REPLY_L3: &str = "tc_reply_l3";
     /// `connect(2)` of IPv4 sockets.
     pub const CONNECT4: &str = "connect4";
-    /// `sendto(2)`, `sendmsg(2)` of unconnected IPv4 UDP sockets.
+    /// `connect(2)` of IPv6 sockets, for IPv4 addresses mapped into IPv6.
+    pub const CONNECT6: &str = "connect6";
+    /// `sendto(2)`, `sendmsg(2)` of unconnected UDP sockets, to mapped addresses too.
     pub const SENDMSG4: &str = "sendmsg4";
     /// `recvfrom(2)`, `recvmsg(2)` of IPv4 UDP sockets.
     pub const RECVMSG4: &str = "recvmsg4";
+    /// `recvfrom(2)`, `recvmsg(2)` of IPv6 UDP sockets, for mapped addresses.
+    pub const RECVMSG6: &str = "recvmsg6";
     /// `getpeername(2)` of IPv4 sockets.
     pub const GETPEERNAME4: &str = "getpeername4";
+    /// `getpeername(2)` of IPv6 sockets, for mapped addresses.
+    pub const GETPEERNAME6: &str = "getpeername6";
     /// The last close of a socket.
     pub const SOCK_RELEASE: &str = "sock_release";
     /// An XDP program that does nothing: the yardstick of measurements.
@@ -98,14 +121,16 @@ pub const MAX_BACKENDS: u32 = 4096;
 pub const MAX_SLOTS: u32 = 65_536;
 /// Proven flows at most, unless the agent is told otherwise.
 pub const DEFAULT_FLOWS: u32 = 1_048_576;
-/// Unproven flows at most.
+/// Connections at most that are not proven, or over.
 pub const MAX_HALF_OPEN: u32 = 65_536;
-/// Sockets of this host that are tracked.
+/// UDP flows at most.
+pub const MAX_DATAGRAMS: u32 = 131_072;
+/// Connected sockets of this host that are tracked, and as many unconnected ones.
 pub const MAX_LOCAL_FLOWS: u32 = 65_536;
 /// Network namespaces whose sockets are balanced.
 pub const MAX_LOCAL_NETNS: u32 = 4096;
 /// Pages in one half of the report.
-pub const REPORT_PAGES: u32 = 256;
+pub const REPORT_PAGES: u32 = 512;
 /// Bytes in one page of the report.
 pub const REPORT_PAGE_BYTES: usize = 4096;
 /// Places in `COUNTERS`.
@@ -129,6 +154,21 @@ impl Address {
     #[inline(always)]
     pub const fn from_v4_wire(word: u32) -> Self {
         Self { words: [0, 0, 0xffff_u32.to_be(), word] }
+    }
+
+    /// Takes an IPv6 address given as its four words as they stand in a packet; `None` if no IPv4 address is mapped in it.
+    #[inline(always)]
+    pub const fn from_mapped_wire(words: [u32; 4]) -> Option<Self> {
+        match words {
+            [0, 0, marker, word] if marker == 0xffff_u32.to_be() => Some(Self::from_v4_wire(word)),
+            _ => None,
+        }
+    }
+
+    /// Returns whether this is no address at all.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        matches!(self.words, [0, 0, 0, 0])
     }
 
     /// Maps an IPv4 address given as its four bytes.
@@ -292,6 +332,18 @@ impl FlowKey {
     #[inline(always)]
     pub const fn to(&self) -> Endpoint {
         Endpoint { address: self.destination, port: self.destination_port, proto: self.proto, _pad: 0 }
+    }
+
+    /// Returns a number by which an entry tells whose it is: the kernel may reuse an entry's memory for another flow
+    /// while it is looked at. Never zero.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        let ports = (self.source_port.wire() as u32) << 16 | self.destination_port.wire() as u32;
+        let [s0, s1, s2, s3] = self.source.words;
+        let [d0, d1, d2, d3] = self.destination.words;
+        let source = s0 ^ s1.rotate_left(5) ^ s2.rotate_left(11) ^ s3.rotate_left(17);
+        let destination = d0.rotate_left(3) ^ d1.rotate_left(8) ^ d2.rotate_left(14) ^ d3.rotate_left(21);
+        (source ^ destination ^ ports ^ self.proto as u32).wrapping_mul(0x9e37_79b1) | 1
     }
 
     /// Returns the key of the opposite direction.
@@ -516,12 +568,13 @@ pub type KtimeNs = u64;
 ///
 /// # Shape
 /// `0` last seen 8, `8` client as the backend sees it 16, `24` backend 4, `28` generation 4, `32` awaited
-/// acknowledgement 4, `36` ifindex 4, `40` port of the client as the backend sees it 2, `42` ingress 1, `43` egress 1,
-/// `44` padding 4.
+/// acknowledgement 4, `36` ifindex 4, `40` tag 4, `44` port of the client as the backend sees it 2, `46` ingress 1,
+/// `47` egress 1.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FlowEntry {
-    /// When a packet of either direction was last seen, at most a second late.
+    /// When a packet of either direction was last seen, at most a second late; while nothing was answered, when the
+    /// first was.
     pub last_seen: KtimeNs,
     /// The client's address as the backend sees it.
     pub seen_client: Address,
@@ -531,21 +584,28 @@ pub struct FlowEntry {
     pub generation: u32,
     /// What the client must acknowledge to prove that it is one: the sequence number after the SYN-ACK's.
     pub awaited_ack: u32,
-    /// The device by which the client's first packet came.
+    /// The device by which the client's packets come.
     pub ifindex: u32,
+    /// [`FlowKey::tag`] of its key.
+    pub tag: u32,
     /// The client's port as the backend sees it.
     pub seen_client_port: Port,
     /// What the client has done: [`crate::tcp_state::Seen`]. Written by the ingress direction.
     pub ingress: u8,
     /// What the backend has done: [`crate::tcp_state::Seen`]. Written by the egress direction.
     pub egress: u8,
-    _pad: [u8; 4],
 }
 
 impl FlowEntry {
     /// Makes the entry of a flow that begins.
     #[inline(always)]
-    pub const fn new(backend: BackendId, generation: u32, ifindex: u32, ingress: u8, now: KtimeNs) -> Self {
+    pub const fn new(
+        key: &FlowKey,
+        (backend, generation): (BackendId, u32),
+        ifindex: u32,
+        ingress: u8,
+        now: KtimeNs,
+    ) -> Self {
         Self {
             last_seen: now,
             seen_client: Address { words: [0; 4] },
@@ -553,16 +613,25 @@ impl FlowEntry {
             generation,
             awaited_ack: 0,
             ifindex,
+            tag: key.tag(),
             seen_client_port: Port(0),
             ingress,
             egress: 0,
-            _pad: [0; 4],
         }
     }
 
     /// Returns how far the flow has come.
+    #[inline(always)]
     pub const fn state(&self) -> crate::tcp_state::State {
         crate::tcp_state::State::of(crate::tcp_state::Seen(self.ingress), crate::tcp_state::Seen(self.egress))
+    }
+
+    /// Returns whether it has idled for longer than its state allows: it is as good as gone, whether it was swept or not.
+    ///
+    /// A stamp from another processor may be a tick ahead.
+    #[inline(always)]
+    pub const fn is_expired(&self, now: KtimeNs) -> bool {
+        now.saturating_sub(self.last_seen) > crate::tcp_state::lifetime_ns(self.state())
     }
 
     /// Says by which address and port the backend knows the client.
@@ -578,7 +647,8 @@ impl FlowEntry {
 /// A flow, as seen from the backend's side: all that a reply needs, in one place.
 ///
 /// # Shape
-/// `0` last seen 8, `8` flow 40, `48` backend 4, `52` generation 4, `56` ifindex 4, `60` flags 1, `61` padding 3.
+/// `0` last seen 8, `8` flow 40, `48` backend 4, `52` generation 4, `56` ifindex 4, `60` acknowledged 4, `64` tag 4,
+/// `68` flags 1, `69` padding 3.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ReplyEntry {
@@ -592,6 +662,10 @@ pub struct ReplyEntry {
     pub generation: u32,
     /// The device by which replies leave.
     pub ifindex: u32,
+    /// What the backend has acknowledged: the next sequence number that it expects of the client.
+    pub acknowledged: u32,
+    /// [`FlowKey::tag`] of its key.
+    pub tag: u32,
     /// [`REPLY_SEEN`].
     pub flags: u8,
     _pad: [u8; 3],
@@ -601,14 +675,30 @@ pub struct ReplyEntry {
 pub const REPLY_SEEN: u8 = 1;
 
 impl ReplyEntry {
-    /// Makes the entry of a flow that begins.
+    /// Makes the reply half of a flow.
     #[inline(always)]
-    pub const fn new(flow: FlowKey, backend: BackendId, generation: u32, ifindex: u32, now: KtimeNs) -> Self {
-        Self { last_seen: now, flow, backend, generation, ifindex, flags: 0, _pad: [0; 3] }
+    pub const fn new(
+        key: &FlowKey,
+        flow: FlowKey,
+        (backend, generation, ifindex): (BackendId, u32, u32),
+        acknowledged: u32,
+        now: KtimeNs,
+    ) -> Self {
+        Self {
+            last_seen: now,
+            flow,
+            backend,
+            generation,
+            ifindex,
+            acknowledged,
+            tag: key.tag(),
+            flags: 0,
+            _pad: [0; 3],
+        }
     }
 }
 
-/// What a socket of this host is known by.
+/// What an unconnected UDP socket of this host is known by.
 ///
 /// # Shape
 /// `0` socket cookie 8, `8` peer 20, `28` kind 1, `29` padding 3.
@@ -625,22 +715,13 @@ pub struct LocalKey {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalKind {
-    /// A connected socket: one flow.
-    Connected = 0,
-    /// Datagrams of an unconnected socket to a frontend: one flow.
-    Datagrams = 1,
+    /// Datagrams to a frontend: one flow.
+    Datagrams = 0,
     /// The answers to those.
-    Answers = 2,
+    Answers = 1,
 }
 
 impl LocalKey {
-    /// Names a connected socket.
-    #[inline(always)]
-    pub const fn connected(cookie: u64) -> Self {
-        let nobody = Endpoint { address: Address { words: [0; 4] }, port: Port(0), proto: 0, _pad: 0 };
-        Self { cookie, peer: nobody, kind: LocalKind::Connected as u8, _pad: [0; 3] }
-    }
-
     /// Names the datagrams of a socket to a frontend.
     #[inline(always)]
     pub const fn datagrams(cookie: u64, frontend: Endpoint) -> Self {
@@ -655,12 +736,7 @@ impl LocalKey {
 
     /// Returns whether the key stands for a flow of its own.
     pub const fn is_flow(&self) -> bool {
-        self.kind != LocalKind::Answers as u8
-    }
-
-    /// Returns whether the flow ends with its socket, not by idling.
-    pub const fn is_connected(&self) -> bool {
-        self.kind == LocalKind::Connected as u8
+        self.kind == LocalKind::Datagrams as u8
     }
 }
 
@@ -751,8 +827,8 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
     assert!(size_of::<Frontend>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
-    assert!(size_of::<FlowEntry>() == 48 && offset_of!(FlowEntry, ingress) == 42);
-    assert!(size_of::<ReplyEntry>() == 64 && offset_of!(ReplyEntry, ifindex) == 56);
+    assert!(size_of::<FlowEntry>() == 48 && offset_of!(FlowEntry, ingress) == 46);
+    assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);
     assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
     assert!(size_of::<Traffic>() == 48 && size_of::<AgentRecord>() == 48);
 };

@@ -8,7 +8,7 @@ use crate::{
     abi::{FlowKey, Proto},
     checksum::Delta,
     packet::{Headers, PacketWindow},
-    wire::{ETH_LEN, Ipv4Hdr, Ports},
+    wire::{Ipv4Hdr, Ports},
 };
 
 /// Offset of the checksum in a TCP header.
@@ -16,11 +16,11 @@ pub const TCP_CHECK: usize = 16;
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECK: usize = 6;
 
-/// Offset of the IPv4 header's checksum in a frame.
-const IPV4_CHECK: usize = ETH_LEN + core::mem::offset_of!(Ipv4Hdr, check);
-/// Offset of the IPv4 header's addresses in a frame.
-const IPV4_SOURCE: usize = ETH_LEN + core::mem::offset_of!(Ipv4Hdr, source);
-const IPV4_DESTINATION: usize = ETH_LEN + core::mem::offset_of!(Ipv4Hdr, destination);
+/// Offset of the checksum in an IPv4 header.
+const IPV4_CHECK: usize = core::mem::offset_of!(Ipv4Hdr, check);
+/// Offsets of the addresses in an IPv4 header.
+const IPV4_SOURCE: usize = core::mem::offset_of!(Ipv4Hdr, source);
+const IPV4_DESTINATION: usize = core::mem::offset_of!(Ipv4Hdr, destination);
 
 /// By how much the checksum of TCP or UDP has to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +51,10 @@ impl Change {
 #[must_use]
 pub fn apply_headers<W: PacketWindow>(window: &W, headers: &Headers, to: &FlowKey) -> Option<Change> {
     let change = Change::between(&headers.key, to);
-    let check = window.read::<u16>(IPV4_CHECK)?;
-    window.write(IPV4_CHECK, change.addresses.apply(check))?;
-    window.write(IPV4_SOURCE, to.source.v4_wire())?;
-    window.write(IPV4_DESTINATION, to.destination.v4_wire())?;
+    let check = window.read::<u16>(headers.l3 + IPV4_CHECK)?;
+    window.write(headers.l3 + IPV4_CHECK, change.addresses.apply(check))?;
+    window.write(headers.l3 + IPV4_SOURCE, to.source.v4_wire())?;
+    window.write(headers.l3 + IPV4_DESTINATION, to.destination.v4_wire())?;
     let ports = Ports { source: to.source_port.wire(), destination: to.destination_port.wire() };
     window.write(headers.l4, ports)?;
     Some(change)

@@ -58,8 +58,12 @@ pub struct Headers {
     pub key: FlowKey,
     /// Its protocol, as a type.
     pub proto: Proto,
-    /// Offset of the TCP or UDP header in the frame, in bytes.
+    /// Offset of the IP header, in bytes.
+    pub l3: usize,
+    /// Offset of the TCP or UDP header, in bytes.
     pub l4: usize,
+    /// Offset of the payload, in bytes.
+    pub payload: usize,
     /// TCP flags; none for UDP.
     pub flags: Flags,
     /// TCP acknowledgement number, host order.
@@ -69,7 +73,24 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Reads the headers of a frame.
+    /// Returns how many bytes there were on the wire if the kernel has merged so many segments: each had headers.
+    #[inline(always)]
+    pub const fn wire_bytes(&self, bytes: u32, segments: u32) -> u32 {
+        bytes.wrapping_add(segments.saturating_sub(1).wrapping_mul(self.payload as u32))
+    }
+
+    /// Reads the headers of an Ethernet frame.
+    ///
+    /// # Errors
+    /// Why the packet is none that can be balanced.
+    #[inline(always)]
+    pub fn parse<W: PacketWindow>(window: &W) -> Result<Self, PassReason> {
+        let Some(eth) = window.read::<EthHdr>(0) else { return Err(PassReason::Malformed) };
+        Self::parse_network(window, ETH_LEN, eth.ether_type)
+    }
+
+    /// Reads the headers of a packet whose network header begins at `l3`, and whose EtherType is known, in network
+    /// order.
     ///
     /// # Errors
     /// Why the packet is none that can be balanced.
@@ -77,15 +98,14 @@ impl Headers {
     /// # Source
     /// RFC 791, 3.1; RFC 9293, 3.1; RFC 768.
     #[inline(always)]
-    pub fn parse<W: PacketWindow>(window: &W) -> Result<Self, PassReason> {
-        let Some(eth) = window.read::<EthHdr>(0) else { return Err(PassReason::Malformed) };
-        match u16::from_be(eth.ether_type) {
+    pub fn parse_network<W: PacketWindow>(window: &W, l3: usize, ether_type: u16) -> Result<Self, PassReason> {
+        match u16::from_be(ether_type) {
             ETHERTYPE_IPV4 => {}
             ETHERTYPE_IPV6 => return Err(PassReason::Ipv6),
             ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(PassReason::Vlan),
             _ => return Err(PassReason::NotIp),
         }
-        let Some(ip) = window.read::<Ipv4Hdr>(ETH_LEN) else { return Err(PassReason::Malformed) };
+        let Some(ip) = window.read::<Ipv4Hdr>(l3) else { return Err(PassReason::Malformed) };
         let ip_len = ip.header_len();
         if ip.version() != 4 || ip_len < IPV4_MIN_LEN {
             return Err(PassReason::Malformed);
@@ -97,14 +117,14 @@ impl Headers {
 
         let frame = window.frame_len();
         let total = match ip.total_len() {
-            0 if frame > IPV4_MAX_TOTAL => frame - ETH_LEN,
+            0 if frame > IPV4_MAX_TOTAL => frame - l3,
             said => said,
         };
-        if ETH_LEN + total > frame || total < ip_len {
+        if l3 + total > frame || total < ip_len {
             return Err(PassReason::Malformed);
         }
         let segment = total - ip_len;
-        let l4 = ETH_LEN + ip_len;
+        let l4 = l3 + ip_len;
         let Some(ports) = window.read::<Ports>(l4) else { return Err(PassReason::Malformed) };
         let (source_port, destination_port) = ports.pair();
         let key = FlowKey::new(ip.source(), source_port, ip.destination(), destination_port, proto);
@@ -118,7 +138,9 @@ impl Headers {
                 Ok(Self {
                     key,
                     proto,
+                    l3,
                     l4,
+                    payload: l4 + tcp_len,
                     flags: Flags(tcp.flags),
                     acknowledgement: u32::from_be(tcp.acknowledgement),
                     sequence: u32::from_be(tcp.sequence),
@@ -130,7 +152,8 @@ impl Headers {
                 if (said < UDP_LEN && !(said == 0 && segment > IPV4_MAX_TOTAL - IPV4_MIN_LEN)) || said > segment {
                     return Err(PassReason::Malformed);
                 }
-                Ok(Self { key, proto, l4, flags: Flags(0), acknowledgement: 0, sequence: 0 })
+                let payload = l4 + UDP_LEN;
+                Ok(Self { key, proto, l3, l4, payload, flags: Flags(0), acknowledgement: 0, sequence: 0 })
             }
         }
     }
@@ -191,6 +214,25 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn merged_segments_count_as_they_came() {
+        let headers = Headers::parse(&tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x10)).unwrap();
+
+        assert_eq!(headers.wire_bytes(1514, 0), 1514, "the kernel says zero for one");
+        assert_eq!(headers.wire_bytes(1514, 1), 1514);
+        assert_eq!(headers.wire_bytes(54 + 3 * 1460, 3), 3 * 1514);
+    }
+
+    #[test]
+    fn a_packet_without_a_link_header_is_read() {
+        let frame = tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x02);
+        let with = Headers::parse(&frame).unwrap();
+
+        let without = Headers::parse_network(&Frame(frame.0[14..].to_vec()), 0, ETHERTYPE_IPV4.to_be()).unwrap();
+
+        assert_eq!((without.key, without.l4 + 14, without.payload + 14), (with.key, with.l4, with.payload));
+    }
+
+    #[test]
     fn what_is_no_whole_segment_is_told_apart() {
         let cases: [(&str, usize, u8, PassReason); 7] = [
             ("ARP", 13, 0x06, PassReason::NotIp),
@@ -223,6 +265,7 @@ pub(crate) mod tests {
             let frame = Frame(bytes);
             if let Ok(headers) = Headers::parse(&frame) {
                 prop_assert!(headers.l4 + UDP_LEN <= frame.0.len());
+                prop_assert!(headers.payload <= frame.0.len());
             }
         }
     }

@@ -2,29 +2,32 @@
 //!
 //! Ingress, in the order of how often it happens:
 //!
-//! 1. A proven flow: one look-up, its backend, done.
+//! 1. A known flow, proven if it is TCP: one look-up, its backend, done.
 //! 2. Not for a frontend: left to the host.
-//! 3. A flow whose client has proven nothing yet. The acknowledgement of the SYN-ACK proves it (for UDP: a datagram
-//!    after an answer), and moves it to the proven ones, where no flood can push it out.
+//! 3. A connection whose client has proven nothing yet. The acknowledgement of the SYN-ACK proves it, and moves it to
+//!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
+//!    that the table of the proven holds what lives, with or without an agent.
 //! 4. A beginning: a SYN, or any datagram. The next backend in turn; the reply's key is claimed, so that no two flows
 //!    share one; where the client's port is taken on the backend's side, the flow gets another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
 use crate::{
-    abi::{Backend, BackendId, FlowEntry, FlowKey, FrontendId, KtimeNs, Port, Proto, REPLY_SEEN, ReplyEntry},
+    abi::{Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, KtimeNs, Port, Proto, REPLY_SEEN, ReplyEntry},
     packet::Headers,
     sched,
-    tables::{Insert, Shared, TOUCH_NS, Tables},
+    tables::{Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
     tcp_state::{Direction, Flags, Seen, State},
     verdict::{DropReason, Event, PassReason, Verdict},
 };
 
-/// By which device a packet came, and its length.
+/// By which device a packet came, and how much it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The device.
     pub ifindex: u32,
-    /// Bytes, link header included.
+    /// Packets on the wire: more than one if the kernel has merged segments.
+    pub packets: u32,
+    /// Bytes of those on the wire, link header included.
     pub bytes: u32,
     /// When.
     pub now: KtimeNs,
@@ -52,9 +55,18 @@ pub struct ToClient {
 
 /// How many source ports are tried when the client's own is taken on the backend's side.
 const PORT_TRIES: u32 = 8;
-
-/// Lowest port that is given to a flow whose own is taken.
-const FIRST_OTHER_PORT: u16 = 1024;
+/// Ports that are given to a flow whose own is taken: 16384 to 32767, below what Linux gives to sockets by itself
+/// (`net.ipv4.ip_local_port_range`), so that none of the host's own connections to the backend is met.
+const OTHER_PORTS: u16 = 0x4000;
+/// How long a SYN waits for its backend before a repetition takes the next one: the second repetition of a client that
+/// keeps to RFC 6298 (1 s, then 2 s more).
+const SILENCE_NS: KtimeNs = 2_500_000_000;
+/// For how long a claimed reply key is its claimant's although there is no flow: another processor may be about to add it.
+const CLAIM_NS: KtimeNs = 1_000_000_000;
+/// How far a FIN may be ahead of what the backend has acknowledged, and be believed: all that may be in flight.
+const FIN_WINDOW: u32 = 1 << 24;
+/// The same for a RST, which ends a connection at once: one in 4096 for who has to guess.
+const RST_WINDOW: u32 = 1 << 20;
 
 /// Decides what becomes of a packet that entered by an uplink.
 ///
@@ -62,65 +74,123 @@ const FIRST_OTHER_PORT: u16 = 1024;
 /// The verdict, if the packet goes to no backend.
 #[inline(always)]
 pub fn ingress<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Result<ToBackend<'t>, Verdict> {
-    if let Some(flow) = tables.flow(&packet.key) {
-        let entry = flow.copy();
-        if let Some(backend) = serving(&entry, tables)
-            && !restarts(packet, &entry)
-        {
-            return Ok(proceed(packet, arrival, flow, &entry, backend, tables));
-        }
-    }
-    begin(packet, arrival, tables)
+    let table = match packet.proto {
+        Proto::Tcp => Table::Proven,
+        Proto::Udp => Table::Datagrams,
+    };
+    let known = match going_on(table, packet, arrival, tables) {
+        GoingOn::Yes(known) => known,
+        GoingOn::No | GoingOn::Orphan => match begin(packet, arrival, tables)? {
+            Begun::Before(known) => known,
+            Begun::Now(to) => return Ok(to),
+        },
+    };
+    proceed(packet, arrival, &known, tables)
 }
 
-/// Decides about a packet that belongs to no proven flow that goes on.
+/// A flow that goes on.
+struct Known<'tables> {
+    table: Table,
+    flow: Shared<FlowEntry>,
+    backend: &'tables Backend,
+}
+
+/// Whether a flow goes on.
+enum GoingOn<'tables> {
+    Yes(Known<'tables>),
+    /// There is none, or the packet begins another under its key.
+    No,
+    /// Its backend is gone, or does not answer.
+    Orphan,
+}
+
+/// Looks for the packet's flow in a table.
 #[inline(always)]
-fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Result<ToBackend<'t>, Verdict> {
+fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tables: &'t T) -> GoingOn<'t> {
+    let Some(flow) = tables.flow(table, &packet.key) else { return GoingOn::No };
+    let serving = match tables.backend(flow.backend()) {
+        Some(backend) if backend.serves(flow.generation()) => Some(backend),
+        Some(_) | None => None,
+    };
+    let (silent, over) = (is_silent(packet, flow, arrival.now), restarts(packet, flow, arrival.now));
+    // Between the look-up and here, the memory may have become another flow's; this one has been moved or removed then.
+    if flow.tag() != packet.key.tag() {
+        return GoingOn::No;
+    }
+    match serving {
+        None => GoingOn::Orphan,
+        Some(_) if silent => GoingOn::Orphan,
+        Some(_) if over => GoingOn::No,
+        Some(backend) => GoingOn::Yes(Known { table, flow, backend }),
+    }
+}
+
+/// What became of a packet that belongs to no flow that goes on and is proven, if it is TCP.
+enum Begun<'tables> {
+    /// It belongs to a flow after all.
+    Before(Known<'tables>),
+    /// A flow begins with it.
+    Now(ToBackend<'tables>),
+}
+
+#[inline(always)]
+fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Result<Begun<'t>, Verdict> {
     let Some(frontend) = tables.frontend_at(&packet.key.to()) else {
         return Err(Verdict::Pass(PassReason::NotOurs));
     };
+    let table = match packet.proto {
+        Proto::Tcp => Table::HalfOpen,
+        Proto::Udp => Table::Datagrams,
+    };
     let mut orphan = false;
-    if let Some(flow) = tables.half_open(&packet.key) {
-        let entry = flow.copy();
-        // Another processor may have moved the flow to the proven ones meanwhile, and its memory may be another flow's
-        // by now: what was read counts only if the flow is still there.
-        if tables.half_open(&packet.key).is_some() {
-            match serving(&entry, tables) {
-                Some(backend) if !restarts(packet, &entry) => {
-                    if packet.flags.opens() {
-                        tables.count(Event::SynRetransmitted);
-                        renew_reply(packet, arrival, &entry, backend, tables);
-                    } else if proves(packet, &entry) {
-                        promote(packet, arrival, flow, &entry, backend, tables);
-                    }
-                    return Ok(proceed(packet, arrival, flow, &entry, backend, tables));
-                }
-                Some(_) => {}
-                None => orphan = true,
+    match going_on(table, packet, arrival, tables) {
+        GoingOn::Yes(known) => match packet.proto {
+            Proto::Tcp => {
+                advance(packet, arrival, &known, tables);
+                // It may have moved. What this very segment does, such as a FIN, belongs to the entry of now.
+                return match going_on(Table::Proven, packet, arrival, tables) {
+                    GoingOn::Yes(proven) => Ok(Begun::Before(proven)),
+                    GoingOn::No | GoingOn::Orphan => Ok(Begun::Before(known)),
+                };
             }
+            Proto::Udp => return Ok(Begun::Before(known)),
+        },
+        GoingOn::Orphan => orphan = true,
+        GoingOn::No => {}
+    }
+    // A second look: the flow may have moved between the tables, from under the two looks above.
+    if matches!(packet.proto, Proto::Tcp) {
+        match going_on(Table::Proven, packet, arrival, tables) {
+            GoingOn::Yes(known) => return Ok(Begun::Before(known)),
+            GoingOn::Orphan => orphan = true,
+            GoingOn::No => {}
+        }
+        if !packet.flags.opens() {
+            return Err(Verdict::Pass(if orphan { PassReason::BackendGone } else { PassReason::NoFlow }));
         }
     }
-    // A second look: the flow may have moved from the half-open to the proven between the two looks above.
-    if let Some(flow) = tables.flow(&packet.key) {
-        let entry = flow.copy();
-        match serving(&entry, tables) {
-            Some(backend) if !restarts(packet, &entry) => {
-                return Ok(proceed(packet, arrival, flow, &entry, backend, tables));
-            }
-            Some(_) => {}
-            None => orphan = true,
-        }
+    if orphan {
+        tables.count(Event::Rescheduled);
     }
-    match packet.proto {
-        Proto::Tcp if !packet.flags.opens() => {
-            Err(Verdict::Pass(if orphan { PassReason::BackendGone } else { PassReason::NoFlow }))
-        }
-        Proto::Tcp | Proto::Udp => {
-            if orphan {
-                tables.count(Event::Rescheduled);
-            }
-            schedule(packet, arrival, frontend, tables)
-        }
+    schedule(packet, arrival, frontend, tables)
+}
+
+/// Takes a connection that is not among the proven one step further.
+#[inline(always)]
+fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
+    let flow = known.flow;
+    let late = is_late(arrival, flow.last_seen());
+    if packet.flags.opens() {
+        tables.count(Event::SynRetransmitted);
+    }
+    let proven = flow.client().any(Seen::PROVEN);
+    let moves = if proven { late && !flow.state().is_over() } else { proves(packet, flow) };
+    if packet.flags.opens() || late || moves {
+        renew_reply(packet, arrival, known, tables);
+    }
+    if moves {
+        flow.set_client(flow.client().with(Seen::PROVEN));
+        promote(packet, known, tables);
     }
 }
 
@@ -130,209 +200,288 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
 /// The verdict, if the packet is no reply of a flow.
 #[inline(always)]
 pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Result<ToClient, Verdict> {
-    let (reply, entry) = match tables.reply(&packet.key) {
-        Some(reply) => (reply, reply.copy()),
-        None => match tables.half_open_reply(&packet.key) {
-            Some(reply) => {
-                let entry = reply.copy();
-                // As at ingress: what was read counts only if it is still there.
-                if tables.half_open_reply(&packet.key).is_none() {
-                    return Err(Verdict::Pass(PassReason::NotReply));
-                }
-                (reply, entry)
-            }
-            None => return Err(Verdict::Pass(PassReason::NotReply)),
+    let first_table = match packet.proto {
+        Proto::Tcp => Table::Proven,
+        Proto::Udp => Table::Datagrams,
+    };
+    let (table, reply) = match tables.reply(first_table, &packet.key) {
+        Some(reply) => (first_table, reply),
+        None => match packet.proto {
+            Proto::Tcp => match tables.reply(Table::HalfOpen, &packet.key) {
+                Some(reply) => (Table::HalfOpen, reply),
+                None => return Err(Verdict::Pass(PassReason::NotReply)),
+            },
+            Proto::Udp => return Err(Verdict::Pass(PassReason::NotReply)),
         },
     };
-    let id = entry.backend;
-    let generation = entry.generation;
+    let (id, generation, ifindex) = (reply.backend(), reply.generation(), reply.ifindex());
+    let to = reply.flow().reversed();
+    let first = reply.flags() & REPLY_SEEN == 0;
+    let late = is_late(arrival, reply.last_seen());
+    // Between the look-up and here, the memory may have become another flow's.
+    if reply.tag() != packet.key.tag() {
+        return Err(Verdict::Drop(DropReason::Raced));
+    }
     match tables.backend(id) {
         Some(backend) if backend.serves(generation) => {}
         Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
     }
-    let first = entry.flags & REPLY_SEEN == 0;
-    let late = arrival.now.wrapping_sub(entry.last_seen) >= TOUCH_NS;
+    if packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged() {
+        reply.set_acknowledged(packet.acknowledgement);
+    }
     if packet.flags.moves() || first || late {
-        if note_reply(packet, arrival, &entry.flow, (id, generation), tables) == Belongs::No {
-            tables.remove_reply(&packet.key);
-            tables.remove_half_open_reply(&packet.key);
-            return Err(Verdict::Pass(PassReason::NotReply));
-        }
-        reply.set_last_seen(arrival.now);
-        reply.set_flags(entry.flags | REPLY_SEEN);
+        note_reply(packet, arrival, (table, reply), (&to.reversed(), id, generation), tables)?;
     }
     if let Some(traffic) = tables.traffic(id) {
-        traffic.count_egress(u64::from(arrival.bytes));
+        traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
-    Ok(ToClient { to: entry.flow.reversed(), ifindex: entry.ifindex })
-}
-
-/// Whether a packet from a backend is a reply of the flow whose key it has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Belongs {
-    Yes,
-    No,
+    Ok(ToClient { to, ifindex })
 }
 
 /// Tells the flow's forward half what its backend did.
 ///
-/// A SYN-ACK that no SYN of the flow has asked for answers somebody who has gone to the backend directly, from the port
-/// that a flow used before: that is none of ours, and neither is what follows it.
+/// # Errors
+/// The verdict, if the packet is none of the flow's. A SYN-ACK that no SYN of the flow has asked for answers somebody
+/// who has gone to the backend directly, from the port that a flow used before: that is none of ours, and neither is
+/// what follows it. A segment of a connection that the client's port has left for another backend ends here: its client
+/// would answer it with a reset.
 #[inline(always)]
 fn note_reply<T: Tables>(
     packet: &Headers,
     arrival: Arrival,
-    flow_key: &FlowKey,
-    (id, generation): (BackendId, u32),
+    (table, reply): (Table, Shared<ReplyEntry>),
+    (key, id, generation): (&FlowKey, BackendId, u32),
     tables: &T,
-) -> Belongs {
-    let flow = match tables.flow(flow_key) {
-        Some(flow) => Some(flow),
-        None => tables.half_open(flow_key),
+) -> Result<(), Verdict> {
+    let found = match table {
+        Table::Proven | Table::HalfOpen => match tables.flow(Table::Proven, key) {
+            Some(flow) => Some((Table::Proven, flow)),
+            None => tables.flow(Table::HalfOpen, key).map(|flow| (Table::HalfOpen, flow)),
+        },
+        Table::Datagrams => tables.flow(Table::Datagrams, key).map(|flow| (Table::Datagrams, flow)),
     };
-    match flow {
-        Some(flow) if flow.backend() == id && flow.generation() == generation => {
-            if packet.flags.accepts() && flow.state().is_over() {
-                return Belongs::No;
+    match found.filter(|(_, flow)| flow.tag() == key.tag()) {
+        Some((at, flow)) if flow.backend() == id && flow.generation() == generation => {
+            let before = flow.server();
+            if packet.flags.accepts() {
+                if flow.state().is_over() {
+                    return Err(disown(packet, tables));
+                }
+                flow.set_awaited_ack(packet.sequence.wrapping_add(1));
             }
             flow.set_last_seen(arrival.now);
-            let before = flow.server();
             let after = match packet.proto {
                 Proto::Tcp => before.after(Direction::Egress, packet.flags),
                 Proto::Udp => before.with(Seen::ANSWERED),
             };
-            if packet.flags.accepts() && !before.any(Seen::ANSWERED) {
-                flow.set_awaited_ack(packet.sequence.wrapping_add(1));
-            }
-            if after != before {
+            if after != before && flow.tag() == key.tag() {
                 flow.set_server(after);
+                // Read again: the client's FIN may have come on another processor since.
+                if matches!((at, table), (Table::Proven, Table::Proven)) && flow.state().is_over() {
+                    retire((key, flow), (&packet.key, reply), tables);
+                }
             }
         }
+        Some(_) if matches!(packet.proto, Proto::Tcp) => return Err(Verdict::Drop(DropReason::StaleReply)),
         Some(_) | None => {
             if packet.flags.accepts() {
-                return Belongs::No;
+                return Err(disown(packet, tables));
             }
             if packet.flags.moves() {
                 tables.count(Event::OrphanReply);
             }
         }
     }
-    Belongs::Yes
+    reply.set_last_seen(arrival.now);
+    reply.set_flags(REPLY_SEEN);
+    Ok(())
 }
 
-/// Returns the backend of a flow, while it serves it.
+/// Gives up a reply key: a connection that is none of ours has it.
 #[inline(always)]
-fn serving<'t, T: Tables>(entry: &FlowEntry, tables: &'t T) -> Option<&'t Backend> {
-    match tables.backend(entry.backend) {
-        Some(backend) if backend.serves(entry.generation) => Some(backend),
-        Some(_) | None => None,
+fn disown<T: Tables>(packet: &Headers, tables: &T) -> Verdict {
+    tables.remove_reply(Table::Proven, &packet.key);
+    tables.remove_reply(Table::HalfOpen, &packet.key);
+    Verdict::Pass(PassReason::NotReply)
+}
+
+/// Moves a connection that is over out of the proven ones. The copies come first: another processor finds it in one
+/// place or the other.
+#[inline(always)]
+fn retire<T: Tables>(
+    (key, flow): (&FlowKey, Shared<FlowEntry>),
+    (reply_key, reply): (&FlowKey, Shared<ReplyEntry>),
+    tables: &T,
+) {
+    if tables.put_flow(Table::HalfOpen, key, flow) == Insert::Done
+        && tables.put_reply(Table::HalfOpen, reply_key, reply) == Insert::Done
+    {
+        tables.remove_flow(Table::Proven, key);
+        tables.remove_reply(Table::Proven, reply_key);
     }
 }
 
-/// Returns whether the packet begins another connection under the key of one that is over.
+/// Returns whether the packet begins another flow under the key of one that is over.
 ///
-/// That connection is scheduled like any other: a client that uses its ports over and over would otherwise never see
-/// another backend. The reply half of the old one stays until it is swept, so that late segments still find home.
+/// That one is scheduled like any other: a client that uses its ports over and over would otherwise never see another
+/// backend. The reply half of the old one stays, so that late segments still find home.
 #[inline(always)]
-fn restarts(packet: &Headers, entry: &FlowEntry) -> bool {
-    packet.flags.opens() && entry.state().is_over()
+fn restarts(packet: &Headers, flow: Shared<FlowEntry>, now: KtimeNs) -> bool {
+    match packet.proto {
+        Proto::Tcp => packet.flags.opens() && (flow.state().is_over() || flow.is_expired(now)),
+        Proto::Udp => flow.is_expired(now),
+    }
+}
+
+/// Returns whether a SYN has been repeated for so long that its backend must be thought dead.
+#[inline(always)]
+fn is_silent(packet: &Headers, flow: Shared<FlowEntry>, now: KtimeNs) -> bool {
+    packet.flags.opens() && matches!(flow.state(), State::SynSent) && now.saturating_sub(flow.last_seen()) >= SILENCE_NS
+}
+
+/// Returns whether an entry has to be told that it is still in use. A stamp of another processor may be a tick ahead.
+#[inline(always)]
+const fn is_late(arrival: Arrival, last_seen: KtimeNs) -> bool {
+    arrival.now.saturating_sub(last_seen) >= TOUCH_NS
 }
 
 /// Sends a packet on to its flow's backend.
+///
+/// # Errors
+/// [`DropReason::Raced`].
 #[inline(always)]
 fn proceed<'t, T: Tables>(
     packet: &Headers,
     arrival: Arrival,
-    flow: Shared<FlowEntry>,
-    entry: &FlowEntry,
-    backend: &'t Backend,
-    tables: &'t T,
-) -> ToBackend<'t> {
-    if packet.flags.moves() {
-        let before = flow.client();
-        let after = before.after(Direction::Ingress, packet.flags);
-        if after != before {
-            flow.set_client(after);
-        }
+    known: &Known<'t>,
+    tables: &T,
+) -> Result<ToBackend<'t>, Verdict> {
+    let Known { flow, backend, .. } = *known;
+    let id = flow.backend();
+    let to = FlowKey::new(flow.seen_client(), flow.seen_client_port(), backend.address, backend.port, packet.proto);
+    let late = is_late(arrival, flow.last_seen());
+    if flow.tag() != packet.key.tag() {
+        return Err(Verdict::Drop(DropReason::Raced));
     }
-    if arrival.now.wrapping_sub(entry.last_seen) >= TOUCH_NS {
+    if packet.flags.ends() {
+        note_end(packet, arrival, known, tables);
+    }
+    if late {
+        touch(packet, arrival, known, tables);
+    }
+    if let Some(traffic) = tables.traffic(id) {
+        traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
+    }
+    Ok(ToBackend { to, backend, id })
+}
+
+/// Once a second at most: tells the entry that it is in use, and its reply half by which device the client comes.
+#[inline(always)]
+fn touch<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
+    let flow = known.flow;
+    // The stamp of a connection that nobody has answered tells when it began.
+    if !matches!(flow.state(), State::SynSent) {
         flow.set_last_seen(arrival.now);
     }
-    let id = entry.backend;
-    if let Some(traffic) = tables.traffic(id) {
-        traffic.count_ingress(u64::from(arrival.bytes));
+    if matches!(known.table, Table::Datagrams) {
+        renew_reply(packet, arrival, known, tables);
     }
-    let to = FlowKey::new(entry.seen_client, entry.seen_client_port, backend.address, backend.port, packet.proto);
-    ToBackend { to, backend, id }
+    if flow.ifindex() != arrival.ifindex
+        && let Some(reply) = tables.reply(known.table, &reply_key(known.backend, flow, packet.proto))
+    {
+        flow.set_ifindex(arrival.ifindex);
+        reply.set_ifindex(arrival.ifindex);
+    }
+}
+
+/// Notes a client's FIN or RST, if it is within the window: who only guesses the ports must not end a connection.
+///
+/// # Source
+/// RFC 5961, 3.2, with the window that can be known from between the two ends.
+#[inline(always)]
+fn note_end<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
+    let flow = known.flow;
+    let before = flow.client();
+    let after = before.after(Direction::Ingress, packet.flags);
+    if after == before {
+        return;
+    }
+    let reply_key = reply_key(known.backend, flow, packet.proto);
+    let Some(reply) = tables.reply(known.table, &reply_key) else { return };
+    let window = if packet.flags.any(Flags::RST) { RST_WINDOW } else { FIN_WINDOW };
+    if packet.sequence.wrapping_sub(reply.acknowledged()) >= window {
+        tables.count(Event::OutOfWindow);
+        return;
+    }
+    if flow.tag() != packet.key.tag() {
+        return;
+    }
+    flow.set_client(after);
+    flow.set_last_seen(arrival.now);
+    // Read again: the backend's FIN may have come on another processor since.
+    if matches!(known.table, Table::Proven) && flow.state().is_over() {
+        retire((&packet.key, flow), (&reply_key, reply), tables);
+    }
 }
 
 /// Returns whether the packet shows that its sender has received what the backend sent.
 #[inline(always)]
-fn proves(packet: &Headers, entry: &FlowEntry) -> bool {
-    if Seen(entry.ingress).any(Seen::STAYS_HALF_OPEN) {
-        return false;
-    }
+fn proves(packet: &Headers, flow: Shared<FlowEntry>) -> bool {
     let acknowledges = packet.flags.any(Flags::ACK) && !packet.flags.any(Flags::RST);
-    match entry.state() {
-        State::SynReceived => acknowledges && packet.acknowledgement == entry.awaited_ack,
-        // A backend that speaks first and closes at once has moved the flow on; any acknowledgement will do.
-        State::BackendClosed => acknowledges,
-        State::UdpReplied => true,
+    match flow.state() {
+        State::SynReceived => acknowledges && packet.acknowledgement == flow.awaited_ack(),
         State::SynSent
         | State::Established
         | State::ClientClosed
+        | State::BackendClosed
         | State::Closed
         | State::Reset
-        | State::UdpUnreplied => false,
+        | State::UdpUnreplied
+        | State::UdpReplied => false,
     }
 }
 
-/// Moves a flow to the proven ones: reply half first, so that the forward half never stands alone.
+/// Moves a connection to the proven ones: reply half first, so that the forward half never stands alone. If there is no
+/// room, it works on where it is, and is tried again a second later.
 ///
 /// The half-open reply stays behind and ages out: another processor may be between its two look-ups.
 #[inline(always)]
-fn promote<T: Tables>(
-    packet: &Headers,
-    arrival: Arrival,
-    flow: Shared<FlowEntry>,
-    entry: &FlowEntry,
-    backend: &Backend,
-    tables: &T,
-) {
-    let reply_key = reply_key(backend, entry.seen_client, entry.seen_client_port, packet.proto);
-    let mut reply = ReplyEntry::new(packet.key, entry.backend, entry.generation, entry.ifindex, arrival.now);
-    reply.flags = REPLY_SEEN;
-    if tables.put_reply(&reply_key, &reply) == Insert::Done {
-        let mut proven = *entry;
-        proven.last_seen = arrival.now;
-        proven.ingress |= Seen::PROVEN;
-        match tables.add_flow(&packet.key, &proven) {
-            Insert::Done => {
-                tables.remove_half_open(&packet.key);
-                tables.count(Event::Proven);
-                return;
+fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
+    let reply_key = reply_key(known.backend, known.flow, packet.proto);
+    if let Some(reply) = tables.reply(Table::HalfOpen, &reply_key) {
+        reply.set_flags(REPLY_SEEN);
+        if tables.put_reply(Table::Proven, &reply_key, reply) == Insert::Done {
+            match tables.add_flow(Table::Proven, &packet.key, known.flow) {
+                Insert::Done => {
+                    tables.remove_flow(Table::HalfOpen, &packet.key);
+                    tables.count(Event::Proven);
+                    return;
+                }
+                // Another processor was faster.
+                Insert::Exists => return,
+                Insert::Full => tables.remove_reply(Table::Proven, &reply_key),
             }
-            // Another processor was faster.
-            Insert::Exists => return,
-            Insert::Full => tables.remove_reply(&reply_key),
         }
     }
-    flow.set_client(Seen(entry.ingress).with(Seen::PROVEN | Seen::STAYS_HALF_OPEN));
     tables.count(Event::FlowTableFull);
 }
 
-/// Puts the reply half of a half-open flow back, should it have been pushed out.
+/// Puts the reply half of a flow back, should it have been pushed out.
 #[inline(always)]
-fn renew_reply<T: Tables>(packet: &Headers, arrival: Arrival, entry: &FlowEntry, backend: &Backend, tables: &T) {
-    let reply_key = reply_key(backend, entry.seen_client, entry.seen_client_port, packet.proto);
-    let reply = ReplyEntry::new(packet.key, entry.backend, entry.generation, arrival.ifindex, arrival.now);
-    let _taken_or_there = tables.claim_half_open_reply(&reply_key, &reply);
+fn renew_reply<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
+    let flow = known.flow;
+    let reply_key = reply_key(known.backend, flow, packet.proto);
+    let whose = (flow.backend(), flow.generation(), flow.ifindex());
+    if let Some(scratch) = tables.scratch() {
+        let reply = scratch.reply(ReplyEntry::new(&reply_key, packet.key, whose, packet.sequence, arrival.now));
+        let _taken_or_there = tables.add_reply(known.table, &reply_key, reply);
+    }
 }
 
-/// Returns the key of what a backend sends to a client.
+/// Returns the key of what a backend sends to the client of a flow.
 #[inline(always)]
-const fn reply_key(backend: &Backend, client: crate::abi::Address, client_port: Port, proto: Proto) -> FlowKey {
-    FlowKey::new(backend.address, backend.port, client, client_port, proto)
+fn reply_key(backend: &Backend, flow: Shared<FlowEntry>, proto: Proto) -> FlowKey {
+    FlowKey::new(backend.address, backend.port, flow.seen_client(), flow.seen_client_port(), proto)
 }
 
 /// Chooses the backend whose turn it is.
@@ -369,50 +518,73 @@ fn schedule<'t, T: Tables>(
     arrival: Arrival,
     frontend: FrontendId,
     tables: &'t T,
-) -> Result<ToBackend<'t>, Verdict> {
+) -> Result<Begun<'t>, Verdict> {
     let (id, backend) = match choose(frontend, tables) {
         Ok(chosen) => chosen,
         Err(reason) => return Err(Verdict::Pass(reason)),
     };
+    let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
-    // 5.3.8): it sees the host instead.
-    let client = if backend.address == packet.key.source { backend.host_address } else { packet.key.source };
-    let reply = ReplyEntry::new(packet.key, id, backend.generation, arrival.ifindex, arrival.now);
-    let port = match claim(packet, client, backend, &reply, tables) {
+    // 5.3.8): it sees the host instead, by a port that is not one of the host's own.
+    let (client, wanted) = if backend.address == packet.key.source {
+        if backend.host_address.is_none() {
+            return Err(Verdict::Drop(DropReason::NoHostAddress));
+        }
+        (backend.host_address, other_port(tables))
+    } else {
+        (packet.key.source, packet.key.source_port)
+    };
+    let port = match claim(packet, arrival, (client, wanted), (id, backend), scratch, tables) {
         Ok(port) => port,
         Err(reason) => return Err(Verdict::Drop(reason)),
     };
-    let ingress = match packet.proto {
-        Proto::Tcp => 0,
-        Proto::Udp => Seen::DATAGRAMS,
+    let (table, ingress) = match packet.proto {
+        Proto::Tcp => {
+            tables.remove_flow(Table::Proven, &packet.key);
+            (Table::HalfOpen, 0)
+        }
+        Proto::Udp => (Table::Datagrams, Seen::DATAGRAMS),
     };
-    let flow = FlowEntry::new(id, backend.generation, arrival.ifindex, ingress, arrival.now).seen_as(client, port);
-    tables.remove_flow(&packet.key);
-    if tables.put_half_open(&packet.key, &flow) != Insert::Done {
-        return Err(Verdict::Drop(DropReason::NoMemory));
+    tables.remove_flow(table, &packet.key);
+    let whose = (id, backend.generation);
+    let flow = FlowEntry::new(&packet.key, whose, arrival.ifindex, ingress, arrival.now).seen_as(client, port);
+    match tables.add_flow(table, &packet.key, scratch.flow(flow)) {
+        Insert::Done => {}
+        // Another processor has begun it at the same moment: one flow, one backend. What was claimed here ages out.
+        Insert::Exists => {
+            return match going_on(table, packet, arrival, tables) {
+                GoingOn::Yes(known) => Ok(Begun::Before(known)),
+                GoingOn::No | GoingOn::Orphan => Err(Verdict::Drop(DropReason::Raced)),
+            };
+        }
+        Insert::Full => return Err(Verdict::Drop(DropReason::NoMemory)),
     }
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_connection();
-        traffic.count_ingress(u64::from(arrival.bytes));
+        traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
     let to = FlowKey::new(client, port, backend.address, backend.port, packet.proto);
-    Ok(ToBackend { to, backend, id })
+    Ok(Begun::Now(ToBackend { to, backend, id }))
 }
 
-/// Claims the key of a flow's replies and returns the port by which the backend knows the client: its own, or another
-/// where that one is taken.
+/// Claims the key of a flow's replies and returns the port by which the backend knows the client: the one that is
+/// wanted, or another where that one is taken.
 #[inline(always)]
 fn claim<T: Tables>(
     packet: &Headers,
-    client: crate::abi::Address,
-    backend: &Backend,
-    reply: &ReplyEntry,
+    arrival: Arrival,
+    (client, mut port): (Address, Port),
+    (id, backend): (BackendId, &Backend),
+    scratch: Shared<Scratch>,
     tables: &T,
 ) -> Result<Port, DropReason> {
-    let mut port = packet.key.source_port;
+    let whose = (id, backend.generation, arrival.ifindex);
+    // The next that the backend can expect is what follows the SYN.
+    let expected = packet.sequence.wrapping_add(1);
     for attempt in 0..PORT_TRIES {
-        let key = reply_key(backend, client, port, packet.proto);
-        match claim_key(&key, reply, tables) {
+        let key = FlowKey::new(backend.address, backend.port, client, port, packet.proto);
+        let reply = scratch.reply(ReplyEntry::new(&key, packet.key, whose, expected, arrival.now));
+        match claim_key(&key, reply, packet.proto, tables) {
             Insert::Done => {
                 if attempt > 0 {
                     tables.count(Event::PortRemapped);
@@ -422,24 +594,37 @@ fn claim<T: Tables>(
             Insert::Full => return Err(DropReason::NoMemory),
             Insert::Exists => {}
         }
-        port = Port::new((tables.random() as u16) | FIRST_OTHER_PORT);
+        port = other_port(tables);
     }
     Err(DropReason::NoSourcePort)
 }
 
-/// Claims one key, taking it over from a flow that is over.
+/// Returns a port that the host gives to none of its sockets.
 #[inline(always)]
-fn claim_key<T: Tables>(key: &FlowKey, reply: &ReplyEntry, tables: &T) -> Insert {
-    if let Some(holder) = tables.reply(key) {
-        if is_held(holder, reply, tables) {
-            return Insert::Exists;
+fn other_port<T: Tables>(tables: &T) -> Port {
+    Port::new((tables.random() as u16) % OTHER_PORTS + OTHER_PORTS)
+}
+
+/// Claims one key, taking it over from a flow that is over. A function of its own in the object, too: the loop around it
+/// would be unrolled.
+#[inline(never)]
+fn claim_key<T: Tables>(key: &FlowKey, reply: Shared<ReplyEntry>, proto: Proto, tables: &T) -> Insert {
+    let table = match proto {
+        Proto::Tcp => {
+            if let Some(holder) = tables.reply(Table::Proven, key) {
+                if is_held(holder, reply, proto, tables) {
+                    return Insert::Exists;
+                }
+                tables.remove_reply(Table::Proven, key);
+            }
+            Table::HalfOpen
         }
-        tables.remove_reply(key);
-    }
-    match tables.claim_half_open_reply(key, reply) {
-        Insert::Exists => match tables.half_open_reply(key) {
-            Some(holder) if is_held(holder, reply, tables) => Insert::Exists,
-            Some(_) | None => tables.put_half_open_reply(key, reply),
+        Proto::Udp => Table::Datagrams,
+    };
+    match tables.add_reply(table, key, reply) {
+        Insert::Exists => match tables.reply(table, key) {
+            Some(holder) if is_held(holder, reply, proto, tables) => Insert::Exists,
+            Some(_) | None => tables.put_reply(table, key, reply),
         },
         done_or_full => done_or_full,
     }
@@ -447,17 +632,26 @@ fn claim_key<T: Tables>(key: &FlowKey, reply: &ReplyEntry, tables: &T) -> Insert
 
 /// Returns whether a reply half belongs to another flow that goes on.
 #[inline(always)]
-fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: &ReplyEntry, tables: &T) -> bool {
+fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, proto: Proto, tables: &T) -> bool {
     let key = holder.flow();
-    if key == claimant.flow {
+    if key == claimant.flow() {
         return false;
     }
-    let flow = match tables.flow(&key) {
-        Some(flow) => flow,
-        None => match tables.half_open(&key) {
-            Some(flow) => flow,
-            None => return false,
+    let now = claimant.last_seen();
+    let found = match proto {
+        Proto::Tcp => match tables.flow(Table::Proven, &key) {
+            Some(flow) => Some(flow),
+            None => tables.flow(Table::HalfOpen, &key),
         },
+        Proto::Udp => tables.flow(Table::Datagrams, &key),
     };
-    flow.backend() == holder.backend() && flow.generation() == holder.generation() && !flow.state().is_over()
+    match found.filter(|flow| flow.tag() == key.tag()) {
+        Some(flow) => {
+            flow.backend() == holder.backend()
+                && flow.generation() == holder.generation()
+                && !flow.state().is_over()
+                && !flow.is_expired(now)
+        }
+        None => now.saturating_sub(holder.last_seen()) < CLAIM_NS,
+    }
 }

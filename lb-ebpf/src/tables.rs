@@ -3,8 +3,11 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, ReplyEntry, Traffic},
-    tcp_state::{Seen, State},
+    abi::{
+        Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, Port, ReplyEntry,
+        Traffic,
+    },
+    tcp_state::{Seen, State, lifetime_ns},
     verdict::Event,
 };
 
@@ -68,11 +71,26 @@ macro_rules! field {
     };
 }
 
+/// Which of the tables of flows, and of their reply halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// TCP connections of clients that have proven to be real.
+    Proven,
+    /// TCP connections that are not proven, or over.
+    HalfOpen,
+    /// UDP.
+    Datagrams,
+}
+
 impl Shared<FlowEntry> {
     field!(last_seen, set_last_seen, last_seen, KtimeNs);
     field!(backend, backend, BackendId);
     field!(generation, generation, u32);
     field!(awaited_ack, set_awaited_ack, awaited_ack, u32);
+    field!(ifindex, set_ifindex, ifindex, u32);
+    field!(tag, tag, u32);
+    field!(seen_client, seen_client, Address);
+    field!(seen_client_port, seen_client_port, Port);
     field!(ingress_bits, set_ingress_bits, ingress, u8);
     field!(egress_bits, set_egress_bits, egress, u8);
 
@@ -106,11 +124,10 @@ impl Shared<FlowEntry> {
         State::of(self.client(), self.server())
     }
 
-    /// Returns the whole entry.
+    /// Returns whether it has idled for longer than its state allows, [`FlowEntry::is_expired`].
     #[inline(always)]
-    pub fn copy(self) -> FlowEntry {
-        // SAFETY: as for `field!`; each side's byte is whole.
-        unsafe { self.0.as_ptr().read() }
+    pub fn is_expired(self, now: KtimeNs) -> bool {
+        now.saturating_sub(self.last_seen()) > lifetime_ns(self.state())
     }
 }
 
@@ -119,32 +136,68 @@ impl Shared<ReplyEntry> {
     field!(flow, flow, FlowKey);
     field!(backend, backend, BackendId);
     field!(generation, generation, u32);
+    field!(ifindex, set_ifindex, ifindex, u32);
+    field!(acknowledged, set_acknowledged, acknowledged, u32);
+    field!(tag, tag, u32);
     field!(flags, set_flags, flags, u8);
+}
 
-    /// Returns the whole entry.
+/// Room for entries that are about to be inserted: a program's stack of 512 bytes has none.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    flow: FlowEntry,
+    reply: ReplyEntry,
+}
+
+impl Shared<Scratch> {
+    /// Writes a flow and returns where it is.
     #[inline(always)]
-    pub fn copy(self) -> ReplyEntry {
-        // SAFETY: as for `field!`.
-        unsafe { self.0.as_ptr().read() }
+    pub fn flow(self, entry: FlowEntry) -> Shared<FlowEntry> {
+        // SAFETY: `new`'s caller keeps the value allocated, and fields of a value that is not null are not.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).flow;
+            at.write(entry);
+            Shared(NonNull::new_unchecked(at))
+        }
+    }
+
+    /// Writes a reply half and returns where it is.
+    #[inline(always)]
+    pub fn reply(self, entry: ReplyEntry) -> Shared<ReplyEntry> {
+        // SAFETY: as above.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).reply;
+            at.write(entry);
+            Shared(NonNull::new_unchecked(at))
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    /// Returns where the value is, to be copied by the kernel into a map, as it is at that moment.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *const T {
+        self.0.as_ptr()
     }
 }
 
 impl Shared<Traffic> {
-    /// Counts a packet from a client. The value is this processor's own.
+    /// Counts packets from a client. The value is this processor's own.
     #[inline(always)]
-    pub fn count_ingress(self, bytes: u64) {
-        // SAFETY: per-CPU value, and no program that counts interrupts another on the same processor.
+    pub fn count_ingress(self, packets: u64, bytes: u64) {
+        // SAFETY: per-CPU value, and no program that counts these interrupts another on the same processor.
         let traffic = unsafe { &mut *self.0.as_ptr() };
-        traffic.ingress_packets = traffic.ingress_packets.wrapping_add(1);
+        traffic.ingress_packets = traffic.ingress_packets.wrapping_add(packets);
         traffic.ingress_bytes = traffic.ingress_bytes.wrapping_add(bytes);
     }
 
-    /// Counts a packet to a client. The value is this processor's own.
+    /// Counts packets to a client. The value is this processor's own.
     #[inline(always)]
-    pub fn count_egress(self, bytes: u64) {
+    pub fn count_egress(self, packets: u64, bytes: u64) {
         // SAFETY: as above.
         let traffic = unsafe { &mut *self.0.as_ptr() };
-        traffic.egress_packets = traffic.egress_packets.wrapping_add(1);
+        traffic.egress_packets = traffic.egress_packets.wrapping_add(packets);
         traffic.egress_bytes = traffic.egress_bytes.wrapping_add(bytes);
     }
 
@@ -156,12 +209,12 @@ impl Shared<Traffic> {
         traffic.connections = traffic.connections.wrapping_add(1);
     }
 
-    /// Counts a connection of a socket of this host. A softirq may count packets in between: other fields.
+    /// Returns the counter of connections of this host's sockets. Their programs can be interrupted by each other, so
+    /// it has to be added to atomically.
     #[inline(always)]
-    pub fn count_local_connection(self) {
-        // SAFETY: as above; the program cannot migrate.
-        let traffic = unsafe { &mut *self.0.as_ptr() };
-        traffic.local_connections = traffic.local_connections.wrapping_add(1);
+    pub const fn local_connections(self) -> *mut u64 {
+        // SAFETY: the field is within the value, which `new`'s caller keeps allocated.
+        unsafe { &raw mut (*self.0.as_ptr()).local_connections }
     }
 }
 
@@ -184,32 +237,24 @@ pub trait Tables {
     /// Returns a number that no client can foresee.
     fn random(&self) -> u32;
 
-    /// Returns a proven flow.
-    fn flow(&self, key: &FlowKey) -> Option<Shared<FlowEntry>>;
-    /// Returns a flow that is not proven.
-    fn half_open(&self, key: &FlowKey) -> Option<Shared<FlowEntry>>;
-    /// Returns the reply half of a proven flow.
-    fn reply(&self, key: &FlowKey) -> Option<Shared<ReplyEntry>>;
-    /// Returns the reply half of a flow that is not proven.
-    fn half_open_reply(&self, key: &FlowKey) -> Option<Shared<ReplyEntry>>;
+    /// Returns this processor's room for entries. Each call returns the same, so nothing in it outlasts the next.
+    fn scratch(&self) -> Option<Shared<Scratch>>;
 
-    /// Adds a proven flow, if there is none of that key.
-    fn add_flow(&self, key: &FlowKey, entry: &FlowEntry) -> Insert;
-    /// Adds or replaces a flow that is not proven.
-    fn put_half_open(&self, key: &FlowKey, entry: &FlowEntry) -> Insert;
-    /// Adds or replaces the reply half of a proven flow.
-    fn put_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert;
-    /// Adds the reply half of a flow that is not proven, if the key is free.
-    fn claim_half_open_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert;
-    /// Adds or replaces the reply half of a flow that is not proven.
-    fn put_half_open_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert;
+    /// Returns a flow.
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<Shared<FlowEntry>>;
+    /// Adds a copy of a flow, if there is none of that key.
+    fn add_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert;
+    /// Adds a copy of a flow, or replaces what is there by it.
+    fn put_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert;
+    /// Removes a flow.
+    fn remove_flow(&self, table: Table, key: &FlowKey);
 
-    /// Removes a proven flow.
-    fn remove_flow(&self, key: &FlowKey);
-    /// Removes a flow that is not proven.
-    fn remove_half_open(&self, key: &FlowKey);
-    /// Removes the reply half of a proven flow.
-    fn remove_reply(&self, key: &FlowKey);
-    /// Removes the reply half of a flow that is not proven.
-    fn remove_half_open_reply(&self, key: &FlowKey);
+    /// Returns the reply half of a flow.
+    fn reply(&self, table: Table, key: &FlowKey) -> Option<Shared<ReplyEntry>>;
+    /// Adds a copy of the reply half of a flow, if the key is free.
+    fn add_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert;
+    /// Adds a copy of the reply half of a flow, or replaces what is there by it.
+    fn put_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert;
+    /// Removes the reply half of a flow.
+    fn remove_reply(&self, table: Table, key: &FlowKey);
 }

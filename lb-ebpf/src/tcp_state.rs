@@ -38,6 +38,12 @@ impl Flags {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
     }
 
+    /// Returns whether its sender ends the connection, or its half of it.
+    #[inline(always)]
+    pub const fn ends(self) -> bool {
+        self.any(Self::FIN | Self::RST)
+    }
+
     /// Returns whether the segment can move the automaton.
     #[inline(always)]
     pub const fn moves(self) -> bool {
@@ -69,8 +75,6 @@ impl Seen {
     pub const PROVEN: u8 = Flags::ACK;
     /// The flow is one of datagrams. In the client's byte.
     pub const DATAGRAMS: u8 = 0x40;
-    /// The client is proven, but the tables of the proven are full; that is not tried again. In the client's byte.
-    pub const STAYS_HALF_OPEN: u8 = 0x80;
 
     /// Returns whether any of `bits` is set.
     #[inline(always)]
@@ -154,13 +158,15 @@ impl State {
 ///
 /// # Source
 /// RFC 5382, REQ-5: established at least 2 h 4 min, transitory at least 4 min; RFC 4787, REQ-5: UDP at least 2 min;
-/// the unanswered and the closed as in nf_conntrack.
+/// the unanswered, the closed (in which data may still be repeated) and the reset as in nf_conntrack.
+#[inline(always)]
 pub const fn lifetime_ns(state: State) -> u64 {
     match state {
         State::SynSent | State::SynReceived => 60 * SECOND,
         State::Established => (2 * 60 + 4) * 60 * SECOND,
         State::ClientClosed | State::BackendClosed => 4 * 60 * SECOND,
-        State::Closed | State::Reset => 10 * SECOND,
+        State::Closed => 120 * SECOND,
+        State::Reset => 10 * SECOND,
         State::UdpUnreplied => 30 * SECOND,
         State::UdpReplied => 120 * SECOND,
     }

@@ -75,6 +75,8 @@ reasons! {
         LoopbackBound = 13 "loopback_bound",
         /// The driver gives XDP no room to tell TC where the packet goes: TC does the whole work.
         NoMetadata = 14 "no_metadata",
+        /// connect() of a socket that is bound to a device, by which no backend may be reachable.
+        DeviceBound = 15 "device_bound",
     }
 }
 
@@ -87,6 +89,12 @@ reasons! {
         RewriteFailed = 1 "rewrite_failed",
         /// No memory for the flow.
         NoMemory = 2 "no_memory",
+        /// A late segment of a backend that the client's port has left: it would end the client's new connection.
+        StaleReply = 3 "stale_reply",
+        /// The memory of the packet's flow became another flow's while it was read: the sender repeats the packet.
+        Raced = 5 "raced",
+        /// A backend is its own client, and the host has no address on its network to stand in for it.
+        NoHostAddress = 4 "no_host_address",
     }
 }
 
@@ -103,8 +111,12 @@ reasons! {
         SynRetransmitted = 3 "syn_retransmitted",
         /// A SYN-ACK, RST or FIN that belongs to a flow whose forward half is gone.
         OrphanReply = 4 "orphan_reply",
-        /// A flow of a dead backend was given another one.
+        /// A flow of a backend that is gone, or does not answer, was given another one.
         Rescheduled = 5 "rescheduled",
+        /// A RST or FIN outside the window: handed on, and not believed.
+        OutOfWindow = 6 "out_of_window",
+        /// A socket of this host was led to a backend, but there is no room to remember it.
+        LocalTableFull = 7 "local_table_full",
     }
 }
 

@@ -12,14 +12,15 @@
 //! that a death reaches the maps without waiting for anything.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddrV4},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
 };
@@ -34,7 +35,13 @@ use crate::{
         Command, ContainerId, Controller, Event, Scaling, Settings, Sighting, Timestamp,
         policy::{Bounds, Law, TargetLoad},
     },
-    datapath::{Datapath, DatapathError, Opening, links::Links, loader, report::Report},
+    datapath::{
+        Datapath, DatapathError, Opening,
+        links::Links,
+        loader,
+        publish::Member,
+        report::{Report, Way},
+    },
     metrics::{LoadSource as _, host_cpu::HostCpu},
     provider::{
         Provider, ProviderEvent,
@@ -50,6 +57,10 @@ use sweeper::Sweeper;
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
 /// How often the user is told what is still being drained.
 const DRAIN_NOTICE: Duration = Duration::from_secs(5);
+/// Why the agent ends although nobody asked it to.
+const WATCH_ENDED: &str = "the watch of the containers has ended by itself: this is a fault of lb-user";
+/// What the engine may add to the grace of a stop, with its removal.
+const ENGINE_DELAY: Duration = Duration::from_secs(250);
 /// The least time between two ticks of the controller, lest a mistake in a deadline spins.
 const LEAST_TICK: Duration = Duration::from_millis(5);
 /// The least time between two reports: a thousand backends are probed hundreds of times a second.
@@ -63,44 +74,51 @@ pub async fn run(config: RunConfig) -> Result<()> {
     for note in &config.notes {
         tracing::info!("{note}");
     }
+    let signals = Signals::watch()?;
+    let host_cpu = HostCpu::new()?;
     let (provider, stop_grace) = connect(&config).await?;
     let links = Arc::new(Links::open()?);
     let network = Network::find(&config, &links).await?;
     let opening =
         Opening { instance: config.instance.as_str(), max_flows: config.max_flows, tc_attach: config.tc_attach };
     let (mut datapath, former) = Datapath::open(&opening)?;
-    if let Err(error) = network.attach(&mut datapath, &config) {
-        if former.is_none() {
-            datapath.remove().context("clean up")?;
+    let sweeper = Sweeper::start(config.instance.as_str());
+    let sweeper = match sweeper.and_then(|sweeper| Ok(network.attach(&mut datapath, &config).map(|()| sweeper)?)) {
+        Ok(sweeper) => sweeper,
+        Err(error) => {
+            if former.is_none() {
+                datapath.remove().context("clean up")?;
+            }
+            return Err(error);
         }
-        return Err(error.into());
-    }
+    };
 
-    let mut settings = settings(&config);
+    let mut settings = settings(&config, stop_grace);
     let mut places = Places::default();
-    if let Some(former) = &former {
-        settings.adopted_ready = former.report.containers_of(&former.ready);
-        let held = datapath.registry.backends().map(|backend| backend.container.clone());
-        settings.adopted_flows = held.filter(|id| !settings.adopted_ready.contains(id)).collect();
-        settings.adopted_generation = former.report.control.generation.unwrap_or(0);
-        places.adopt(&datapath.registry);
-        tracing::info!(
-            backends = settings.adopted_ready.len(),
-            "taking over what a former agent has left; its connections go on"
-        );
+    let now = Instant::now();
+    // The time of the controller goes on where that of a former agent ended.
+    let mut started = now;
+    let mut started_unix = unix_now();
+    if let Some(former) = former {
+        started = now.checked_sub(former.age).unwrap_or(now);
+        started_unix = former.inheritance.started_unix.unwrap_or(started_unix);
+        adopt(&mut settings, &mut places, former, &datapath, &config);
     }
     network.announce(&datapath);
     let (answers, inbox) = mpsc::unbounded_channel();
     let agent = Agent {
         controller: Controller::new(settings),
-        sweeper: Sweeper::start(config.instance.as_str())?,
-        started_unix: former.map_or_else(unix_now, |former| former.report.started_unix),
-        started: Instant::now(),
-        last_publication: None,
-        reported: Instant::now(),
+        sweeper,
+        host_cpu,
+        started_unix,
+        agent_started_unix: unix_now(),
+        started,
+        reported: now,
         is_report_old: true,
-        engine_settings: stop_grace,
+        is_looking: false,
+        problems: BTreeMap::new(),
         config,
+        stop_grace,
         provider,
         links,
         network,
@@ -108,7 +126,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
         places,
         answers,
     };
-    agent.serve(inbox).await
+    agent.serve(inbox, signals).await
 }
 
 /// Everything that the loop works with.
@@ -120,16 +138,22 @@ struct Agent {
     network: Network,
     datapath: Datapath,
     sweeper: Sweeper,
+    host_cpu: HostCpu,
     places: Places,
     answers: mpsc::UnboundedSender<Answer>,
-    last_publication: Option<crate::control::Publication>,
-    engine_settings: Duration,
+    stop_grace: Duration,
+    /// From when the controller's time counts: the instance's first start.
     started: Instant,
     started_unix: u64,
+    agent_started_unix: u64,
     /// When the last report was written.
     reported: Instant,
     /// Whether anything happened since.
     is_report_old: bool,
+    /// Whether a look at the interfaces is under way.
+    is_looking: bool,
+    /// What the agent itself could not do, by what it was about.
+    problems: BTreeMap<&'static str, String>,
 }
 
 /// What comes back from work beside the loop.
@@ -137,54 +161,80 @@ enum Answer {
     /// Something for the controller.
     Event(Event),
     /// A probe's result, with the way that was found.
-    Probed { id: ContainerId, outcome: Result<crate::datapath::report::Way, String> },
+    Probed { id: ContainerId, outcome: Result<Way, String> },
+    /// The interfaces and addresses as they are.
+    Looked(Result<Network>),
+}
+
+/// The signals that end the agent.
+struct Signals {
+    interrupts: Signal,
+    terminations: Signal,
+    /// None if hangups were ignored when the agent was started, as `nohup` does.
+    hangups: Option<Signal>,
+}
+
+impl Signals {
+    fn watch() -> Result<Self> {
+        Ok(Self {
+            interrupts: signal(SignalKind::interrupt()).context("watch SIGINT")?,
+            terminations: signal(SignalKind::terminate()).context("watch SIGTERM")?,
+            hangups: if is_ignored(libc::SIGHUP) {
+                None
+            } else {
+                Some(signal(SignalKind::hangup()).context("watch SIGHUP")?)
+            },
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupts.recv() => {}
+            _ = self.terminations.recv() => {}
+            Some(_) = async { self.hangups.as_mut()?.recv().await } => {}
+        }
+    }
+}
+
+/// Returns whether this process ignores a signal, by `/proc/self/status`, proc(5).
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_in(&status).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+fn ignored_in(status: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
 }
 
 impl Agent {
-    async fn serve(mut self, mut inbox: mpsc::UnboundedReceiver<Answer>) -> Result<()> {
+    async fn serve(mut self, mut inbox: mpsc::UnboundedReceiver<Answer>, mut signals: Signals) -> Result<()> {
         let mut provider_events = self.provider.events();
-        let mut interrupts = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-        let mut terminations = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-        let mut hangups = signal(SignalKind::hangup()).context("watch SIGHUP")?;
         let mut ticks = interval(self.config.interval);
         let mut network_checks = interval(NETWORK_CHECK);
         let mut notices = interval(DRAIN_NOTICE);
         for timer in [&mut ticks, &mut network_checks, &mut notices] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let mut host_cpu = HostCpu::new()?;
         let mut asked = 0_u32;
         self.report();
         loop {
             let deadline = self.deadline();
             let report_due = self.report_due();
-            let event = tokio::select! {
+            let events = tokio::select! {
                 biased;
-                Some(event) = provider_events.recv() => self.on_provider(event),
+                event = provider_events.recv() => vec![self.on_provider(event.context(WATCH_ENDED)?)],
                 Some(answer) = inbox.recv() => self.on_answer(answer),
-                Some(census) = self.sweeper.next() => Some(self.on_sweep(census)?),
-                _ = interrupts.recv() => Some(stop(&mut asked)),
-                _ = terminations.recv() => Some(stop(&mut asked)),
-                _ = hangups.recv() => Some(stop(&mut asked)),
-                _ = ticks.tick() => {
-                    self.sweeper.request(self.now(), self.datapath.retiring());
-                    match host_cpu.sample() {
-                        Ok(Some(load)) => Some(Event::LoadSampled(load)),
-                        Ok(None) => None,
-                        Err(error) => Some(Event::LoadUnavailable { reason: error.to_string() }),
-                    }
-                }
-                _ = network_checks.tick() => { self.check_network().await; None }
-                _ = notices.tick(), if asked > 0 => { self.tell_drain(); None }
-                () = sleep_until(deadline.into()) => Some(Event::Tick),
-                () = sleep_until(report_due.into()) => None,
+                swept = self.sweeper.next() => self.on_sweep(swept?),
+                () = signals.next() => vec![stop(&mut asked)],
+                _ = ticks.tick() => self.on_tick(),
+                _ = network_checks.tick() => { self.look_at_network(); Vec::new() }
+                _ = notices.tick(), if asked > 0 => { self.tell_drain(); Vec::new() }
+                () = sleep_until(deadline.into()) => vec![Event::Tick],
+                () = sleep_until(report_due.into()) => Vec::new(),
             };
-            self.is_report_old |= event.is_some();
-            let commands = match event {
-                Some(event) => self.controller.handle(event, self.now()),
-                None => Vec::new(),
-            };
-            if self.perform_all(commands)? {
+            self.is_report_old |= !events.is_empty();
+            if self.handle_all(events) {
                 return self.finish();
             }
             if self.report_due() <= Instant::now() {
@@ -193,39 +243,61 @@ impl Agent {
         }
     }
 
-    /// Performs commands, and those that their answers lead to; returns whether all is done.
-    fn perform_all(&mut self, commands: Vec<Command>) -> Result<bool> {
-        let mut waiting: std::collections::VecDeque<Command> = commands.into();
-        self.tell_news();
-        while let Some(command) = waiting.pop_front() {
-            if command == Command::Finish {
-                return Ok(true);
-            }
-            if let Some(event) = self.perform(command) {
-                waiting.extend(self.controller.handle(event, self.now()));
-                self.tell_news();
-            }
+    fn on_tick(&mut self) -> Vec<Event> {
+        self.sweeper.request(self.now(), self.datapath.retiring());
+        match self.host_cpu.sample() {
+            Ok(load) => load.map(Event::LoadSampled).into_iter().collect(),
+            Err(error) => vec![Event::LoadUnavailable { reason: error.to_string() }],
         }
-        Ok(false)
     }
 
-    fn on_provider(&mut self, event: ProviderEvent) -> Option<Event> {
-        Some(match event {
+    /// Tells the controller what has happened, and performs what it commands, also about what comes of that at once.
+    /// Returns whether all is done.
+    fn handle_all(&mut self, events: Vec<Event>) -> bool {
+        let mut events = VecDeque::from(events);
+        let mut commands = VecDeque::new();
+        loop {
+            // Commands first: what they lead to may depend on each other's order.
+            if let Some(command) = commands.pop_front() {
+                if command == Command::Finish {
+                    return true;
+                }
+                let answers = self.perform(command);
+                for answer in answers {
+                    commands.extend(self.controller.handle(answer, self.now()));
+                    self.tell_news();
+                }
+            } else if let Some(event) = events.pop_front() {
+                commands.extend(self.controller.handle(event, self.now()));
+                self.tell_news();
+            } else {
+                return false;
+            }
+        }
+    }
+
+    fn on_provider(&mut self, event: ProviderEvent) -> Event {
+        match event {
             ProviderEvent::Seen(sighting) => {
-                self.places.moved(&sighting.id);
+                self.places.doubt(&sighting.id);
                 self.place(&sighting);
                 Event::BackendSeen(sighting)
             }
             ProviderEvent::Resynced(sightings) => {
+                self.places.keep_only(&sightings.iter().map(|sighting| &sighting.id).collect());
                 for sighting in &sightings {
                     self.place(sighting);
                 }
                 Event::Resynced(sightings)
             }
             ProviderEvent::Gone { id, cause } => Event::BackendGone { id, cause },
-            ProviderEvent::Lost { error } => Event::ProviderLost { error: chain(&error) },
+            ProviderEvent::Lost { error } => {
+                // Whatever happens until it is back is not seen.
+                self.places.doubt_all();
+                Event::ProviderLost { error: chain(&error) }
+            }
             ProviderEvent::Back => Event::ProviderBack,
-        })
+        }
     }
 
     fn place(&mut self, sighting: &Sighting) {
@@ -234,30 +306,44 @@ impl Agent {
         }
     }
 
-    fn on_answer(&mut self, answer: Answer) -> Option<Event> {
+    fn on_answer(&mut self, answer: Answer) -> Vec<Event> {
         match answer {
-            Answer::Event(event) => Some(event),
+            Answer::Event(event) => vec![event],
             Answer::Probed { id, outcome } => {
-                let outcome = outcome.map(|way| {
-                    if self.places.reached(&id, way) {
-                        self.publish_again();
-                    }
-                });
-                Some(Event::BackendProbed { id, outcome })
+                let has_moved = outcome.as_ref().is_ok_and(|way| self.places.reached(&id, way.clone()));
+                let moved = has_moved.then(|| Event::WayChanged { id: id.clone() });
+                let probed = Event::BackendProbed { id, outcome: outcome.map(drop) };
+                moved.into_iter().chain([probed]).collect()
+            }
+            Answer::Looked(network) => {
+                self.is_looking = false;
+                self.is_report_old = true;
+                self.on_network(network);
+                Vec::new()
             }
         }
     }
 
-    fn on_sweep(&mut self, swept: sweeper::Swept) -> Result<Event> {
-        let census = swept.outcome.context("sweep the flow tables")?;
+    fn on_sweep(&mut self, swept: sweeper::Swept) -> Vec<Event> {
+        let outcome = swept.outcome.and_then(|census| self.datapath.retire(&swept.retiring).map(|()| census));
+        let census = match outcome {
+            Ok(census) => census,
+            Err(error) => {
+                let error = format!("sweep the flow tables: {}", chain(&error));
+                if self.problems.insert("sweep", error.clone()).is_none() {
+                    tracing::error!("{error}; tried again in a moment");
+                }
+                return Vec::new();
+            }
+        };
+        self.problems.remove("sweep");
         let mut flows: BTreeMap<ContainerId, u64> = BTreeMap::new();
         for (&(id, generation), count) in &census.active {
             if let Some(container) = self.datapath.registry.container(id, generation) {
                 *flows.entry(container.clone()).or_default() += count;
             }
         }
-        self.datapath.retire(&swept.retiring)?;
-        Ok(Event::Swept { began: swept.began, flows })
+        vec![Event::Swept { began: swept.began, flows }]
     }
 
     fn deadline(&self) -> Instant {
@@ -281,6 +367,7 @@ impl Agent {
         let report = Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix: self.started_unix,
+            agent_started_unix: self.agent_started_unix,
             age_ms: self.now().elapsed().as_millis() as u64,
             control: self.controller.snapshot(self.now()),
             target_cpu_percent: match &self.config.source {
@@ -290,7 +377,7 @@ impl Agent {
             frontends: self.datapath.registry.frontends(),
             backends: self.datapath.registry.backends().cloned().collect(),
             doors: self.datapath.doors(),
-            problems: self.network.problems().to_vec(),
+            problems: self.network.problems().iter().chain(self.problems.values()).cloned().collect(),
         };
         if let Err(error) = self.datapath.write_report(&report, self.config.interval) {
             tracing::error!(error = chain(&error), "write the report");
@@ -314,7 +401,9 @@ impl Agent {
         tracing::info!("ending: {} backends left, {flows} connections; Ctrl-C again cuts them", report.backends.len());
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
+        // Whoever looks, or takes over, sees how it ended.
+        self.report();
         let Self { config, datapath, sweeper, .. } = self;
         drop(sweeper);
         if config.keep {
@@ -360,7 +449,53 @@ async fn connect(config: &RunConfig) -> Result<(Arc<dyn Provider>, Duration)> {
     }
 }
 
-fn settings(config: &RunConfig) -> Settings {
+/// Tells the controller what a former agent has left.
+fn adopt(
+    settings: &mut Settings,
+    places: &mut Places,
+    former: loader::Former,
+    datapath: &Datapath,
+    config: &RunConfig,
+) {
+    let inheritance = former.inheritance;
+    let slotted = inheritance.containers_of(&former.ready);
+    let served: BTreeSet<&ContainerId> = datapath.registry.backends().map(|backend| &backend.container).collect();
+    for &id in &served {
+        match datapath.registry.member(id).filter(|member| slotted.contains(id) && is_wanted(member, config)) {
+            Some(member) => {
+                let address = member.endpoints.values().next().map(|endpoint| IpAddr::V4(*endpoint.ip()));
+                settings.adopted_ready.extend(address.map(|address| (id.clone(), address)));
+            }
+            None => {
+                settings.adopted_flows.insert(id.clone());
+            }
+        }
+    }
+    if matches!(config.source, Source::Static { .. }) && served.iter().any(|id| id.0.parse::<SocketAddrV4>().is_err()) {
+        tracing::warn!(
+            "the containers of the former run stay: `lb-user detach --containers` of an instance that has ended, or \
+             `docker rm -f`, removes them"
+        );
+    }
+    settings.adopted_generation = inheritance.generation;
+    settings.adopted_decisions = inheritance.decisions;
+    places.adopt(&datapath.registry);
+    tracing::info!(
+        backends = settings.adopted_ready.len(),
+        "taking over what a former agent has left; its connections go on"
+    );
+}
+
+/// Returns whether a backend serves exactly what it would serve today.
+fn is_wanted(member: &Member, config: &RunConfig) -> bool {
+    let wanted = config.frontends.iter().all(|publish| {
+        let endpoint = member.endpoints.get(&publish.name());
+        endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
+    });
+    wanted && member.endpoints.len() == config.frontends.len()
+}
+
+fn settings(config: &RunConfig, stop_grace: Duration) -> Settings {
     let scaling = match &config.source {
         Source::Static { .. } => Scaling::Fixed,
         Source::Docker(docker) => {
@@ -379,6 +514,7 @@ fn settings(config: &RunConfig) -> Settings {
         drain_timeout: config.drain_timeout,
         probe_interval: config.health_interval,
         keep: config.keep,
+        stop_patience: stop_grace.saturating_add(ENGINE_DELAY),
         ..Settings::new(scaling)
     }
 }
@@ -423,4 +559,19 @@ pub async fn detach(instance: &str, containers: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read() {
+        let status = "Name:\tlb-user\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t00000001\n";
+
+        let mask = ignored_in(status).unwrap();
+
+        assert_eq!((mask & 1, mask >> 12 & 1, mask >> 1 & 1), (1, 1, 0));
+        assert_eq!(ignored_in("SigIgn:\tx\n"), None);
+    }
 }

@@ -1,9 +1,9 @@
-//! The one atomic operation.
+//! The atomic operations.
+//!
+//! `AtomicU64::fetch_add` does not exist for the BPF target, and LLVM 22 turns a relaxed `atomic_xadd` whose result is
+//! used into an addition without a result, so that every connection would draw the same ticket.
 
 /// Adds one and returns what was there before.
-///
-/// `AtomicU64::fetch_add` does not exist for the BPF target, and LLVM 22 turns a relaxed `atomic_xadd` whose result is
-/// used into an addition without a result, so that every connection would draw the same ticket.
 ///
 /// # Source
 /// BPF_ATOMIC with BPF_ADD | BPF_FETCH: kernel 5.12, commit 5ca419f2864a.
@@ -20,4 +20,10 @@ pub fn fetch_increment(counter: *mut u64) -> u64 {
         );
     }
     value
+}
+
+/// Adds one.
+#[inline(always)]
+pub fn increment(counter: *mut u64) {
+    let _before = fetch_increment(counter);
 }

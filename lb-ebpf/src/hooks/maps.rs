@@ -12,10 +12,10 @@ use aya_ebpf::{
 use lb_ebpf::{
     abi::{
         AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow,
-        LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS,
-        MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
+        LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HALF_OPEN,
+        MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
     },
-    tables::{Insert, Shared, Tables},
+    tables::{Insert, Scratch, Shared, Table, Tables},
     verdict::Event,
 };
 
@@ -34,13 +34,19 @@ static CURSORS: Array<u64> = Array::with_max_entries(MAX_FRONTENDS, 0);
 #[map]
 static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
-static HALF_OPEN: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(MAX_HALF_OPEN, 0);
-#[map]
 static REPLIES: HashMap<FlowKey, ReplyEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+static HALF_OPEN: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(MAX_HALF_OPEN, 0);
 #[map]
 static HALF_OPEN_REPLIES: LruHashMap<FlowKey, ReplyEntry> = LruHashMap::with_max_entries(MAX_HALF_OPEN, 0);
 #[map]
-pub static LOCAL_FLOWS: LruHashMap<LocalKey, LocalFlow> = LruHashMap::with_max_entries(MAX_LOCAL_FLOWS, 0);
+static DATAGRAMS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(MAX_DATAGRAMS, 0);
+#[map]
+static DATAGRAM_REPLIES: LruHashMap<FlowKey, ReplyEntry> = LruHashMap::with_max_entries(MAX_DATAGRAMS, 0);
+#[map]
+pub static LOCAL_FLOWS: HashMap<u64, LocalFlow> = HashMap::with_max_entries(MAX_LOCAL_FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+pub static LOCAL_DATAGRAMS: LruHashMap<LocalKey, LocalFlow> = LruHashMap::with_max_entries(MAX_LOCAL_FLOWS, 0);
 #[map]
 pub static LOCAL_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_LOCAL_NETNS, BPF_F_NO_PREALLOC);
 #[map]
@@ -51,6 +57,9 @@ static BACKEND_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(MAX_B
 static RETIRED: Array<Traffic> = Array::with_max_entries(MAX_FRONTENDS, 0);
 #[map]
 static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
+/// This processor's room for entries that are about to be inserted. Never seen by the agent.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static REPORT: Array<ReportPage> = Array::with_max_entries(2 * REPORT_PAGES, 0);
 
@@ -60,6 +69,14 @@ pub fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: this processor's own value.
         unsafe { *counter += 1 };
+    }
+}
+
+/// Adds one to a place of `COUNTERS`, in a program that others can interrupt on the same processor.
+#[inline(always)]
+pub fn count_atomically(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        atomic::increment(counter);
     }
 }
 
@@ -138,67 +155,87 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<Shared<FlowEntry>> {
-        FLOWS.get_ptr_mut(key).and_then(shared)
+    fn scratch(&self) -> Option<Shared<Scratch>> {
+        SCRATCH.get_ptr_mut(0).and_then(shared)
     }
 
     #[inline(always)]
-    fn half_open(&self, key: &FlowKey) -> Option<Shared<FlowEntry>> {
-        HALF_OPEN.get_ptr_mut(key).and_then(shared)
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<Shared<FlowEntry>> {
+        let found = match table {
+            Table::Proven => FLOWS.get_ptr_mut(key),
+            Table::HalfOpen => HALF_OPEN.get_ptr_mut(key),
+            Table::Datagrams => DATAGRAMS.get_ptr_mut(key),
+        };
+        found.and_then(shared)
     }
 
     #[inline(always)]
-    fn reply(&self, key: &FlowKey) -> Option<Shared<ReplyEntry>> {
-        REPLIES.get_ptr_mut(key).and_then(shared)
+    fn add_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert {
+        insert_flow(table, key, entry, BPF_NOEXIST)
     }
 
     #[inline(always)]
-    fn half_open_reply(&self, key: &FlowKey) -> Option<Shared<ReplyEntry>> {
-        HALF_OPEN_REPLIES.get_ptr_mut(key).and_then(shared)
+    fn put_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert {
+        insert_flow(table, key, entry, BPF_ANY)
     }
 
     #[inline(always)]
-    fn add_flow(&self, key: &FlowKey, entry: &FlowEntry) -> Insert {
-        inserted(FLOWS.insert(key, entry, BPF_NOEXIST.into()))
+    fn remove_flow(&self, table: Table, key: &FlowKey) {
+        let _absent = match table {
+            Table::Proven => FLOWS.remove(key),
+            Table::HalfOpen => HALF_OPEN.remove(key),
+            Table::Datagrams => DATAGRAMS.remove(key),
+        };
     }
 
     #[inline(always)]
-    fn put_half_open(&self, key: &FlowKey, entry: &FlowEntry) -> Insert {
-        inserted(HALF_OPEN.insert(key, entry, BPF_ANY.into()))
+    fn reply(&self, table: Table, key: &FlowKey) -> Option<Shared<ReplyEntry>> {
+        let found = match table {
+            Table::Proven => REPLIES.get_ptr_mut(key),
+            Table::HalfOpen => HALF_OPEN_REPLIES.get_ptr_mut(key),
+            Table::Datagrams => DATAGRAM_REPLIES.get_ptr_mut(key),
+        };
+        found.and_then(shared)
     }
 
     #[inline(always)]
-    fn put_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert {
-        inserted(REPLIES.insert(key, entry, BPF_ANY.into()))
+    fn add_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert {
+        insert_reply(table, key, entry, BPF_NOEXIST)
     }
 
     #[inline(always)]
-    fn claim_half_open_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert {
-        inserted(HALF_OPEN_REPLIES.insert(key, entry, BPF_NOEXIST.into()))
+    fn put_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert {
+        insert_reply(table, key, entry, BPF_ANY)
     }
 
     #[inline(always)]
-    fn put_half_open_reply(&self, key: &FlowKey, entry: &ReplyEntry) -> Insert {
-        inserted(HALF_OPEN_REPLIES.insert(key, entry, BPF_ANY.into()))
+    fn remove_reply(&self, table: Table, key: &FlowKey) {
+        let _absent = match table {
+            Table::Proven => REPLIES.remove(key),
+            Table::HalfOpen => HALF_OPEN_REPLIES.remove(key),
+            Table::Datagrams => DATAGRAM_REPLIES.remove(key),
+        };
     }
+}
 
-    #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
-        let _absent = FLOWS.remove(key);
-    }
+#[inline(always)]
+fn insert_flow(table: Table, key: &FlowKey, entry: Shared<FlowEntry>, how: u32) -> Insert {
+    // SAFETY: the kernel copies it, as it is at this moment.
+    let entry = unsafe { &*entry.as_ptr() };
+    inserted(match table {
+        Table::Proven => FLOWS.insert(key, entry, how.into()),
+        Table::HalfOpen => HALF_OPEN.insert(key, entry, how.into()),
+        Table::Datagrams => DATAGRAMS.insert(key, entry, how.into()),
+    })
+}
 
-    #[inline(always)]
-    fn remove_half_open(&self, key: &FlowKey) {
-        let _absent = HALF_OPEN.remove(key);
-    }
-
-    #[inline(always)]
-    fn remove_reply(&self, key: &FlowKey) {
-        let _absent = REPLIES.remove(key);
-    }
-
-    #[inline(always)]
-    fn remove_half_open_reply(&self, key: &FlowKey) {
-        let _absent = HALF_OPEN_REPLIES.remove(key);
-    }
+#[inline(always)]
+fn insert_reply(table: Table, key: &FlowKey, entry: Shared<ReplyEntry>, how: u32) -> Insert {
+    // SAFETY: as above.
+    let entry = unsafe { &*entry.as_ptr() };
+    inserted(match table {
+        Table::Proven => REPLIES.insert(key, entry, how.into()),
+        Table::HalfOpen => HALF_OPEN_REPLIES.insert(key, entry, how.into()),
+        Table::Datagrams => DATAGRAM_REPLIES.insert(key, entry, how.into()),
+    })
 }

@@ -18,12 +18,22 @@ use lb_ebpf::{abi::KtimeNs, verdict::Verdict};
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Note {
-    magic: u32,
+    /// [`note_mark`]; zero says nothing.
+    mark: u32,
     backend: u32,
 }
 
-/// Marks a [`Note`] as ours.
-const NOTE_MAGIC: u32 = 0x6c62_5844;
+/// A number of this instance alone, written by the agent before the object is loaded: two instances may have programs
+/// on the same device, and must not read each other's notes.
+#[unsafe(no_mangle)]
+static NOTE_MARK: u32 = 0;
+
+/// Returns what marks a [`Note`] as this instance's.
+#[inline(always)]
+fn note_mark() -> u32 {
+    // SAFETY: a static of this object. Volatile, as its value is written behind the compiler's back.
+    unsafe { core::ptr::read_volatile(&raw const NOTE_MARK) }
+}
 
 /// Returns the time at tick resolution, which costs a fraction of the precise one.
 #[inline(always)]

@@ -1,7 +1,8 @@
 //! Sockets of this host: the backend is chosen once, at connect(), and no packet is ever rewritten.
 //!
 //! An unconnected UDP socket is led datagram by datagram, to one backend as long as its flow lives. The process goes on
-//! seeing the frontend: as its peer, and as the sender of answers.
+//! seeing the frontend: as its peer, and as the sender of answers. Sockets of IPv6 that speak to an IPv4 address mapped
+//! into IPv6 are led alike; what they send without a connection passes the IPv4 hook, as the kernel has it.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -11,110 +12,168 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use lb_ebpf::{
-    abi::{Address, Endpoint, LocalFlow, LocalKey, Port, Proto},
+    abi::{Address, Endpoint, FrontendId, LocalFlow, LocalKey, Port, Proto},
     pipeline,
-    tables::Tables as _,
-    verdict::PassReason,
+    tables::{TOUCH_NS, Tables as _},
+    tcp_state::{State, lifetime_ns},
+    verdict::{Event, PassReason},
 };
 
 use super::{
-    maps::{self, KernelTables, LOCAL_FLOWS, LOCAL_NETNS},
+    atomic,
+    maps::{self, KernelTables, LOCAL_DATAGRAMS, LOCAL_FLOWS, LOCAL_NETNS},
     now,
 };
 
 /// The system call goes on; whether its address was changed is another matter.
 const PROCEED: i32 = 1;
 
+/// How the address in the system call is written.
+#[derive(Clone, Copy)]
+enum Family {
+    V4,
+    /// Mapped into IPv6, RFC 4291, 2.5.5.2.
+    Mapped,
+}
+
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    let Some(wanted) = peer(&ctx) else { return PROCEED };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
-    let led = reachable(&ctx).and_then(|()| {
-        let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
-        let Some(proto) = wanted.proto() else { return Err(PassReason::Protocol) };
-        let given = Endpoint::new(backend.address, backend.port, proto);
-        let flow = LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation };
-        let _peer_shows_if_full = LOCAL_FLOWS.insert(LocalKey::connected(cookie(&ctx)), flow, BPF_ANY.into());
-        if let Some(traffic) = KernelTables.traffic(id) {
-            traffic.count_local_connection();
-        }
-        set_peer(&ctx, &given);
-        Ok(())
-    });
-    if let Err(reason) = led {
-        maps::count(reason.index());
-    }
+    connect(&ctx, Family::V4);
     PROCEED
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, Family::Mapped);
+    PROCEED
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, family: Family) {
+    let Some(wanted) = peer(ctx, family) else { return };
+    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
+    match reachable(ctx).and_then(|()| lead(frontend, wanted)) {
+        Ok(flow) => {
+            if LOCAL_FLOWS.insert(cookie(ctx), flow, BPF_ANY.into()).is_err() {
+                maps::count_atomically(Event::LocalTableFull.index());
+            }
+            set_peer(ctx, family, &flow.given);
+        }
+        Err(reason) => maps::count_atomically(reason.index()),
+    }
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    let Some(wanted) = peer(&ctx) else { return PROCEED };
+    let Some(wanted) = peer(&ctx, Family::V4) else { return PROCEED };
     let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
-    let led = reachable(&ctx).and_then(|()| {
-        let cookie = cookie(&ctx);
-        let key = LocalKey::datagrams(cookie, wanted);
-        // SAFETY: an entry of another flow, put in its place meanwhile, names a backend as well.
-        if let Some(flow) = unsafe { LOCAL_FLOWS.get(key) }.copied()
-            && KernelTables.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
-        {
-            let alive = LocalFlow { last_seen: now(), ..flow };
-            let _still_there_if_full = LOCAL_FLOWS.insert(key, alive, BPF_ANY.into());
-            set_peer(&ctx, &flow.given);
-            return Ok(());
+    let key = LocalKey::datagrams(cookie(&ctx), wanted);
+    // SAFETY: an entry of another flow, put in its place meanwhile, is told by where that one wanted to go.
+    if let Some(flow) = unsafe { LOCAL_DATAGRAMS.get(key) }.copied()
+        && flow.wanted == wanted
+        && KernelTables.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
+    {
+        let idle = now().saturating_sub(flow.last_seen);
+        if idle <= lifetime_ns(State::UdpReplied) {
+            if idle >= TOUCH_NS {
+                remember(&ctx, &LocalFlow { last_seen: now(), ..flow });
+            }
+            set_peer(&ctx, Family::V4, &flow.given);
+            return PROCEED;
         }
-        let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
-        let given = Endpoint::new(backend.address, backend.port, Proto::Udp);
-        let flow = LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation };
-        let _next_datagram_chooses_anew_if_full = LOCAL_FLOWS.insert(key, flow, BPF_ANY.into());
-        let _backend_shows_if_full = LOCAL_FLOWS.insert(LocalKey::answers(cookie, given), flow, BPF_ANY.into());
-        if let Some(traffic) = KernelTables.traffic(id) {
-            traffic.count_local_connection();
+    }
+    match reachable(&ctx).and_then(|()| lead(frontend, wanted)) {
+        Ok(flow) => {
+            remember(&ctx, &flow);
+            set_peer(&ctx, Family::V4, &flow.given);
         }
-        set_peer(&ctx, &given);
-        Ok(())
-    });
-    if let Err(reason) = led {
-        maps::count(reason.index());
+        Err(reason) => maps::count_atomically(reason.index()),
     }
     PROCEED
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    if let Some(sender) = peer(&ctx) {
-        let cookie = cookie(&ctx);
-        restore(&ctx, &LocalKey::answers(cookie, sender), &sender);
-        restore(&ctx, &LocalKey::connected(cookie), &sender);
-    }
+    receive(&ctx, Family::V4);
     PROCEED
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    receive(&ctx, Family::Mapped);
+    PROCEED
+}
+
+#[inline(always)]
+fn receive(ctx: &SockAddrContext, family: Family) {
+    let Some(sender) = peer(ctx, family) else { return };
+    let cookie = cookie(ctx);
+    // SAFETY: an entry of another flow, put in its place meanwhile, is told by its backend's endpoint.
+    restore(ctx, family, unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie, sender)) }, &sender);
+    // SAFETY: as above.
+    restore(ctx, family, unsafe { LOCAL_FLOWS.get(cookie) }, &sender);
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    if let Some(shown) = peer(&ctx) {
-        restore(&ctx, &LocalKey::connected(cookie(&ctx)), &shown);
-    }
+    show_peer(&ctx, Family::V4);
     PROCEED
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    show_peer(&ctx, Family::Mapped);
+    PROCEED
+}
+
+#[inline(always)]
+fn show_peer(ctx: &SockAddrContext, family: Family) {
+    if let Some(shown) = peer(ctx, family) {
+        // SAFETY: as for `receive`.
+        restore(ctx, family, unsafe { LOCAL_FLOWS.get(cookie(ctx)) }, &shown);
+    }
 }
 
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let _mostly_none = LOCAL_FLOWS.remove(LocalKey::connected(cookie));
+    let _mostly_none = LOCAL_FLOWS.remove(cookie);
     PROCEED
+}
+
+/// Chooses the backend of a socket and counts its connection.
+#[inline(always)]
+fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
+    let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
+    let Some(proto) = wanted.proto() else { return Err(PassReason::Protocol) };
+    let given = Endpoint::new(backend.address, backend.port, proto);
+    if let Some(traffic) = KernelTables.traffic(id) {
+        atomic::increment(traffic.local_connections());
+    }
+    Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
+}
+
+/// Notes where datagrams of a socket go, and whose answers they get. If there is no room, the next datagram chooses
+/// anew, and the backend shows.
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, flow: &LocalFlow) {
+    let cookie = cookie(ctx);
+    let there = LOCAL_DATAGRAMS.insert(LocalKey::datagrams(cookie, flow.wanted), flow, BPF_ANY.into());
+    let back = LOCAL_DATAGRAMS.insert(LocalKey::answers(cookie, flow.given), flow, BPF_ANY.into());
+    if there.is_err() || back.is_err() {
+        maps::count_atomically(Event::LocalTableFull.index());
+    }
 }
 
 /// Shows the frontend where the kernel shows the backend that a flow was led to.
 #[inline(always)]
-fn restore(ctx: &SockAddrContext, key: &LocalKey, shown: &Endpoint) {
-    // SAFETY: an entry of another flow, put in its place meanwhile, is told by its backend's endpoint.
-    if let Some(flow) = unsafe { LOCAL_FLOWS.get(key) }
+fn restore(ctx: &SockAddrContext, family: Family, flow: Option<&LocalFlow>, shown: &Endpoint) {
+    if let Some(flow) = flow
         && flow.given == *shown
     {
         let wanted = flow.wanted;
-        set_peer(ctx, &wanted);
+        set_peer(ctx, family, &wanted);
     }
 }
 
@@ -127,43 +186,55 @@ fn reachable(ctx: &SockAddrContext) -> Result<(), PassReason> {
     if unsafe { LOCAL_NETNS.get(netns) }.is_none() {
         return Err(PassReason::ForeignNetns);
     }
-    if is_bound_to_loopback(ctx) {
-        return Err(PassReason::LoopbackBound);
+    // SAFETY: the context is valid as long as the program runs; the verifier insists on the comparison with null.
+    unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if sk.is_null() {
+            return Ok(());
+        }
+        if (&raw const (*sk).bound_dev_if).read_volatile() != 0 {
+            return Err(PassReason::DeviceBound);
+        }
+        if (&raw const (*sk).src_ip4).read_volatile().to_ne_bytes()[0] == 127 {
+            return Err(PassReason::LoopbackBound);
+        }
     }
     Ok(())
 }
 
+/// Returns the address in the system call, if it and its protocol are balanced.
 #[inline(always)]
-fn is_bound_to_loopback(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context is valid as long as the program runs; the verifier insists on the comparison with null.
-    unsafe {
-        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        !sk.is_null() && (&raw const (*sk).src_ip4).read_volatile().to_ne_bytes()[0] == 127
-    }
-}
-
-/// Returns the address in the system call, if its protocol is balanced.
-#[inline(always)]
-fn peer(ctx: &SockAddrContext) -> Option<Endpoint> {
+fn peer(ctx: &SockAddrContext, family: Family) -> Option<Endpoint> {
     let at: *const bpf_sock_addr = ctx.sock_addr;
     // SAFETY: the context is valid as long as the program runs; its fields are read one by one, whole.
-    let (address, port, protocol) = unsafe {
-        (
-            (&raw const (*at).user_ip4).read_volatile(),
-            (&raw const (*at).user_port).read_volatile(),
-            (&raw const (*at).protocol).read_volatile(),
-        )
-    };
+    let (port, protocol) =
+        unsafe { ((&raw const (*at).user_port).read_volatile(), (&raw const (*at).protocol).read_volatile()) };
     let proto = Proto::from_number(protocol as u8)?;
-    Some(Endpoint::new(Address::from_v4_wire(address), Port::from_wire(port as u16), proto))
+    let address = match family {
+        // SAFETY: as above.
+        Family::V4 => Address::from_v4_wire(unsafe { (&raw const (*at).user_ip4).read_volatile() }),
+        Family::Mapped => {
+            let mut words = [0; 4];
+            for (place, word) in words.iter_mut().enumerate() {
+                // SAFETY: as above.
+                *word = unsafe { (&raw const (*at).user_ip6[place]).read_volatile() };
+            }
+            Address::from_mapped_wire(words)?
+        }
+    };
+    Some(Endpoint::new(address, Port::from_wire(port as u16), proto))
 }
 
 /// Changes the address in the system call.
 #[inline(always)]
-fn set_peer(ctx: &SockAddrContext, to: &Endpoint) {
-    // SAFETY: the context is valid as long as the program runs; its fields are written one by one, whole.
+fn set_peer(ctx: &SockAddrContext, family: Family, to: &Endpoint) {
+    // SAFETY: the context is valid as long as the program runs; its fields are written one by one, whole. Of a mapped
+    // address, only the last word differs.
     unsafe {
-        (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(to.address.v4_wire());
+        match family {
+            Family::V4 => (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(to.address.v4_wire()),
+            Family::Mapped => (&raw mut (*ctx.sock_addr).user_ip6[3]).write_volatile(to.address.v4_wire()),
+        }
         (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(to.port.wire()));
     }
 }

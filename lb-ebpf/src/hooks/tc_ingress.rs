@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK},
-    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head},
     macros::classifier,
     programs::TcContext,
 };
@@ -11,60 +11,80 @@ use lb_ebpf::{
     checksum::Delta,
     nat,
     packet::{Headers, PacketWindow as _},
-    pipeline::{self, Arrival, ToBackend},
+    pipeline::{self, ToBackend},
     verdict::{DropReason, Verdict},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, EthHdr},
 };
 
-use super::{NOTE_MAGIC, Note, maps, maps::KernelTables, now, tc_action, window::SkbWindow};
+use super::{
+    Note, maps,
+    maps::KernelTables,
+    note_mark, tc_action,
+    window::{Link, SkbWindow},
+};
+
+/// The packet could not be changed.
+const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     if let Some(backend) = noted(&ctx) {
         return hand_off(backend);
     }
-    match forward(&ctx) {
+    match forward(&ctx, Link::Ethernet) {
+        Ok(action) => action,
+        Err(verdict) => tc_action(verdict),
+    }
+}
+
+#[classifier]
+pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
+    match forward(&ctx, Link::None) {
         Ok(action) => action,
         Err(verdict) => tc_action(verdict),
     }
 }
 
 #[inline(always)]
-fn forward(ctx: &TcContext) -> Result<i32, Verdict> {
+fn forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     let window = SkbWindow(ctx);
-    let packet = window.parse().map_err(Verdict::Pass)?;
-    let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, arrival(ctx), &KernelTables)?;
-
-    if matches!(backend.hand_off(), HandOff::Peer) {
-        let written = window.write(0, backend.mac).and_then(|()| window.write(6, backend.source_mac));
-        if written.is_none() {
-            return Err(Verdict::Drop(DropReason::RewriteFailed));
-        }
-    }
+    let packet = window.parse(link).map_err(Verdict::Pass)?;
+    let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, window.arrival(&packet), &KernelTables)?;
     rewrite(ctx, &packet, &to)?;
+    match backend.hand_off() {
+        HandOff::Peer | HandOff::Neighbour => {
+            write_link(ctx, link, EthHdr { destination: backend.mac, source: backend.source_mac, ..IPV4_FRAME })?;
+        }
+        HandOff::Routing => {}
+    }
     Ok(hand_off(backend))
 }
 
-/// Returns by which device a packet came, how long it is, and when.
+/// A link header of which only the addresses are to be filled in.
+pub const IPV4_FRAME: EthHdr = EthHdr { destination: [0; 6], source: [0; 6], ether_type: ETHERTYPE_IPV4.to_be() };
+
+/// Gives a packet a link header, where it has none to be overwritten: what redirects to an Ethernet device wants one.
 #[inline(always)]
-pub fn arrival(ctx: &TcContext) -> Arrival {
+pub fn write_link(ctx: &TcContext, link: Link, header: EthHdr) -> Result<(), Verdict> {
     // SAFETY: the context is valid as long as the program runs.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    Arrival { ifindex, bytes: ctx.len(), now: now() }
+    if matches!(link, Link::None) && unsafe { bpf_skb_change_head(ctx.skb.skb, ETH_LEN as u32, 0) } != 0 {
+        return Err(FAILED);
+    }
+    SkbWindow(ctx).write(0, header).ok_or(FAILED)
 }
 
 /// Writes other addresses and ports. The kernel's helpers change the checksum of TCP and UDP, because only the kernel
 /// knows whether it is whole (`skb->ip_summed`).
 #[inline(always)]
 pub fn rewrite(ctx: &TcContext, packet: &Headers, to: &FlowKey) -> Result<(), Verdict> {
-    let failed = Verdict::Drop(DropReason::RewriteFailed);
-    let Some(change) = nat::apply_headers(&SkbWindow(ctx), packet, to) else { return Err(failed) };
+    let Some(change) = nat::apply_headers(&SkbWindow(ctx), packet, to) else { return Err(FAILED) };
     let (check, flags) = match packet.proto {
         Proto::Tcp => (packet.l4 + nat::TCP_CHECK, 0),
         Proto::Udp => (packet.l4 + nat::UDP_CHECK, u64::from(BPF_F_MARK_MANGLED_0)),
     };
-    replace(ctx, check, change.addresses, flags | u64::from(BPF_F_PSEUDO_HDR)).ok_or(failed)?;
+    replace(ctx, check, change.addresses, flags | u64::from(BPF_F_PSEUDO_HDR)).ok_or(FAILED)?;
     if packet.key.source_port != to.source_port || packet.key.destination_port != to.destination_port {
-        replace(ctx, check, change.ports, flags).ok_or(failed)?;
+        replace(ctx, check, change.ports, flags).ok_or(FAILED)?;
     }
     Ok(())
 }
@@ -87,7 +107,7 @@ fn hand_off(backend: &Backend) -> i32 {
     }
 }
 
-/// Returns the backend that an XDP program on the same device has already rewritten the packet for.
+/// Returns the backend that an XDP program of this instance on the same device has already rewritten the packet for.
 #[inline(always)]
 fn noted(ctx: &TcContext) -> Option<&'static Backend> {
     // SAFETY: the context is valid as long as the program runs.
@@ -97,7 +117,7 @@ fn noted(ctx: &TcContext) -> Option<&'static Backend> {
     }
     // SAFETY: compared with the end of the metadata right above.
     let note = unsafe { (from as *const Note).read() };
-    if note.magic != NOTE_MAGIC {
+    if note.mark == 0 || note.mark != note_mark() {
         return None;
     }
     maps::backend(note.backend)

@@ -9,13 +9,21 @@ use lb_ebpf::{
 use super::{
     maps::KernelTables,
     tc_action,
-    tc_ingress::{arrival, rewrite},
-    window::SkbWindow,
+    tc_ingress::{IPV4_FRAME, rewrite, write_link},
+    window::{Link, SkbWindow},
 };
 
 #[classifier]
 pub fn tc_reply(ctx: TcContext) -> i32 {
-    match reply(&ctx) {
+    match reply(&ctx, Link::Ethernet) {
+        Ok(action) => action,
+        Err(verdict) => tc_action(verdict),
+    }
+}
+
+#[classifier]
+pub fn tc_reply_l3(ctx: TcContext) -> i32 {
+    match reply(&ctx, Link::None) {
         Ok(action) => action,
         Err(verdict) => tc_action(verdict),
     }
@@ -24,10 +32,14 @@ pub fn tc_reply(ctx: TcContext) -> i32 {
 /// Once rewritten, the source is an address of this host, which its routing would drop as a martian: so the packet
 /// leaves by redirect, through the device by which the flow came.
 #[inline(always)]
-fn reply(ctx: &TcContext) -> Result<i32, Verdict> {
-    let packet = SkbWindow(ctx).parse().map_err(Verdict::Pass)?;
-    let ToClient { to, ifindex } = pipeline::egress(&packet, arrival(ctx), &KernelTables)?;
+fn reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
+    let window = SkbWindow(ctx);
+    let packet = window.parse(link).map_err(Verdict::Pass)?;
+    let ToClient { to, ifindex } = pipeline::egress(&packet, window.arrival(&packet), &KernelTables)?;
     rewrite(ctx, &packet, &to)?;
-    // SAFETY: no parameters are passed, so the kernel looks up route and neighbour.
+    if matches!(link, Link::None) {
+        write_link(ctx, link, IPV4_FRAME)?;
+    }
+    // SAFETY: no parameters are passed, so the kernel looks up route and neighbour, and writes the link header.
     Ok(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })
 }

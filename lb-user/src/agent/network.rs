@@ -4,21 +4,25 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::Duration,
 };
 
 use anyhow::Result;
 
-use super::Agent;
+use super::{Agent, Answer};
 use crate::{
     config::{Hook, RunConfig, Source},
     datapath::{
         Datapath, DatapathError,
-        doors::{DoorAttach, DoorKind},
-        links::{Bridge, Link, LinkError, Links},
-        loader,
+        doors::{Device, DoorAttach, DoorKind},
+        links::{Bridge, Framing, Link, LinkError, Links},
+        loader, pins,
         publish::FrontendWish,
     },
 };
+
+/// How long a look at the interfaces may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// The devices and addresses of an instance.
 #[derive(Debug, Default)]
@@ -26,7 +30,7 @@ pub struct Network {
     uplinks: Vec<Link>,
     bridges: Vec<Bridge>,
     addresses: BTreeSet<Ipv4Addr>,
-    existing: BTreeSet<u32>,
+    existing: BTreeMap<u32, String>,
     problems: Vec<String>,
 }
 
@@ -36,6 +40,9 @@ impl Network {
     /// # Errors
     /// If a named uplink does not exist, or none can be found.
     pub async fn find(config: &RunConfig, links: &Links) -> Result<Self> {
+        for name in &config.uplinks {
+            links.index_of(name).await?;
+        }
         let network = Self::look(config, links).await?;
         if network.uplinks.is_empty() {
             anyhow::bail!(
@@ -45,8 +52,10 @@ impl Network {
         Ok(network)
     }
 
+    /// Looks at the interfaces; an uplink that is not there is a problem, and keeps no other from being served.
     async fn look(config: &RunConfig, links: &Links) -> Result<Self, LinkError> {
         let existing = links.all().await?;
+        let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
             let backends = match &config.source {
                 Source::Static { backends } => backends.iter().map(|backend| *backend.ip()).collect(),
@@ -56,11 +65,16 @@ impl Network {
         } else {
             let mut named = Vec::new();
             for name in &config.uplinks {
-                let index = links.index_of(name).await?;
-                named.extend(existing.iter().find(|link| link.index == index).cloned());
+                match existing.iter().find(|link| link.name == *name) {
+                    Some(link) => named.push(link.clone()),
+                    None => problems.push(format!("uplink {name} does not exist: clients cannot come by it")),
+                }
             }
             named
         };
+        if uplinks.is_empty() {
+            problems.push("no uplink is left: clients from outside cannot come".to_owned());
+        }
         let mut bridges = links.bridges().await?;
         bridges.retain(|bridge| uplinks.iter().all(|uplink| uplink.index != bridge.index));
         let mut addresses = BTreeSet::new();
@@ -68,11 +82,11 @@ impl Network {
             addresses.extend(links.addresses(uplink.index).await?);
         }
         addresses.extend(bridges.iter().flat_map(|bridge| bridge.addresses.iter().copied()));
-        let existing = existing.iter().map(|link| link.index).collect();
-        Ok(Self { uplinks, bridges, addresses, existing, problems: Vec::new() })
+        let existing = existing.into_iter().map(|link| (link.index, link.name)).collect();
+        Ok(Self { uplinks, bridges, addresses, existing, problems })
     }
 
-    /// Makes the frontends known to the kernel and opens the doors.
+    /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
     ///
     /// # Errors
     /// If another instance has a frontend, or the kernel refuses.
@@ -82,31 +96,75 @@ impl Network {
                 loader::check_xdp(link, config.complete_checksums)?;
             }
         }
+        let _nobody_else_takes_one = pins::lock_frontends()?;
         let wishes = self.wishes(config);
         for wish in &wishes {
-            datapath.check_others(&wish.addresses, wish.proto == lb_ebpf::abi::Proto::Udp)?;
+            datapath.check_others(wish)?;
         }
-        self.bring_up(datapath, config, &wishes)
-    }
-
-    fn bring_up(
-        &self,
-        datapath: &mut Datapath,
-        config: &RunConfig,
-        wishes: &[FrontendWish],
-    ) -> Result<(), DatapathError> {
-        datapath.serve(wishes)?;
-        let doors: BTreeMap<u32, &str> =
-            self.bridges.iter().map(|bridge| (bridge.index, bridge.name.as_str())).collect();
-        for (&ifindex, name) in &doors {
-            datapath.open_door(DoorKind::TcIngress, ifindex, name)?;
-        }
-        for uplink in &self.uplinks {
-            datapath.open_uplink(config.hook, uplink.index, &uplink.name)?;
+        for device in self.front_devices() {
+            self.open(datapath, config, device)?;
         }
         datapath.open_cgroup()?;
-        let uplinks: BTreeSet<u32> = self.uplinks.iter().map(|uplink| uplink.index).collect();
-        let front = uplinks.iter().copied().chain(doors.into_keys()).collect();
+        datapath.serve(&wishes)?;
+        self.close_others(datapath)
+    }
+
+    /// Follows what has changed: as [`attach`](Self::attach), but what fails keeps nothing else from being done. Returns
+    /// what is wrong.
+    fn follow(&self, datapath: &mut Datapath, config: &RunConfig) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut note =
+            |outcome: Result<(), DatapathError>| problems.extend(outcome.err().map(|error| super::chain(&error)));
+        for device in self.front_devices() {
+            note(self.open(datapath, config, device));
+        }
+        match pins::lock_frontends() {
+            Ok(_nobody_else_takes_one) => {
+                let mut wishes = self.wishes(config);
+                for wish in &mut wishes {
+                    // An address that has come to the host may be another instance's by name.
+                    for address in std::mem::take(&mut wish.addresses) {
+                        let one = FrontendWish { addresses: [address].into(), ..wish.clone() };
+                        match datapath.check_others(&one) {
+                            Ok(()) => _ = wish.addresses.insert(address),
+                            taken => note(taken),
+                        }
+                    }
+                }
+                note(datapath.serve(&wishes));
+            }
+            Err(error) => note(Err(error)),
+        }
+        note(self.close_others(datapath));
+        problems
+    }
+
+    /// Returns the devices at which clients are met: uplinks, and bridges for the containers of this host.
+    fn front_devices(&self) -> impl Iterator<Item = Device<'_>> {
+        let bridges = self.bridges.iter().map(|bridge| Device {
+            ifindex: bridge.index,
+            name: &bridge.name,
+            framing: Framing::Ethernet,
+        });
+        let uplinks = self.uplinks.iter().map(|uplink| Device {
+            ifindex: uplink.index,
+            name: &uplink.name,
+            framing: uplink.framing,
+        });
+        bridges.chain(uplinks)
+    }
+
+    fn open(&self, datapath: &mut Datapath, config: &RunConfig, device: Device<'_>) -> Result<(), DatapathError> {
+        if self.uplinks.iter().any(|uplink| uplink.index == device.ifindex) {
+            datapath.open_uplink(config.hook, device)
+        } else {
+            datapath.open_door(DoorKind::TcIngress, device)
+        }
+    }
+
+    fn close_others(&self, datapath: &mut Datapath) -> Result<(), DatapathError> {
+        let front = self.front_devices().map(|device| device.ifindex).collect();
+        let uplinks = self.uplinks.iter().map(|uplink| uplink.index).collect();
         datapath.close_doors_except(DoorKind::TcIngress, &front)?;
         datapath.close_doors_except(DoorKind::Xdp, &uplinks)?;
         datapath.close_doors_except(DoorKind::XdpGeneric, &uplinks)
@@ -153,25 +211,37 @@ impl Network {
 }
 
 impl Agent {
+    /// Looks at interfaces and addresses, beside the loop.
+    pub(super) fn look_at_network(&mut self) {
+        if std::mem::replace(&mut self.is_looking, true) {
+            return;
+        }
+        let (config, links, answers) = (self.config.clone(), self.links.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let outcome = match tokio::time::timeout(LOOK_LIMIT, Network::look(&config, &links)).await {
+                Ok(outcome) => outcome.map_err(Into::into),
+                Err(_) => Err(anyhow::anyhow!("look at the interfaces: no answer within {} s", LOOK_LIMIT.as_secs())),
+            };
+            let _nobody_listens = answers.send(Answer::Looked(outcome));
+        });
+    }
+
     /// Follows interfaces and addresses that have changed.
-    pub(super) async fn check_network(&mut self) {
+    pub(super) fn on_network(&mut self, looked: Result<Network>) {
         let mut problems = Vec::new();
-        match Network::look(&self.config, &self.links).await {
-            Ok(network) => {
+        match looked {
+            Ok(mut network) => {
                 if network.addresses != self.network.addresses {
                     tracing::info!("the host's addresses have changed; the frontends follow");
                 }
-                if network.uplinks.is_empty() {
-                    problems.push("no uplink is left: clients from outside cannot come".to_owned());
-                }
                 self.datapath.forget_doors_except(&network.existing);
-                let wishes = network.wishes(&self.config);
-                if let Err(error) = network.bring_up(&mut self.datapath, &self.config, &wishes) {
-                    problems.push(super::chain(&error));
-                }
+                self.places.doubt_other_devices(&network.existing);
+                problems = std::mem::take(&mut network.problems);
+                problems.extend(network.follow(&mut self.datapath, &self.config));
+                std::mem::swap(&mut network.problems, &mut self.network.problems);
                 self.network = network;
             }
-            Err(error) => problems.push(super::chain(&error)),
+            Err(error) => problems.push(format!("{error:#}")),
         }
         for problem in &problems {
             if !self.network.problems.contains(problem) {

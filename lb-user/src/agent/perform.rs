@@ -1,9 +1,9 @@
 //! Commands performed: quick ones at once, slow ones beside the loop with an answer to come.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Agent, Answer, chain};
@@ -11,15 +11,19 @@ use crate::{
     config::{Source, publish::Proto},
     control::{Command, ContainerId, Event, Publication},
     datapath::{
+        DatapathError,
         links::{self, Links},
         publish::{Member, Registry},
-        report::{Reach, Way},
+        report::Way,
     },
     health::{self, HealthCheck},
 };
 
 /// How long a health check may take: long enough for a busy host, and checks of one backend never overlap.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// After so long a way that is known is looked for again, in case the network has changed unseen.
+const WAY_AGE: Duration = Duration::from_secs(30);
 
 /// Where containers are, and how they are reached.
 #[derive(Debug, Default)]
@@ -31,8 +35,8 @@ pub struct Places {
 struct Place {
     address: Option<IpAddr>,
     way: Option<Way>,
-    /// Whether the way was found by this agent since the container was last started.
-    is_found: bool,
+    /// When the way was found last; nothing if it may be another by now.
+    found: Option<Instant>,
 }
 
 impl Places {
@@ -53,19 +57,42 @@ impl Places {
         }
     }
 
-    /// Notes that a container was started: its old veth is gone.
-    pub fn moved(&mut self, id: &ContainerId) {
+    /// Notes that a container's way may be another by now.
+    pub fn doubt(&mut self, id: &ContainerId) {
         if let Some(place) = self.of.get_mut(id) {
-            place.is_found = false;
+            place.found = None;
         }
     }
 
-    /// Notes a way; returns whether it differs from one that was known.
+    /// Notes that any way may be another by now.
+    pub fn doubt_all(&mut self) {
+        self.of.values_mut().for_each(|place| place.found = None);
+    }
+
+    /// Notes that only these devices, by index, exist under these names.
+    pub fn doubt_other_devices(&mut self, devices: &BTreeMap<u32, String>) {
+        for place in self.of.values_mut() {
+            let exists = |ifindex, name: &String| devices.get(&ifindex) == Some(name);
+            if let Some(way) = &place.way
+                && !(exists(way.ifindex, &way.name) && exists(way.reply_ifindex, &way.reply_name))
+            {
+                place.found = None;
+            }
+        }
+    }
+
+    /// Notes a way; returns whether it differs from one that was known. Of a container that was forgotten meanwhile
+    /// nothing is noted.
     pub fn reached(&mut self, id: &ContainerId, way: Way) -> bool {
-        let place = self.of.entry(id.clone()).or_default();
-        place.is_found = true;
+        let Some(place) = self.of.get_mut(id) else { return false };
+        place.found = Some(Instant::now());
         let former = place.way.replace(way);
         former.is_some() && former != place.way
+    }
+
+    /// Forgets all but these.
+    pub fn keep_only(&mut self, ids: &BTreeSet<&ContainerId>) {
+        self.of.retain(|id, _| ids.contains(id));
     }
 
     fn forget(&mut self, id: &ContainerId) {
@@ -74,14 +101,11 @@ impl Places {
 }
 
 impl Agent {
-    /// Performs a command; returns its answer where that is there at once.
-    pub(super) fn perform(&mut self, command: Command) -> Option<Event> {
+    /// Performs a command; returns its answers where they are there at once.
+    pub(super) fn perform(&mut self, command: Command) -> Vec<Event> {
         match command {
-            Command::Publish(publication) => Some(self.publish(publication)),
-            Command::Probe { id } => {
-                self.probe(id);
-                None
-            }
+            Command::Publish(publication) => return self.publish(&publication),
+            Command::Probe { id } => self.probe(id),
             Command::Start { ordinal } => {
                 let provider = self.provider.clone();
                 self.beside(async move {
@@ -90,10 +114,9 @@ impl Agent {
                         Err(error) => Event::StartFailed { ordinal, error: chain(&error) },
                     }
                 });
-                None
             }
             Command::Stop { id } => {
-                let (provider, grace) = (self.provider.clone(), self.engine_settings);
+                let (provider, grace) = (self.provider.clone(), self.stop_grace);
                 self.places.forget(&id);
                 self.beside(async move {
                     match provider.stop(&id, grace).await {
@@ -101,7 +124,6 @@ impl Agent {
                         Err(error) => Event::StopFailed { id, error: chain(&error) },
                     }
                 });
-                None
             }
             Command::Remove { id } => {
                 let provider = self.provider.clone();
@@ -112,10 +134,10 @@ impl Agent {
                         Err(error) => Event::RemoveFailed { id, error: chain(&error) },
                     }
                 });
-                None
             }
-            Command::Finish => None,
+            Command::Finish => {}
         }
+        Vec::new()
     }
 
     fn beside(&self, work: impl Future<Output = Event> + Send + 'static) {
@@ -126,34 +148,47 @@ impl Agent {
         });
     }
 
-    fn publish(&mut self, publication: Publication) -> Event {
+    fn publish(&mut self, publication: &Publication) -> Vec<Event> {
         let generation = publication.generation;
-        let outcome = self.write(&publication);
-        self.last_publication = Some(publication);
-        match outcome {
-            Ok(()) => Event::Published { generation },
-            Err(error) => Event::PublishFailed { generation, error },
+        match self.write(publication) {
+            Ok(unreachable) => {
+                let left_out = unreachable.into_iter().map(|(id, error)| {
+                    self.places.doubt(&id);
+                    Event::BackendUnreachable { id, error }
+                });
+                let left_out: Vec<Event> = left_out.collect();
+                std::iter::once(Event::Published { generation }).chain(left_out).collect()
+            }
+            Err(error) => vec![Event::PublishFailed { generation, error: chain(&error) }],
         }
     }
 
-    /// Writes the last publication again: a way has changed.
-    pub(super) fn publish_again(&mut self) {
-        if let Some(publication) = self.last_publication.clone()
-            && let Err(error) = self.write(&publication)
-        {
-            tracing::error!(error, "a backend's device has changed, and the maps could not follow");
+    /// Writes a publication; returns who was to be ready and is left out, and why.
+    fn write(&mut self, publication: &Publication) -> Result<BTreeMap<ContainerId, String>, DatapathError> {
+        let mut unreachable = BTreeMap::new();
+        let mut ready = Vec::new();
+        for id in &publication.ready {
+            match self.member(id) {
+                Ok(member) => ready.push(member),
+                Err(error) => {
+                    unreachable.insert(id.clone(), error);
+                }
+            }
         }
+        let draining: Vec<Member> = publication.draining.iter().filter_map(|id| self.leaver(id)).collect();
+        let prepared = self.datapath.prepare(&ready, &draining)?;
+        unreachable.extend(prepared.unreachable.iter().map(|(id, error)| (id.clone(), chain(error))));
+        // Should the agent die from here on, the next one knows what the kernel may hold.
+        self.report();
+        self.datapath.commit(prepared)?;
+        Ok(unreachable)
     }
 
-    fn write(&mut self, publication: &Publication) -> Result<(), String> {
-        let ready: Vec<Member> = publication.ready.iter().map(|id| self.member(id)).collect::<Result<_, _>>()?;
-        // A container that is being stopped may have been forgotten: what the kernel holds of it stays as it is.
-        let draining: Vec<Member> = publication
-            .draining
-            .iter()
-            .filter_map(|id| self.member(id).ok().or_else(|| self.datapath.registry.member(id)))
-            .collect();
-        self.datapath.publish(&ready, &draining).map_err(|error| chain(&error))
+    /// Returns a backend that keeps the connections it has: where they go is what the kernel holds.
+    fn leaver(&self, id: &ContainerId) -> Option<Member> {
+        let member = self.datapath.registry.member(id)?;
+        let way = self.places.of.get(id).and_then(|place| place.way.clone());
+        Some(Member { way: way.unwrap_or(member.way), ..member })
     }
 
     fn member(&self, id: &ContainerId) -> Result<Member, String> {
@@ -182,12 +217,19 @@ impl Agent {
     fn probe(&self, id: ContainerId) {
         let place = self.places.of.get(&id);
         let address = place.and_then(|place| place.address);
-        let known = place.filter(|place| place.is_found).and_then(|place| place.way.clone());
+        let known = place.and_then(|place| place.way.clone());
+        let is_fresh = place.and_then(|place| place.found).is_some_and(|found| found.elapsed() < WAY_AGE);
+        let is_doubted = place.is_none_or(|place| place.found.is_none());
         let endpoints = address.map(|address| self.probed_endpoints(&id, address)).unwrap_or_default();
         let (links, check, answers) = (self.links.clone(), self.config.health.clone(), self.answers.clone());
         tokio::spawn(async move {
+            let trust = match known {
+                Some(way) if is_fresh => Trust::Fresh(way),
+                Some(way) if !is_doubted => Trust::Old(way),
+                Some(_) | None => Trust::None,
+            };
             let outcome = match address {
-                Some(IpAddr::V4(address)) => examine(address, known, &endpoints, &links, &check).await,
+                Some(IpAddr::V4(address)) => examine(address, trust, &endpoints, &links, &check).await,
                 Some(IpAddr::V6(address)) => Err(format!("{address}: IPv6 backends are not supported yet")),
                 None => Err("it has no address".to_owned()),
             };
@@ -210,9 +252,19 @@ impl Agent {
     }
 }
 
+/// How much is known of a way.
+enum Trust {
+    /// It was found a moment ago.
+    Fresh(Way),
+    /// It was found some time ago: worth a look, and good enough if that fails.
+    Old(Way),
+    /// It is not known, or is another by now.
+    None,
+}
+
 async fn examine(
     address: Ipv4Addr,
-    known: Option<Way>,
+    trust: Trust,
     endpoints: &[SocketAddr],
     links: &Links,
     check: &HealthCheck,
@@ -220,9 +272,10 @@ async fn examine(
     for &endpoint in endpoints {
         health::probe(check, endpoint, PROBE_LIMIT).await.map_err(|error| chain(&error))?;
     }
-    match known {
-        Some(way) => Ok(way),
-        None => find_way(address, links).await.map_err(|error| chain(&error)),
+    match trust {
+        Trust::Fresh(way) => Ok(way),
+        Trust::Old(way) => Ok(find_way(address, links).await.unwrap_or(way)),
+        Trust::None => find_way(address, links).await.map_err(|error| chain(&error)),
     }
 }
 
@@ -230,15 +283,12 @@ async fn find_way(address: Ipv4Addr, links: &Links) -> Result<Way, links::LinkEr
     let path = links.resolve(address).await?;
     let host_address = links.addresses(path.l3_ifindex).await?.first().copied();
     Ok(Way {
-        reach: match path.reach {
-            links::Reach::Veth => Reach::Veth,
-            links::Reach::Neighbour => Reach::Neighbour,
-            links::Reach::Routed => Reach::Routed,
-        },
+        reach: path.reach,
         ifindex: path.ifindex,
         name: path.name,
         reply_ifindex: path.reply_ifindex,
         reply_name: path.reply_name,
+        reply_framing: path.reply_framing,
         mac: path.mac.unwrap_or_default(),
         source_mac: path.src_mac.unwrap_or_default(),
         host_address,

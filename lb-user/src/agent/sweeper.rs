@@ -18,6 +18,8 @@ use crate::{
 
 /// A sweep may take one part in so many of a processor.
 const SHARE: u32 = 20;
+/// How often reply halves that stand alone are looked for, too.
+const DEEP: Duration = Duration::from_secs(60);
 
 /// A thread that sweeps when asked to.
 pub struct Sweeper {
@@ -56,9 +58,14 @@ impl Sweeper {
         std::thread::Builder::new()
             .name("sweeper".into())
             .spawn(move || {
+                let mut last_deep = Instant::now();
                 while let Ok(Request { began, retiring }) = inbox.recv() {
                     let start = Instant::now();
-                    let outcome = sweep::sweep(&maps, clock::ktime());
+                    let depth = if last_deep.elapsed() >= DEEP { sweep::Depth::All } else { sweep::Depth::Flows };
+                    if depth == sweep::Depth::All {
+                        last_deep = start;
+                    }
+                    let outcome = sweep::sweep(&maps, clock::ktime(), depth);
                     if outbox.send(Swept { began, retiring, outcome, took: start.elapsed() }).is_err() {
                         return;
                     }
@@ -75,11 +82,18 @@ impl Sweeper {
         }
     }
 
-    /// Waits for the next result; `None` if the thread has ended.
-    pub async fn next(&mut self) -> Option<Swept> {
-        let swept = self.results.recv().await?;
+    /// Waits for the next result.
+    ///
+    /// # Errors
+    /// If the thread has ended, which it has no reason to.
+    pub async fn next(&mut self) -> Result<Swept> {
+        let swept = self
+            .results
+            .recv()
+            .await
+            .context("the sweeper's thread has ended by itself: this is a fault of lb-user")?;
         self.busy = false;
         self.rest_until = Instant::now() + swept.took * SHARE;
-        Some(swept)
+        Ok(swept)
     }
 }

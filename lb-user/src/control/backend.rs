@@ -127,6 +127,8 @@ pub(super) struct Backend {
     pub ordinal: u32,
     pub address: Option<IpAddr>,
     pub created: u64,
+    /// Whether it was started with other settings than one would be today.
+    pub outdated: bool,
     pub state: State,
     /// When the state was entered.
     pub since: Timestamp,
@@ -153,6 +155,7 @@ impl Backend {
             ordinal: sighting.ordinal,
             address: sighting.address,
             created: sighting.created,
+            outdated: sighting.outdated,
             state: State::Starting,
             since: now,
             known_since: now,
@@ -169,7 +172,7 @@ impl Backend {
     pub fn started(id: ContainerId, ordinal: u32, now: Timestamp) -> Self {
         let name = BackendName(id.0.clone());
         // It is newer than every backend that has been seen.
-        let sighting = Sighting { id, name, ordinal, address: None, running: true, created: u64::MAX };
+        let sighting = Sighting { id, name, ordinal, address: None, running: true, created: u64::MAX, outdated: false };
         Backend { sighted: false, ..Backend::starting(sighting, now) }
     }
 
@@ -179,6 +182,7 @@ impl Backend {
         self.name = sighting.name;
         self.ordinal = sighting.ordinal;
         self.created = sighting.created;
+        self.outdated = sighting.outdated;
         self.sighted = true;
         let moved = sighting.address.is_some() && self.address.is_some() && sighting.address != self.address;
         if sighting.address.is_some() {
@@ -269,6 +273,9 @@ impl Backend {
             Ok(()) => {
                 self.health.passes = self.health.passes.saturating_add(1);
                 self.health.failures = 0;
+                if self.state == State::Ready && self.health.fell.is_none() {
+                    self.last_error = None;
+                }
             }
             Err(error) => {
                 self.health.failures = self.health.failures.saturating_add(1);

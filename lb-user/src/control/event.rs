@@ -63,6 +63,8 @@ pub struct Sighting {
     pub running: bool,
     /// When it was created, in seconds of Unix time: the newest is the first to go.
     pub created: u64,
+    /// Whether it was started with other settings than one would be today: it is the first to go.
+    pub outdated: bool,
 }
 
 /// Why a backend is gone.
@@ -138,6 +140,18 @@ pub enum Event {
     Published {
         /// Of which publication.
         generation: u64,
+    },
+    /// A publication has left out a backend that was to be ready, because packets cannot be handed to it.
+    BackendUnreachable {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        error: String,
+    },
+    /// A backend that is published is reached in another way: what the datapath holds is out of date.
+    WayChanged {
+        /// Which.
+        id: ContainerId,
     },
     /// [`Command::Publish`] failed; what the datapath holds is not known.
     PublishFailed {

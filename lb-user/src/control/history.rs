@@ -108,6 +108,13 @@ pub(super) struct History {
 }
 
 impl History {
+    /// Creates a history that begins with what a former agent decided.
+    pub fn new(former: Vec<Decision>) -> Self {
+        let mut history = Self::default();
+        former.into_iter().for_each(|decision| history.record(decision));
+        history
+    }
+
     /// Adds a decision, or counts it where it repeats the last one.
     pub fn record(&mut self, decision: Decision) {
         if let Some(last) = self.decisions.back_mut()

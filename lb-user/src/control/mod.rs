@@ -43,10 +43,12 @@ use retry::{Errand, Pace};
 
 /// How failed stops and removals are tried again.
 const STOP_PACE: Pace = Pace { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
-/// How long the answer to a stop or removal is waited for: longer than any grace plus the engine's own delays.
-const STOP_PATIENCE: Duration = Duration::from_secs(120);
-/// How long the answer to a start is waited for.
-const START_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the answer to a removal is waited for: longer than the engine's own delays.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(130);
+/// How long the answer to a start is waited for: longer than the provider waits for the engine, for each of three steps.
+const START_PATIENCE: Duration = Duration::from_secs(390);
+/// How long a container that has ended is left alone: somebody may be restarting it by hand.
+const REMOVE_DELAY: Duration = Duration::from_secs(2);
 
 /// Decides what there should be, from what there is.
 #[derive(Debug)]
@@ -66,6 +68,10 @@ pub struct Controller {
     kept_last: BTreeSet<ContainerId>,
     provider_error: Option<String>,
     start_error: Option<String>,
+    /// Containers that were gone before the answer to their start had come.
+    stillborn: BTreeMap<ContainerId, GoneCause>,
+    /// Whether the end was asked for before it was known what there is.
+    stop_awaits_list: bool,
     forced: bool,
     finished: bool,
     /// When everything that was due was brought about last.
@@ -74,13 +80,14 @@ pub struct Controller {
 
 impl Controller {
     /// Creates a controller that knows of no backend yet; it does nothing before the first [`Event::Resynced`].
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(mut settings: Settings) -> Self {
         let wish = match settings.scaling {
             Scaling::Fixed => 0,
             Scaling::Auto(law) => law.bounds.min(),
         };
         Controller {
             publisher: Publisher::new(settings.adopted_generation),
+            history: History::new(std::mem::take(&mut settings.adopted_decisions)),
             settings,
             phase: Phase::Starting,
             wish,
@@ -90,11 +97,12 @@ impl Controller {
             backends: BTreeMap::new(),
             pending: BTreeMap::new(),
             crash_loop: CrashLoop::default(),
-            history: History::default(),
             news: Vec::new(),
             kept_last: BTreeSet::new(),
             provider_error: None,
             start_error: None,
+            stillborn: BTreeMap::new(),
+            stop_awaits_list: false,
             forced: false,
             finished: false,
             settled: Timestamp::ZERO,
@@ -175,6 +183,13 @@ impl Controller {
 
     fn problems(&self, now: Timestamp) -> Vec<String> {
         let mut problems = Vec::new();
+        let outdated = self.backends.values().filter(|backend| backend.is_active() && backend.outdated).count();
+        if outdated > 0 {
+            problems.push(format!(
+                "{outdated} of the containers were started with other settings than today's: they are the first to go, \
+                 or `docker rm -f` them one by one"
+            ));
+        }
         problems.extend(self.provider_error.iter().map(|error| format!("{error}; nothing is started or stopped")));
         problems.extend(self.publisher.error().map(|error| format!("publish: {error}")));
         if let Some(error) = &self.start_error
@@ -245,6 +260,12 @@ impl Controller {
             Event::BackendGone { id, cause } => self.gone(&id, cause, now),
             Event::BackendProbed { id, outcome } => self.probed(&id, outcome, now),
             Event::Published { generation } => self.published(generation, now),
+            Event::BackendUnreachable { id, error } => self.unreachable(&id, error, now),
+            Event::WayChanged { id } => {
+                if self.backends.get(&id).is_some_and(Backend::may_have_flows) {
+                    self.publisher.renew();
+                }
+            }
             Event::PublishFailed { generation, error } => {
                 if self.publisher.fail(generation, &error, now) {
                     self.remark(DecisionKind::PublishFailed, error, now);
@@ -258,7 +279,12 @@ impl Controller {
             }
             Event::Started { ordinal, id } => {
                 self.pending.remove(&ordinal);
-                self.backends.entry(id.clone()).or_insert_with(|| Backend::started(id, ordinal, now));
+                if let Some(cause) = self.stillborn.remove(&id) {
+                    self.backends.entry(id.clone()).or_insert_with(|| Backend::started(id.clone(), ordinal, now));
+                    self.gone(&id, cause, now);
+                } else {
+                    self.backends.entry(id.clone()).or_insert_with(|| Backend::started(id, ordinal, now));
+                }
             }
             Event::StartFailed { ordinal, error } => {
                 self.pending.remove(&ordinal);
@@ -312,7 +338,9 @@ impl Controller {
         if !sighting.running {
             match self.backends.get(&sighting.id) {
                 Some(_) => self.gone(&sighting.id.clone(), GoneCause::Died { exit_code: None, oom: false }, now),
-                // Left by an earlier life: out of the way, so that its name is free.
+                // Created, and about to be started. Otherwise left by an earlier life: out of the way, so that its name
+                // is free.
+                None if self.pending.contains_key(&sighting.ordinal) => {}
                 None if self.is_auto() => {
                     let mut backend = Backend::starting(sighting, now);
                     backend.enter(State::Dead(Errand::new(now)), now);
@@ -331,7 +359,8 @@ impl Controller {
             return;
         }
         let mut backend = Backend::starting(sighting, now);
-        if self.settings.adopted_ready.remove(&backend.id) {
+        let adopted = self.settings.adopted_ready.remove(&backend.id);
+        if adopted.is_some() && adopted == backend.address {
             backend.offered_slot();
             backend.enter(State::Ready, now);
             let reason = format!("{} had its slot already", backend.name);
@@ -361,18 +390,35 @@ impl Controller {
         for id in absent {
             self.gone(&id, GoneCause::Removed, now);
         }
+        self.stillborn.clear();
         if self.phase == Phase::Starting {
             self.phase = Phase::Running;
             if let Some(bounds) = self.bounds() {
                 let active = self.backends.values().filter(|backend| backend.is_active()).count() as u32;
                 self.wish = bounds.clamp(active);
             }
+            if self.stop_awaits_list {
+                self.stop_requested(now);
+            }
         }
+    }
+
+    fn unreachable(&mut self, id: &ContainerId, error: String, now: Timestamp) {
+        let Some(backend) = self.backends.get_mut(id).filter(|backend| backend.state == State::Ready) else { return };
+        let reason = format!("{} cannot be reached: {error}", backend.name);
+        backend.last_error = Some(error);
+        backend.enter(State::Unhealthy, now);
+        self.remark(DecisionKind::Unhealthy, reason, now);
     }
 
     fn gone(&mut self, id: &ContainerId, cause: GoneCause, now: Timestamp) {
         let auto = self.is_auto();
-        let Some(backend) = self.backends.get_mut(id) else { return };
+        let Some(backend) = self.backends.get_mut(id) else {
+            if !self.pending.is_empty() && cause != GoneCause::Paused {
+                self.stillborn.insert(id.clone(), cause);
+            }
+            return;
+        };
         let was_active = backend.is_active();
         let what = format!("{}: {cause}", backend.name);
         if cause == GoneCause::Paused {
@@ -391,7 +437,7 @@ impl Controller {
             State::Stopping(_) if cause != GoneCause::Removed => return,
             State::Starting | State::Ready | State::Unhealthy | State::Draining(_) if cause != GoneCause::Removed => {
                 backend.last_error = Some(cause.to_string());
-                backend.enter(State::Dead(Errand::new(now)), now);
+                backend.enter(State::Dead(Errand::new(now + REMOVE_DELAY)), now);
             }
             State::Dead(_) if cause != GoneCause::Removed => return,
             State::Starting
@@ -454,6 +500,10 @@ impl Controller {
         if self.phase == Phase::Stopping {
             return;
         }
+        if self.phase == Phase::Starting && !self.settings.keep {
+            self.stop_awaits_list = true;
+            return;
+        }
         self.phase = Phase::Stopping;
         if self.settings.keep {
             self.finished = true;
@@ -466,6 +516,12 @@ impl Controller {
     }
 
     fn stop_forced(&mut self, now: Timestamp) {
+        if self.phase == Phase::Starting {
+            let reason = "asked again, before it is known which containers there are: they are left".into();
+            self.remark(DecisionKind::Stopping, reason, now);
+            self.finished = true;
+            return;
+        }
         self.stop_requested(now);
         if self.forced {
             self.finished = true;
@@ -600,7 +656,13 @@ impl Controller {
             return;
         }
         let room = (self.crash_loop.room(self.settings.start_limit, now) as usize).saturating_sub(self.starting());
-        for ordinal in plan.start.into_iter().take(room) {
+        let starts: Vec<u32> = plan.start.into_iter().take(room).collect();
+        if !starts.is_empty() {
+            let active = self.backends.values().filter(|backend| backend.is_active()).count() + self.pending.len();
+            let reason = format!("{} wanted, {active} there or on their way: {} more", self.wish, starts.len());
+            self.remark(DecisionKind::Start, reason, now);
+        }
+        for ordinal in starts {
             self.pending.insert(ordinal, now);
             commands.push(Command::Start { ordinal });
         }
@@ -688,11 +750,11 @@ impl Controller {
             let id = backend.id.clone();
             match &mut backend.state {
                 State::Stopping(errand) if errand.due() <= now => {
-                    errand.sent(STOP_PATIENCE, now);
+                    errand.sent(self.settings.stop_patience, now);
                     commands.push(Command::Stop { id });
                 }
                 State::Dead(errand) if errand.due() <= now => {
-                    errand.sent(STOP_PATIENCE, now);
+                    errand.sent(REMOVE_PATIENCE, now);
                     commands.push(Command::Remove { id });
                 }
                 State::Starting

@@ -17,6 +17,7 @@ pub(super) struct Publisher {
     /// The publication that was sent last, until it is confirmed.
     open: Option<Open>,
     confirmed: Option<Publication>,
+    confirmed_generation: Option<u64>,
     error: Option<String>,
 }
 
@@ -30,7 +31,7 @@ struct Open {
 
 impl Publisher {
     pub fn new(generation: u64) -> Self {
-        Publisher { generation, open: None, confirmed: None, error: None }
+        Publisher { generation, open: None, confirmed: None, confirmed_generation: None, error: None }
     }
 
     /// Returns the publication that should be sent for this wish, if any. A wish that differs from one that failed does
@@ -60,6 +61,7 @@ impl Publisher {
     pub fn confirm(&mut self, generation: u64) -> Option<&Publication> {
         let open = self.open.take_if(|open| open.on_its_way && open.publication.generation == generation)?;
         self.error = None;
+        self.confirmed_generation = Some(generation);
         Some(self.confirmed.insert(open.publication))
     }
 
@@ -77,6 +79,11 @@ impl Publisher {
         }
     }
 
+    /// Forgets what was confirmed, so that the same wish is published again: what it means has changed.
+    pub fn renew(&mut self) {
+        self.confirmed = None;
+    }
+
     /// Returns when to try again, where something is open.
     pub fn due(&self) -> Option<Timestamp> {
         self.open.as_ref().map(|open| open.errand.due())
@@ -84,7 +91,7 @@ impl Publisher {
 
     /// Returns the generation that was confirmed last.
     pub fn confirmed_generation(&self) -> Option<u64> {
-        self.confirmed.as_ref().map(|publication| publication.generation)
+        self.confirmed_generation
     }
 
     /// Returns why the last publication failed, until one succeeds.
@@ -147,6 +154,18 @@ mod tests {
         publisher.fail(2, "half-way", Timestamp::from_millis(2));
 
         assert_eq!(offer(&mut publisher, &["a"], 3), Some(3));
+    }
+
+    #[test]
+    fn a_wish_whose_meaning_has_changed_is_published_again() {
+        let mut publisher = Publisher::new(0);
+        offer(&mut publisher, &["a"], 0);
+        publisher.confirm(1);
+
+        publisher.renew();
+
+        assert_eq!(publisher.confirmed_generation(), Some(1));
+        assert_eq!(offer(&mut publisher, &["a"], 1), Some(2));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What the controller is configured with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::event::ContainerId;
+use super::history::Decision;
 use super::policy::Law;
 
 /// Who decides how many backends there are.
@@ -41,12 +43,17 @@ pub struct Settings {
     pub unhealthy_limit: Duration,
     /// How many containers may be in creation at once.
     pub start_limit: u32,
-    /// Backends that are in the kernel's slots already: they are ready when first seen, without a check.
-    pub adopted_ready: BTreeSet<ContainerId>,
+    /// Backends that are in the kernel's slots already, with their addresses there: they are ready when first seen at
+    /// that address, without a check.
+    pub adopted_ready: BTreeMap<ContainerId, IpAddr>,
     /// Backends that are in no slot, but to which the kernel still leads flows: they keep them until they are drained.
     pub adopted_flows: BTreeSet<ContainerId>,
     /// The generation that the kernel holds already; publications count on from there.
     pub adopted_generation: u64,
+    /// What a former agent decided, oldest first.
+    pub adopted_decisions: Vec<Decision>,
+    /// How long the answer to a stop is waited for: longer than its grace and the engine's own delays.
+    pub stop_patience: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
     pub keep: bool,
 }
@@ -66,9 +73,11 @@ impl Settings {
             start_timeout: Duration::from_secs(30),
             unhealthy_limit: Duration::from_secs(30),
             start_limit: 4,
-            adopted_ready: BTreeSet::new(),
+            adopted_ready: BTreeMap::new(),
             adopted_flows: BTreeSet::new(),
             adopted_generation: 0,
+            adopted_decisions: Vec::new(),
+            stop_patience: Duration::from_secs(130),
             keep: false,
         }
     }

@@ -33,5 +33,6 @@ fn sighting(name: &str, ordinal: u32) -> Sighting {
         address: Some(IpAddr::V4(Ipv4Addr::new(198, 19, 0, ordinal as u8))),
         running: true,
         created: u64::from(ordinal),
+        outdated: false,
     }
 }

@@ -18,7 +18,7 @@ use aya::{
 use lb_ebpf::abi::program;
 use serde::{Deserialize, Serialize};
 
-use super::{DatapathError, pins, pins::Pins, sys};
+use super::{DatapathError, links::Framing, pins, pins::Pins, sys};
 use crate::config::TcAttach;
 
 /// A program at a place.
@@ -30,6 +30,8 @@ pub struct Door {
     pub ifindex: u32,
     /// Its name; empty for the cgroup.
     pub interface: String,
+    /// How its packets are framed.
+    pub framing: Framing,
     /// How it is attached.
     pub attach: DoorAttach,
 }
@@ -67,17 +69,38 @@ pub enum DoorAttach {
     },
 }
 
+/// A device to attach to.
+#[derive(Clone, Copy, Debug)]
+pub struct Device<'a> {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// How its packets are framed.
+    pub framing: Framing,
+}
+
 /// The programs of the cgroup and the names of their pins.
-const CGROUP_PROGRAMS: [&str; 5] =
-    [program::CONNECT4, program::SENDMSG4, program::RECVMSG4, program::GETPEERNAME4, program::SOCK_RELEASE];
+const CGROUP_PROGRAMS: [&str; 8] = [
+    program::CONNECT4,
+    program::CONNECT6,
+    program::SENDMSG4,
+    program::RECVMSG4,
+    program::RECVMSG6,
+    program::GETPEERNAME4,
+    program::GETPEERNAME6,
+    program::SOCK_RELEASE,
+];
 
 impl DoorKind {
-    const fn program(self) -> &'static str {
-        match self {
-            Self::TcIngress => program::TC_INGRESS,
-            Self::Xdp | Self::XdpGeneric => program::XDP_INGRESS,
-            Self::TcReply => program::TC_REPLY,
-            Self::Cgroup => program::CONNECT4,
+    const fn program(self, framing: Framing) -> &'static str {
+        match (self, framing) {
+            (Self::TcIngress, Framing::Ethernet) => program::TC_INGRESS,
+            (Self::TcIngress, Framing::Bare) => program::TC_INGRESS_L3,
+            (Self::Xdp | Self::XdpGeneric, _) => program::XDP_INGRESS,
+            (Self::TcReply, Framing::Ethernet) => program::TC_REPLY,
+            (Self::TcReply, Framing::Bare) => program::TC_REPLY_L3,
+            (Self::Cgroup, _) => program::CONNECT4,
         }
     }
 }
@@ -85,8 +108,13 @@ impl DoorKind {
 impl Door {
     /// Returns the name of the pin of a device's link. Dots are not allowed in the BPF file system, so it is the
     /// index, not the name of the device, that stands in it.
-    fn pin(kind: DoorKind, ifindex: u32) -> String {
-        format!("{}-{ifindex}", kind.program())
+    fn pin(kind: DoorKind, framing: Framing, ifindex: u32) -> String {
+        format!("{}-{ifindex}", kind.program(framing))
+    }
+
+    /// Returns the device.
+    pub fn device(&self) -> Device<'_> {
+        Device { ifindex: self.ifindex, name: &self.interface, framing: self.framing }
     }
 }
 
@@ -98,17 +126,18 @@ pub fn attach_tc(
     ebpf: &mut Ebpf,
     pins: &Pins,
     kind: DoorKind,
-    (ifindex, interface): (u32, &str),
+    device: Device<'_>,
     how: TcAttach,
     former: Option<&Door>,
 ) -> Result<Door, DatapathError> {
-    let name = kind.program();
+    let Device { ifindex, name: interface, framing } = device;
+    let name = kind.program(framing);
     let failed = |source: ProgramError| DatapathError::Program {
         action: format!("attach to {interface}"),
         program: name,
         source: Box::new(source),
     };
-    let pin = Door::pin(kind, ifindex);
+    let pin = Door::pin(kind, framing, ifindex);
     let program: &mut SchedClassifier = find(ebpf, name)?;
     let by_link = match how {
         TcAttach::Tcx => true,
@@ -148,31 +177,27 @@ pub fn attach_tc(
     {
         remove_former(pins, former, attach);
     }
-    Ok(Door { kind, ifindex, interface: interface.to_owned(), attach })
+    Ok(Door { kind, ifindex, interface: interface.to_owned(), framing, attach })
 }
 
 /// Attaches XDP, replacing that of a former agent.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn attach_xdp(
-    ebpf: &mut Ebpf,
-    pins: &Pins,
-    kind: DoorKind,
-    (ifindex, interface): (u32, &str),
-) -> Result<Door, DatapathError> {
-    let name = kind.program();
+pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, kind: DoorKind, device: Device<'_>) -> Result<Door, DatapathError> {
+    let Device { ifindex, name: interface, framing } = device;
+    let name = kind.program(framing);
     let failed =
         |source: ProgramError| DatapathError::Xdp { interface: interface.to_owned(), source: Box::new(source) };
     let mode = if kind == DoorKind::Xdp { XdpMode::Driver } else { XdpMode::Skb };
-    let pin = Door::pin(kind, ifindex);
+    let pin = Door::pin(kind, framing, ifindex);
     let program: &mut Xdp = find(ebpf, name)?;
     if !replaced(pins, &pin, program.fd().map_err(failed)?)? {
         let id = program.attach(interface, mode).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
         pin_link(pins, &pin, link.try_into().map_err(link_failed(interface, name))?)?;
     }
-    Ok(Door { kind, ifindex, interface: interface.to_owned(), attach: DoorAttach::Link })
+    Ok(Door { kind, ifindex, interface: interface.to_owned(), framing, attach: DoorAttach::Link })
 }
 
 /// Attaches the programs of the cgroup, replacing those of a former agent.
@@ -206,7 +231,8 @@ pub fn attach_cgroup(ebpf: &mut Ebpf, pins: &Pins) -> Result<Door, DatapathError
         };
         pin_link(pins, name, link.map_err(link_failed("the root cgroup", name))?)?;
     }
-    Ok(Door { kind: DoorKind::Cgroup, ifindex: 0, interface: String::new(), attach: DoorAttach::Link })
+    let framing = Framing::Bare;
+    Ok(Door { kind: DoorKind::Cgroup, ifindex: 0, interface: String::new(), framing, attach: DoorAttach::Link })
 }
 
 /// Takes a door away; one that is gone already does not matter.
@@ -218,7 +244,7 @@ pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
         DoorAttach::Link if door.kind == DoorKind::Cgroup => {
             CGROUP_PROGRAMS.iter().try_for_each(|name| pins.remove(name))
         }
-        DoorAttach::Link => pins.remove(&Door::pin(door.kind, door.ifindex)),
+        DoorAttach::Link => pins.remove(&Door::pin(door.kind, door.framing, door.ifindex)),
         DoorAttach::Clsact { priority, handle, own_qdisc } => {
             if let Ok(link) = SchedClassifierLink::attached(
                 &door.interface,
@@ -243,10 +269,11 @@ pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
 /// # Errors
 /// What the verifier said.
 pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    load::<SchedClassifier>(ebpf, program::TC_INGRESS, SchedClassifier::load)?;
-    load::<SchedClassifier>(ebpf, program::TC_REPLY, SchedClassifier::load)?;
+    for name in [program::TC_INGRESS, program::TC_INGRESS_L3, program::TC_REPLY, program::TC_REPLY_L3] {
+        load::<SchedClassifier>(ebpf, name, SchedClassifier::load)?;
+    }
     load::<Xdp>(ebpf, program::XDP_INGRESS, Xdp::load)?;
-    for name in [program::CONNECT4, program::SENDMSG4, program::RECVMSG4, program::GETPEERNAME4] {
+    for name in CGROUP_PROGRAMS.into_iter().filter(|name| *name != program::SOCK_RELEASE) {
         load::<CgroupSockAddr>(ebpf, name, CgroupSockAddr::load)?;
     }
     load::<CgroupSock>(ebpf, program::SOCK_RELEASE, CgroupSock::load)

@@ -10,6 +10,7 @@
 use std::{io, net::Ipv4Addr};
 
 use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 use self::netlink::{Neighbour, Netlink, NextHop};
 
@@ -24,14 +25,25 @@ const NAMES_LISTED: usize = 20;
 /// A link-layer address.
 pub type Mac = [u8; 6];
 
+/// What stands in front of the network header of a device's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Framing {
+    /// An Ethernet header.
+    Ethernet,
+    /// Nothing: a tunnel, a modem.
+    Bare,
+}
+
 /// How packets for a backend are handed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reach {
     /// Through a veth whose other end is in another network namespace: `bpf_redirect_peer` to `ifindex`.
     Veth,
-    /// Through a device on whose link the backend is: `bpf_redirect_neigh` to `ifindex`.
+    /// Through a device on whose link the backend, or the next router, is: `bpf_redirect_neigh` to `ifindex`.
     Neighbour,
-    /// Beyond a router, or over a device without link-layer addresses: the kernel has to route.
+    /// Over a device without link-layer addresses: the kernel has to route.
     Routed,
 }
 
@@ -48,9 +60,11 @@ pub struct Path {
     pub reply_ifindex: u32,
     /// The name of `reply_ifindex`.
     pub reply_name: String,
+    /// How its packets are framed.
+    pub reply_framing: Framing,
     /// The device that the route names: the bridge if there is one.
     pub l3_ifindex: u32,
-    /// The backend's MAC address; `None` where it is routed.
+    /// The backend's MAC address; `None` where it is routed, be it by a router on the link.
     pub mac: Option<Mac>,
     /// The MAC address of `l3_ifindex`, from which the backend expects its packets.
     pub src_mac: Option<Mac>,
@@ -67,8 +81,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Its link-layer address.
     pub mac: Option<Mac>,
-    /// Whether it carries Ethernet frames; a tunnel may carry bare IP packets.
-    pub ethernet: bool,
+    /// How its packets are framed.
+    pub framing: Framing,
     /// Whether it is set up.
     pub up: bool,
     /// Its largest packet, in bytes.
@@ -188,8 +202,11 @@ impl Links {
     pub async fn resolve(&self, backend: Ipv4Addr) -> Result<Path, LinkError> {
         let hop = self.netlink.route_to(backend).await?;
         let device = self.netlink.link(hop.device).await?;
-        if hop.by_gateway || !device.ethernet {
+        if device.framing == Framing::Bare {
             return Ok(path(&device, Place::Routed));
+        }
+        if hop.by_gateway {
+            return Ok(path(&device, Place::BehindRouter));
         }
         let known = self.netlink.neighbour(device.index, backend).await?;
         let fresh = known.as_ref().and_then(Neighbour::trusted);
@@ -339,7 +356,7 @@ impl Link {
             LinkKind::Loopback | LinkKind::Bridge => false,
             LinkKind::Physical | LinkKind::Veth | LinkKind::Vlan | LinkKind::Other(_) => true,
         };
-        suits && self.up && self.ethernet && self.controller.is_none()
+        suits && self.up && self.controller.is_none()
     }
 
     /// Whether it is a veth whose other end is in another network namespace, so that packets can be put there.
@@ -352,6 +369,7 @@ impl Link {
 #[derive(Clone, Copy)]
 enum Place<'a> {
     Routed,
+    BehindRouter,
     OnLink { mac: Mac },
     BehindPort { mac: Mac, port: &'a Link },
 }
@@ -359,6 +377,7 @@ enum Place<'a> {
 fn path(device: &Link, place: Place<'_>) -> Path {
     let (reach, into, reply, mac) = match place {
         Place::Routed => (Reach::Routed, device, device, None),
+        Place::BehindRouter => (Reach::Neighbour, device, device, None),
         Place::OnLink { mac } if device.leads_elsewhere() => (Reach::Veth, device, device, Some(mac)),
         Place::OnLink { mac } => (Reach::Neighbour, device, device, Some(mac)),
         Place::BehindPort { mac, port } if port.leads_elsewhere() => (Reach::Veth, port, port, Some(mac)),
@@ -370,6 +389,7 @@ fn path(device: &Link, place: Place<'_>) -> Path {
         name: into.name.clone(),
         reply_ifindex: reply.index,
         reply_name: reply.name.clone(),
+        reply_framing: reply.framing,
         l3_ifindex: device.index,
         mac,
         src_mac: device.mac,
@@ -438,10 +458,19 @@ mod tests {
     }
 
     #[test]
-    fn beyond_a_gateway_there_is_no_mac() {
-        let path = path(&link(2, LinkKind::Physical), Place::Routed);
+    fn beyond_a_router_the_kernel_finds_the_mac() {
+        let path = path(&link(2, LinkKind::Physical), Place::BehindRouter);
 
-        assert_eq!((path.reach, path.mac), (Reach::Routed, None));
+        assert_eq!((path.reach, path.mac), (Reach::Neighbour, None));
+    }
+
+    #[test]
+    fn over_a_tunnel_the_kernel_routes() {
+        let tunnel = Link { framing: Framing::Bare, ..link(2, LinkKind::Other("tun".into())) };
+
+        let path = path(&tunnel, Place::Routed);
+
+        assert_eq!((path.reach, path.mac, path.reply_framing), (Reach::Routed, None, Framing::Bare));
     }
 
     #[test]
@@ -451,7 +480,6 @@ mod tests {
         assert!(!link(2, LinkKind::Loopback).may_be_uplink());
         assert!(!link(2, LinkKind::Bridge).may_be_uplink());
         assert!(!Link { up: false, ..link(2, LinkKind::Physical) }.may_be_uplink());
-        assert!(!Link { ethernet: false, ..link(2, LinkKind::Physical) }.may_be_uplink());
         assert!(!Link { controller: Some(1), ..link(2, LinkKind::Physical) }.may_be_uplink());
     }
 
@@ -472,7 +500,7 @@ mod tests {
             name: format!("if{index}"),
             kind,
             mac: Some([2, 0, 0, 0, 1, index.to_le_bytes()[0]]),
-            ethernet: true,
+            framing: Framing::Ethernet,
             up: true,
             mtu: 1500,
             controller: None,

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
+    time::Duration,
 };
 
 use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapError};
@@ -13,11 +14,11 @@ use nix::unistd::Uid;
 
 use super::{
     DatapathError, Maps, OBJECT, clock,
-    doors::{self, Door, DoorKind},
+    doors::{self, Device, Door, DoorKind},
     netns,
     pins::{self, Lock, Pins},
-    publish::Registry,
-    report::Report,
+    publish::{self, FrontendWish, Registry},
+    report::{Inheritance, Report},
 };
 use crate::config::{Hook, TcAttach};
 
@@ -51,10 +52,12 @@ pub struct Datapath {
 /// What a former agent has left.
 #[derive(Debug)]
 pub struct Former {
-    /// Its report.
-    pub report: Report,
-    /// Backends that had slots.
+    /// What it reported.
+    pub inheritance: Inheritance,
+    /// Backends that have slots.
     pub ready: BTreeSet<BackendId>,
+    /// For how long the instance has existed by the report's clock: its age then, and what has passed since.
+    pub age: Duration,
 }
 
 impl Datapath {
@@ -85,7 +88,8 @@ impl Datapath {
         pins.create()?;
         let opened = Self::load(opening, pins.clone(), lock, netns_cookie, new);
         if opened.is_err() && new {
-            pins.remove_all()?;
+            // The first error is the one to tell.
+            let _leftovers = pins.remove_all();
             pins::remove_lock(opening.instance);
         }
         opened
@@ -105,14 +109,16 @@ impl Datapath {
         for name in map::ALL {
             loader.map_pin_path(name, pins.path(name));
         }
+        let mark = note_mark(opening.instance);
+        loader.override_global("NOTE_MARK", &mark, true);
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         start_log(&mut ebpf);
         doors::load_all(&mut ebpf)?;
-        let maps = Maps::open(&pins)?;
+        let mut maps = Maps::open(&pins)?;
         let (record, text) = maps.read_report()?;
-        let former = Report::parse(&text).filter(|_| record.abi_version == ABI_VERSION);
-        let (registry, ready) = Registry::adopt(&maps, former.as_ref())?;
-        let doors_left = former.iter().flat_map(|report| &report.doors);
+        let inheritance = Inheritance::parse(&text);
+        let (registry, ready) = Registry::adopt(&mut maps, &inheritance)?;
+        let doors_left = inheritance.doors.iter();
         let mut datapath = Self {
             ebpf,
             pins,
@@ -136,18 +142,21 @@ impl Datapath {
         let replies: Vec<Door> =
             datapath.former.values().filter(|door| door.kind == DoorKind::TcReply).cloned().collect();
         for door in replies {
-            if let Err(error) = datapath.open_door(DoorKind::TcReply, door.ifindex, &door.interface) {
+            if let Err(error) = datapath.open_door(DoorKind::TcReply, door.device()) {
                 tracing::debug!(interface = door.interface, %error, "the device of a backend is gone");
             }
         }
-        Ok((datapath, former.map(|report| Former { report, ready })))
+        let since = Duration::from_nanos(clock::ktime().saturating_sub(record.heartbeat));
+        let age = Duration::from_millis(inheritance.age_ms) + since;
+        Ok((datapath, (!new).then_some(Former { inheritance, ready, age })))
     }
 
-    /// Refuses endpoints that another instance in this network namespace has.
+    /// Refuses endpoints that another instance in this network namespace has. Only under [`pins::lock_frontends`] does
+    /// the answer hold.
     ///
     /// # Errors
     /// [`DatapathError::FrontendTaken`].
-    pub fn check_others(&self, endpoints: &BTreeSet<SocketAddrV4>, udp: bool) -> Result<(), DatapathError> {
+    pub fn check_others(&self, wish: &FrontendWish) -> Result<(), DatapathError> {
         for other in pins::instances().into_iter().filter(|name| *name != self.instance) {
             // An instance that is being made or removed, or of another version, has no frontend that could be told.
             let Ok(maps) = Maps::open(&Pins::of(&other)) else { continue };
@@ -155,9 +164,9 @@ impl Datapath {
             if record.netns_cookie != self.record.netns_cookie {
                 continue;
             }
-            for &endpoint in endpoints {
-                if maps.addresses.get(&super::publish::endpoint(endpoint, udp), 0).is_ok() {
-                    return Err(DatapathError::FrontendTaken { frontend: endpoint.to_string(), instance: other });
+            for &address in &wish.addresses {
+                if maps.addresses.get(&publish::endpoint(address, wish.proto), 0).is_ok() {
+                    return Err(DatapathError::FrontendTaken { frontend: address.to_string(), instance: other });
                 }
             }
         }
@@ -168,9 +177,10 @@ impl Datapath {
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn open_uplink(&mut self, hook: Hook, ifindex: u32, interface: &str) -> Result<(), DatapathError> {
+    pub fn open_uplink(&mut self, hook: Hook, device: Device<'_>) -> Result<(), DatapathError> {
+        let ifindex = device.ifindex;
         // XDP leaves to TC what it cannot do by itself, and the hand-off where the driver cannot.
-        self.open_door(DoorKind::TcIngress, ifindex, interface)?;
+        self.open_door(DoorKind::TcIngress, device)?;
         let (wanted, other) = match hook {
             Hook::Auto | Hook::Tc => (None, [DoorKind::Xdp, DoorKind::XdpGeneric].as_slice()),
             Hook::Xdp => (Some(DoorKind::Xdp), [DoorKind::XdpGeneric].as_slice()),
@@ -181,7 +191,7 @@ impl Datapath {
                 doors::detach_door(&self.pins, &door)?;
             }
         }
-        wanted.map_or(Ok(()), |kind| self.open_door(kind, ifindex, interface))
+        wanted.map_or(Ok(()), |kind| self.open_door(kind, device))
     }
 
     /// Attaches the hooks of local sockets.
@@ -199,12 +209,12 @@ impl Datapath {
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn open_door(&mut self, kind: DoorKind, ifindex: u32, interface: &str) -> Result<(), DatapathError> {
+    pub fn open_door(&mut self, kind: DoorKind, device: Device<'_>) -> Result<(), DatapathError> {
+        let ifindex = device.ifindex;
         if self.doors.contains_key(&(kind, ifindex)) {
             return Ok(());
         }
         let former = self.former.remove(&(kind, ifindex));
-        let device = (ifindex, interface);
         let door = match kind {
             DoorKind::Xdp | DoorKind::XdpGeneric => doors::attach_xdp(&mut self.ebpf, &self.pins, kind, device)?,
             DoorKind::TcIngress | DoorKind::TcReply | DoorKind::Cgroup => {
@@ -230,10 +240,14 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets doors whose device is gone, so that they are attached anew should it return.
-    pub fn forget_doors_except(&mut self, existing: &BTreeSet<u32>) {
-        let gone: Vec<_> =
-            self.doors.keys().filter(|(_, ifindex)| *ifindex != 0 && !existing.contains(ifindex)).copied().collect();
+    /// Forgets doors whose device is gone, so that they are attached anew should it return. Devices by index.
+    pub fn forget_doors_except(&mut self, existing: &BTreeMap<u32, String>) {
+        let gone: Vec<_> = self
+            .doors
+            .keys()
+            .filter(|(_, ifindex)| *ifindex != 0 && !existing.contains_key(ifindex))
+            .copied()
+            .collect();
         for key in gone {
             if let Some(door) = self.doors.remove(&key)
                 && let Err(error) = doors::detach_door(&self.pins, &door)
@@ -252,10 +266,17 @@ impl Datapath {
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn write_report(&mut self, report: &Report, interval: std::time::Duration) -> Result<(), DatapathError> {
+    pub fn write_report(&mut self, report: &Report, interval: Duration) -> Result<(), DatapathError> {
         let text = serde_json::to_vec(report).expect("a report has text keys and finite numbers");
         let record = AgentRecord { heartbeat: clock::ktime(), interval_ns: interval.as_nanos() as u64, ..self.record };
-        self.record = self.maps.write_report(&text, record)?;
+        match self.maps.write_report(&text, record) {
+            Ok(record) => self.record = record,
+            Err(error) => {
+                // Whatever is wrong with the report, the agent lives, and says so.
+                self.record = self.maps.write_record(record)?;
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -265,13 +286,11 @@ impl Datapath {
     /// What the file system said.
     pub fn remove(self) -> Result<(), DatapathError> {
         let Self { ebpf, pins, maps, doors, former, instance, .. } = self;
-        for door in doors.values().chain(former.values()) {
-            doors::detach_door(&pins, door)?;
-        }
+        let detached = detach_all(&pins, doors.values().chain(former.values()));
         drop((ebpf, maps));
-        pins.remove_all()?;
+        let removed = pins.remove_all();
         pins::remove_lock(&instance);
-        Ok(())
+        detached.and(removed)
     }
 }
 
@@ -284,17 +303,20 @@ pub fn remove_leftovers(instance: &str) -> Result<bool, DatapathError> {
     let _lock = pins::lock(instance)?;
     let found = pins.exists();
     // Filters on clsact qdiscs have no pins; the report knows them, if it can be read.
+    let mut detached = Ok(());
     if let Ok(maps) = Maps::open(&pins)
         && let Ok((_, text)) = maps.read_report()
-        && let Some(report) = Report::parse(&text)
     {
-        for door in &report.doors {
-            doors::detach_door(&pins, door)?;
-        }
+        detached = detach_all(&pins, Inheritance::parse(&text).doors.iter());
     }
-    pins.remove_all()?;
+    let removed = pins.remove_all();
     pins::remove_lock(instance);
-    Ok(found)
+    detached.and(removed).map(|()| found)
+}
+
+/// Takes doors away, all that can be, and returns the first error.
+fn detach_all<'a>(pins: &Pins, doors: impl Iterator<Item = &'a Door>) -> Result<(), DatapathError> {
+    doors.map(|door| doors::detach_door(pins, door)).fold(Ok(()), Result::and)
 }
 
 /// Returns the first address of `addresses` that XDP can serve, or why the device cannot.
@@ -306,6 +328,15 @@ pub fn check_xdp(link: &super::links::Link, complete_checksums: bool) -> Result<
         return Err(DatapathError::XdpOnVeth { interface: link.name.clone() });
     }
     Ok(())
+}
+
+/// Returns the number by which the programs of an instance know their own notes, the same for every agent of it: while one
+/// takes over from another, programs of both are at work.
+///
+/// # Source
+/// FNV-1a, Fowler, Noll, Vo; zero is kept for "no note".
+fn note_mark(instance: &str) -> u32 {
+    instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) | 1
 }
 
 /// Refuses to take over what belongs to another version or namespace.
@@ -367,7 +398,7 @@ fn start_log(ebpf: &mut Ebpf) {
             std::thread::spawn(move || {
                 loop {
                     logger.flush();
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    std::thread::sleep(Duration::from_millis(100));
                 }
             });
         }

@@ -30,16 +30,18 @@ pub struct Maps {
     backend_stats: PerCpuArray<MapData, Traffic>,
     agent: Array<MapData, AgentRecord>,
     report: Array<MapData, ReportPage>,
-    /// Proven flows.
+    /// TCP connections that are proven and last.
     pub flows: Table<FlowKey, FlowEntry>,
-    /// Flows that are not proven.
-    pub half_open: Table<FlowKey, FlowEntry>,
-    /// Reply halves of proven flows.
+    /// Reply halves of those.
     pub replies: Table<FlowKey, ReplyEntry>,
-    /// Reply halves of flows that are not proven.
-    pub half_open_replies: Table<FlowKey, ReplyEntry>,
-    /// Sockets of this host.
-    pub local_flows: Table<LocalKey, LocalFlow>,
+    /// TCP connections that are not proven, or over.
+    pub half_open: Table<FlowKey, FlowEntry>,
+    /// UDP flows.
+    pub datagrams: Table<FlowKey, FlowEntry>,
+    /// Connected sockets of this host, by their cookies.
+    pub local_flows: Table<u64, LocalFlow>,
+    /// Unconnected UDP sockets of this host.
+    pub local_datagrams: Table<LocalKey, LocalFlow>,
 }
 
 /// A hash map that may be large, and is read and cleaned in batches.
@@ -68,10 +70,11 @@ impl Maps {
             agent: typed(pins, map::AGENT)?,
             report: typed(pins, map::REPORT)?,
             flows: Table::open(pins, map::FLOWS)?,
-            half_open: Table::open(pins, map::HALF_OPEN)?,
             replies: Table::open(pins, map::REPLIES)?,
-            half_open_replies: Table::open(pins, map::HALF_OPEN_REPLIES)?,
+            half_open: Table::open(pins, map::HALF_OPEN)?,
+            datagrams: Table::open(pins, map::DATAGRAMS)?,
             local_flows: Table::open(pins, map::LOCAL_FLOWS)?,
+            local_datagrams: Table::open(pins, map::LOCAL_DATAGRAMS)?,
         })
     }
 
@@ -133,6 +136,14 @@ impl Maps {
         }
         record.report_half = half;
         record.report_len = text.len() as u32;
+        self.write_record(record)
+    }
+
+    /// Writes the agent's record alone; the report stays as it was.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn write_record(&mut self, mut record: AgentRecord) -> Result<AgentRecord, DatapathError> {
         record.sequence += 1;
         self.agent.set(0, record, 0).map_err(failed(map::AGENT))?;
         Ok(record)

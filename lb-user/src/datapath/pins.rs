@@ -10,13 +10,13 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use nix::{
     fcntl::{Flock, FlockArg},
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{FsType, statfs},
 };
 
@@ -30,6 +30,8 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 const ROOT: &str = "/sys/fs/bpf/lb";
 /// Where locks are.
 const RUN: &str = "/run/lb";
+/// Where a unified cgroup hierarchy is mounted if there is none.
+const OWN_CGROUP2: &str = "/run/lb/cgroup2";
 
 /// The pins of one instance.
 #[derive(Clone, Debug)]
@@ -146,21 +148,58 @@ pub fn instances() -> Vec<String> {
 /// # Errors
 /// [`DatapathError::InUse`] if another agent holds it.
 pub fn lock(instance: &str) -> Result<Lock, DatapathError> {
-    let path = Path::new(RUN).join(format!("{instance}.lock"));
-    let failed = |source| DatapathError::Lock { path: path.clone(), source };
-    fs::create_dir_all(RUN).map_err(failed)?;
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(held) => Ok(Lock { _held: held }),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(DatapathError::InUse { instance: instance.to_owned() }),
-        Err((_, errno)) => Err(failed(errno.into())),
+    lock_file(&format!("{instance}.lock"), FlockArg::LockExclusiveNonblock)?
+        .ok_or_else(|| DatapathError::InUse { instance: instance.to_owned() })
+}
+
+/// Takes the lock under which frontends are given to instances, after waiting for who holds it.
+///
+/// # Errors
+/// [`DatapathError::Lock`].
+pub fn lock_frontends() -> Result<Lock, DatapathError> {
+    loop {
+        // No name of an instance begins with a dot.
+        if let Some(lock) = lock_file(".frontends.lock", FlockArg::LockExclusive)? {
+            return Ok(lock);
+        }
     }
 }
 
-/// Removes the lock's file. Only its holder, or who found nobody holding it, may.
+/// Takes the lock of a file in [`RUN`]; `None` if another process holds it.
+fn lock_file(name: &str, how: FlockArg) -> Result<Option<Lock>, DatapathError> {
+    let path = Path::new(RUN).join(name);
+    let failed = |source| DatapathError::Lock { path: path.clone(), source };
+    loop {
+        fs::create_dir_all(RUN).map_err(failed)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        let opened = file.metadata().map_err(failed)?.ino();
+        let held = match Flock::lock(file, how) {
+            Ok(held) => held,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, nix::errno::Errno::EINTR)) => continue,
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        // Its former holder may have removed the file between the opening and the lock; then nobody else sees this one.
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == opened) {
+            return Ok(Some(Lock { _held: held }));
+        }
+    }
+}
+
+/// Removes the lock's file, and with the last one what else was made beside it. Only the lock's holder, or who found
+/// nobody holding it, may.
 pub fn remove_lock(instance: &str) {
     let _leaves_an_empty_file = fs::remove_file(Path::new(RUN).join(format!("{instance}.lock")));
-    let _others_remain = fs::remove_dir(RUN);
+    let others = fs::read_dir(RUN).into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.ends_with(".lock") && !name.starts_with('.')
+    });
+    if !others {
+        let _was_not_ours_to_mount = umount2(OWN_CGROUP2, MntFlags::MNT_DETACH);
+        let _is_in_use = fs::remove_dir(OWN_CGROUP2);
+        let _was_not_there = fs::remove_file(Path::new(RUN).join(".frontends.lock"));
+        let _others_remain = fs::remove_dir(RUN);
+    }
 }
 
 /// Mounts the BPF file system, unless it is mounted.
@@ -179,17 +218,17 @@ fn mount_bpffs() -> Result<(), DatapathError> {
 /// # Errors
 /// What was attempted, and what the kernel said.
 pub fn cgroup_root() -> Result<OwnedFd, DatapathError> {
-    const OWN: &str = "/run/lb/cgroup2";
     let found =
         mounted_cgroup2().map_err(|source| DatapathError::Cgroup { path: "/proc/self/mounts".into(), source })?;
     let path = match found {
         Some(path) => path,
         None => {
-            tracing::info!("mounting a unified cgroup hierarchy at {OWN}");
-            fs::create_dir_all(OWN).map_err(|source| DatapathError::Cgroup { path: OWN.into(), source })?;
-            mount(Some("none"), OWN, Some("cgroup2"), MsFlags::empty(), None::<&str>)
-                .map_err(|errno| DatapathError::Cgroup { path: OWN.into(), source: errno.into() })?;
-            PathBuf::from(OWN)
+            let own = PathBuf::from(OWN_CGROUP2);
+            tracing::info!("mounting a unified cgroup hierarchy at {OWN_CGROUP2}");
+            fs::create_dir_all(&own).map_err(|source| DatapathError::Cgroup { path: own.clone(), source })?;
+            mount(Some("none"), &own, Some("cgroup2"), MsFlags::empty(), None::<&str>)
+                .map_err(|errno| DatapathError::Cgroup { path: own.clone(), source: errno.into() })?;
+            own
         }
     };
     File::open(&path).map(OwnedFd::from).map_err(|source| DatapathError::Cgroup { path, source })

@@ -1,5 +1,7 @@
-//! From a wish to map entries. [`Registry::plan`] decides, [`Datapath::publish`] performs, in the order in which nothing
-//! is lost: reply doors, backends, slots, the frontend's slot range, and only then the end of what is gone.
+//! From a wish to map entries. [`Registry::plan`] decides, [`Datapath::prepare`] and [`Datapath::commit`] perform, in the
+//! order in which nothing is lost: reply doors, backends, slots, the frontend's slot range, and only then the end of what
+//! is gone. Between the two, the agent reports what is about to be: an agent that takes over after a crash knows every
+//! backend that the kernel may lead connections to.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,14 +10,15 @@ use std::{
 
 use lb_ebpf::abi::{
     Address, Backend, BackendId, Endpoint, Frontend, FrontendId, HandOff, MAX_BACKENDS, MAX_FRONTENDS, MAX_SLOTS, Port,
-    Proto, Scheduler, SlotRange, map,
+    Proto, Scheduler, SlotRange, Traffic, map,
 };
 
 use super::{
     Datapath, DatapathError, Maps,
-    doors::DoorKind,
+    doors::{Device, DoorKind},
+    links::Reach,
     maps::failed,
-    report::{BackendReport, FrontendReport, Reach, Report, Way},
+    report::{BackendReport, FrontendReport, Inheritance, Way},
 };
 use crate::control::ContainerId;
 
@@ -46,6 +49,8 @@ pub struct Member {
 pub struct Registry {
     frontends: BTreeMap<FrontendId, FrontendRow>,
     backends: BTreeMap<BackendId, BackendReport>,
+    /// Those of `backends` that are announced, and not known to be in the map as they are here.
+    unwritten: BTreeSet<BackendId>,
     /// Ids that are free, but not to be used before a sweep has found no flow and the counters are put away.
     retiring: BTreeMap<BackendId, FrontendId>,
     generations: BTreeMap<BackendId, u32>,
@@ -65,22 +70,30 @@ struct FrontendRow {
 /// What is to be written, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Plan {
-    doors: BTreeMap<u32, String>,
-    new: Vec<BackendReport>,
+    /// New backends, and those whose way has changed.
+    backends: Vec<BackendReport>,
     slots: Vec<(FrontendId, SlotRange, Vec<BackendId>)>,
     ended: Vec<BackendId>,
 }
 
+/// A publication that is announced, and can be written.
+#[derive(Debug)]
+#[must_use]
+pub struct Prepared {
+    plan: Plan,
+    /// Members that were to be ready and cannot be reached, with the reason.
+    pub unreachable: BTreeMap<ContainerId, DatapathError>,
+}
+
 impl Registry {
-    /// Reads what a former agent has published; returns also the backends that have slots.
+    /// Reads what a former agent has published; returns also the backends that have slots. What nobody knows of is freed.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn adopt(maps: &Maps, former: Option<&Report>) -> Result<(Self, BTreeSet<BackendId>), DatapathError> {
+    pub fn adopt(maps: &mut Maps, former: &Inheritance) -> Result<(Self, BTreeSet<BackendId>), DatapathError> {
         let mut registry = Self::default();
         let mut ready = BTreeSet::new();
-        let Some(report) = former else { return Ok((registry, ready)) };
-        for told in &report.frontends {
+        for told in &former.frontends {
             let Ok(frontend) = maps.frontends.get(&told.id, 0) else { continue };
             let slots = frontend.slots();
             let mut members = Vec::new();
@@ -94,7 +107,7 @@ impl Registry {
             let row = FrontendRow { name: told.name.clone(), proto, addresses, slots, members };
             registry.frontends.insert(told.id, row);
         }
-        for told in &report.backends {
+        for told in &former.backends {
             let backend = maps.backends.get(&told.id, 0).map_err(failed(map::BACKENDS))?;
             if backend.serves(told.generation) {
                 registry.backends.insert(told.id, told.clone());
@@ -102,14 +115,40 @@ impl Registry {
         }
         for id in 0..MAX_BACKENDS {
             let backend = maps.backends.get(&id, 0).map_err(failed(map::BACKENDS))?;
-            if backend.generation != 0 {
-                registry.generations.insert(id, backend.generation);
-                if !registry.backends.contains_key(&id) {
-                    registry.retiring.insert(id, backend.frontend);
+            if backend.generation == 0 {
+                continue;
+            }
+            registry.generations.insert(id, backend.generation);
+            if !registry.backends.contains_key(&id) {
+                if backend.is_active() {
+                    maps.backends.set(id, backend.freed(), 0).map_err(failed(map::BACKENDS))?;
                 }
+                registry.retiring.insert(id, backend.frontend);
             }
         }
+        registry.forget_strays(maps)?;
         Ok((registry, ready))
+    }
+
+    /// Removes endpoints and frontends that no row names.
+    fn forget_strays(&self, maps: &mut Maps) -> Result<(), DatapathError> {
+        let known: BTreeMap<Endpoint, FrontendId> = self
+            .frontends
+            .iter()
+            .flat_map(|(&id, row)| row.addresses.iter().map(move |&at| (endpoint(at, row.proto), id)))
+            .collect();
+        let found: Vec<(Endpoint, FrontendId)> =
+            maps.addresses.iter().collect::<Result<_, _>>().map_err(failed(map::ADDRESSES))?;
+        for (at, id) in found {
+            if known.get(&at) != Some(&id) {
+                maps.addresses.remove(&at).map_err(failed(map::ADDRESSES))?;
+            }
+        }
+        let found: Vec<FrontendId> = maps.frontends.keys().collect::<Result<_, _>>().map_err(failed(map::FRONTENDS))?;
+        for id in found.into_iter().filter(|id| !self.frontends.contains_key(id)) {
+            maps.frontends.remove(&id).map_err(failed(map::FRONTENDS))?;
+        }
+        Ok(())
     }
 
     /// Returns the frontends for the report.
@@ -142,43 +181,40 @@ impl Registry {
     }
 
     /// Decides what to write so that exactly `ready` get new connections, and `ready` and `draining` keep theirs.
-    fn plan(&self, ready: &[Member], draining: &[Member]) -> Result<Plan, DatapathError> {
+    fn plan(&self, ready: &[&Member], draining: &[&Member]) -> Result<Plan, DatapathError> {
         let mut plan = Plan::default();
         let mut kept = BTreeSet::new();
         let mut taken: BTreeSet<BackendId> = self.backends.keys().chain(self.retiring.keys()).copied().collect();
         let mut in_slots: BTreeMap<FrontendId, Vec<BackendId>> = BTreeMap::new();
         let ids: BTreeMap<&str, FrontendId> = self.frontends.iter().map(|(&id, row)| (row.name.as_str(), id)).collect();
+        let known: BTreeMap<(FrontendId, &ContainerId, SocketAddrV4), &BackendReport> = self
+            .backends
+            .values()
+            .map(|backend| ((backend.frontend, &backend.container, backend.endpoint), backend))
+            .collect();
         let everyone = ready.iter().map(|member| (member, true)).chain(draining.iter().map(|member| (member, false)));
         for (member, is_ready) in everyone {
             for (name, &endpoint) in &member.endpoints {
                 let Some(&frontend) = ids.get(name.as_str()) else { continue };
-                let known = self.backends.values().find(|known| {
-                    known.frontend == frontend
-                        && known.container == member.container
-                        && known.endpoint == endpoint
-                        && known.way == member.way
-                });
-                let id = match known {
-                    Some(known) => known.id,
+                let (id, generation, is_new) = match known.get(&(frontend, &member.container, endpoint)) {
+                    // Another way to the same server is no other server: its connections go on.
+                    Some(known) => {
+                        let changed = known.way != member.way || self.unwritten.contains(&known.id);
+                        (known.id, known.generation, changed)
+                    }
                     None => {
                         let id = (0..MAX_BACKENDS)
                             .find(|id| !taken.contains(id))
                             .ok_or(DatapathError::Full { what: "backends", limit: MAX_BACKENDS })?;
-                        let generation = self.generations.get(&id).map_or(1, |former| former.wrapping_add(1).max(1));
-                        plan.new.push(BackendReport {
-                            id,
-                            generation,
-                            frontend,
-                            container: member.container.clone(),
-                            endpoint,
-                            way: member.way.clone(),
-                        });
                         taken.insert(id);
-                        id
+                        (id, self.generations.get(&id).map_or(1, |former| former.wrapping_add(1).max(1)), true)
                     }
                 };
+                if is_new {
+                    let (container, way) = (member.container.clone(), member.way.clone());
+                    plan.backends.push(BackendReport { id, generation, frontend, container, endpoint, way });
+                }
                 kept.insert(id);
-                plan.doors.insert(member.way.reply_ifindex, member.way.reply_name.clone());
                 if is_ready {
                     in_slots.entry(frontend).or_default().push(id);
                 }
@@ -201,80 +237,113 @@ impl Registry {
         plan.ended = self.backends.keys().copied().filter(|id| !kept.contains(id)).collect();
         Ok(plan)
     }
+
+    /// Takes the backends of a plan as what will be.
+    fn announce(&mut self, plan: &Plan) {
+        for backend in &plan.backends {
+            self.generations.insert(backend.id, backend.generation);
+            self.unwritten.insert(backend.id);
+            self.backends.insert(backend.id, backend.clone());
+        }
+    }
 }
 
 impl Datapath {
-    /// Serves exactly these frontends, at exactly these endpoints.
+    /// Serves exactly these frontends, at exactly these endpoints. What comes, comes before what goes.
     ///
     /// # Errors
     /// What the kernel said; what was written by then stays, and a second call goes on.
     pub fn serve(&mut self, wishes: &[FrontendWish]) -> Result<(), DatapathError> {
+        let mut wanted: BTreeMap<(Proto, SocketAddrV4), FrontendId> = BTreeMap::new();
         for wish in wishes {
-            let existing = self.registry.frontends.iter().find(|(_, row)| row.name == wish.name).map(|(&id, _)| id);
-            let id = match existing {
-                Some(id) => id,
-                None => {
-                    let id = (0..MAX_FRONTENDS)
-                        .find(|id| !self.registry.frontends.contains_key(id))
-                        .ok_or(DatapathError::Full { what: "frontends", limit: MAX_FRONTENDS })?;
-                    let slots = SlotRange { base: 0, len: 0 };
-                    self.write_slot_range(id, slots)?;
-                    let (name, proto) = (wish.name.clone(), wish.proto);
-                    let row = FrontendRow { name, proto, addresses: BTreeSet::new(), slots, members: Vec::new() };
-                    self.registry.frontends.insert(id, row);
-                    id
-                }
-            };
-            self.move_to(id, &wish.addresses)?;
+            let id = self.frontend_named(wish)?;
+            wanted.extend(wish.addresses.iter().map(|&address| ((wish.proto, address), id)));
         }
-        let superfluous: Vec<FrontendId> = self
-            .registry
-            .frontends
-            .iter()
-            .filter(|(_, row)| !wishes.iter().any(|wish| wish.name == row.name))
-            .map(|(&id, _)| id)
-            .collect();
+        for (&(proto, address), &id) in &wanted {
+            let Some(row) = self.registry.frontends.get_mut(&id) else { continue };
+            if !row.addresses.contains(&address) {
+                self.maps.addresses.insert(endpoint(address, proto), id, 0).map_err(failed(map::ADDRESSES))?;
+                row.addresses.insert(address);
+            }
+        }
+        for (&id, row) in &mut self.registry.frontends {
+            for address in row.addresses.clone() {
+                match wanted.get(&(row.proto, address)) {
+                    Some(&owner) if owner == id => continue,
+                    // It has become another frontend's, in whose place it is by now.
+                    Some(_) => {}
+                    None => match self.maps.addresses.remove(&endpoint(address, row.proto)) {
+                        Ok(()) | Err(aya::maps::MapError::KeyNotFound) => {}
+                        Err(error) => return Err(failed(map::ADDRESSES)(error)),
+                    },
+                }
+                row.addresses.remove(&address);
+            }
+        }
+        let is_wanted = |row: &FrontendRow| wishes.iter().any(|wish| wish.name == row.name);
+        let superfluous: Vec<FrontendId> =
+            self.registry.frontends.iter().filter(|(_, row)| !is_wanted(row)).map(|(&id, _)| id).collect();
         for id in superfluous {
-            self.move_to(id, &BTreeSet::new())?;
             self.maps.frontends.remove(&id).map_err(failed(map::FRONTENDS))?;
             self.registry.frontends.remove(&id);
         }
         Ok(())
     }
 
-    /// Lets a frontend answer at exactly these endpoints; the new come before the old go.
-    fn move_to(&mut self, id: FrontendId, addresses: &BTreeSet<SocketAddrV4>) -> Result<(), DatapathError> {
-        let Some(row) = self.registry.frontends.get_mut(&id) else { return Ok(()) };
-        let udp = row.proto == Proto::Udp;
-        for &address in addresses.difference(&row.addresses.clone()) {
-            self.maps.addresses.insert(endpoint(address, udp), id, 0).map_err(failed(map::ADDRESSES))?;
-            row.addresses.insert(address);
+    /// Returns the id of a frontend, after giving it one if it is new.
+    fn frontend_named(&mut self, wish: &FrontendWish) -> Result<FrontendId, DatapathError> {
+        let rows = &self.registry.frontends;
+        if let Some((&id, _)) = rows.iter().find(|(_, row)| row.name == wish.name) {
+            return Ok(id);
         }
-        for &address in row.addresses.clone().difference(addresses) {
-            match self.maps.addresses.remove(&endpoint(address, udp)) {
-                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => {}
-                Err(error) => return Err(failed(map::ADDRESSES)(error)),
-            }
-            row.addresses.remove(&address);
-        }
-        Ok(())
+        let retiring: BTreeSet<FrontendId> = self.registry.retiring.values().copied().collect();
+        let id = (0..MAX_FRONTENDS)
+            .find(|id| !rows.contains_key(id) && !retiring.contains(id))
+            .ok_or(DatapathError::Full { what: "frontends", limit: MAX_FRONTENDS })?;
+        let slots = SlotRange { base: 0, len: 0 };
+        // What an earlier holder of the id has counted is not this one's.
+        self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
+        self.write_slot_range(id, slots)?;
+        let (name, proto) = (wish.name.clone(), wish.proto);
+        let row = FrontendRow { name, proto, addresses: BTreeSet::new(), slots, members: Vec::new() };
+        self.registry.frontends.insert(id, row);
+        Ok(id)
     }
 
-    /// Gives new connections to exactly `ready`, and lets `draining` keep theirs; flows of all others end.
+    /// Announces a publication: who gets new connections, and who keeps theirs. A member that cannot be reached is left
+    /// out, so that it keeps nobody else from being served.
     ///
     /// # Errors
-    /// What the kernel said; what was written by then stays, and a second call goes on.
-    pub fn publish(&mut self, ready: &[Member], draining: &[Member]) -> Result<(), DatapathError> {
-        let plan = self.registry.plan(ready, draining)?;
-        for (&ifindex, interface) in &plan.doors {
-            self.open_door(DoorKind::TcReply, ifindex, interface)?;
+    /// If there is no room.
+    pub fn prepare(&mut self, ready: &[Member], draining: &[Member]) -> Result<Prepared, DatapathError> {
+        let mut unreachable = BTreeMap::new();
+        for member in ready.iter().chain(draining) {
+            let way = &member.way;
+            let device = Device { ifindex: way.reply_ifindex, name: &way.reply_name, framing: way.reply_framing };
+            if let Err(error) = self.open_door(DoorKind::TcReply, device) {
+                tracing::debug!(container = %member.container, %error, "its device cannot be watched");
+                unreachable.insert(member.container.clone(), error);
+            }
         }
-        for backend in plan.new {
+        let ready: Vec<&Member> = ready.iter().filter(|member| !unreachable.contains_key(&member.container)).collect();
+        let draining: Vec<&Member> = draining.iter().collect();
+        let plan = self.registry.plan(&ready, &draining)?;
+        self.registry.announce(&plan);
+        unreachable.retain(|container, _| !draining.iter().any(|member| member.container == *container));
+        Ok(Prepared { plan, unreachable })
+    }
+
+    /// Writes a publication; flows of all who are not in it end.
+    ///
+    /// # Errors
+    /// What the kernel said; what was written by then stays, and the next publication goes on.
+    pub fn commit(&mut self, plan: Prepared) -> Result<(), DatapathError> {
+        let Plan { backends, slots, ended } = plan.plan;
+        for backend in backends {
             self.maps.backends.set(backend.id, entry(&backend), 0).map_err(failed(map::BACKENDS))?;
-            self.registry.generations.insert(backend.id, backend.generation);
-            self.registry.backends.insert(backend.id, backend);
+            self.registry.unwritten.remove(&backend.id);
         }
-        for (frontend, range, members) in plan.slots {
+        for (frontend, range, members) in slots {
             for (place, &id) in members.iter().enumerate() {
                 self.maps.slots.set(range.base + place as u32, id, 0).map_err(failed(map::SLOTS))?;
             }
@@ -285,10 +354,11 @@ impl Datapath {
                 row.members = members;
             }
         }
-        for id in plan.ended {
+        for id in ended {
             let backend = self.maps.backends.get(&id, 0).map_err(failed(map::BACKENDS))?;
             self.maps.backends.set(id, backend.freed(), 0).map_err(failed(map::BACKENDS))?;
             if let Some(ended) = self.registry.backends.remove(&id) {
+                self.registry.unwritten.remove(&id);
                 self.registry.retiring.insert(id, ended.frontend);
             }
         }
@@ -326,8 +396,7 @@ impl Datapath {
 }
 
 /// Returns a socket address as the maps have it.
-pub fn endpoint(address: SocketAddrV4, udp: bool) -> Endpoint {
-    let proto = if udp { Proto::Udp } else { Proto::Tcp };
+pub fn endpoint(address: SocketAddrV4, proto: Proto) -> Endpoint {
     Endpoint::new(Address::from(*address.ip()), Port::new(address.port()), proto)
 }
 
@@ -358,6 +427,7 @@ fn allocate(live: &[SlotRange], len: u32, from: u32, limit: u32) -> Option<u32> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::links::Framing;
 
     fn way() -> Way {
         Way {
@@ -366,6 +436,7 @@ mod tests {
             name: "veth7".into(),
             reply_ifindex: 7,
             reply_name: "veth7".into(),
+            reply_framing: Framing::Ethernet,
             mac: [2; 6],
             source_mac: [4; 6],
             host_address: None,
@@ -379,10 +450,8 @@ mod tests {
 
     /// Performs a plan on the registry alone.
     fn settle(registry: &mut Registry, plan: Plan) {
-        for backend in plan.new {
-            registry.generations.insert(backend.id, backend.generation);
-            registry.backends.insert(backend.id, backend);
-        }
+        registry.announce(&plan);
+        registry.unwritten.clear();
         for (frontend, range, members) in plan.slots {
             let row = registry.frontends.get_mut(&frontend).unwrap();
             (row.slots, row.members) = (range, members);
@@ -408,41 +477,63 @@ mod tests {
     #[test]
     fn a_second_publication_of_the_same_writes_nothing() {
         let mut registry = registry();
-        let ready = [member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000")];
-        let plan = registry.plan(&ready, &[]).unwrap();
+        let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
+        let plan = registry.plan(&[&a, &b], &[]).unwrap();
         settle(&mut registry, plan);
 
-        let again = registry.plan(&ready, &[]).unwrap();
-
-        assert!(again.new.is_empty() && again.slots.is_empty() && again.ended.is_empty());
+        assert_eq!(registry.plan(&[&a, &b], &[]).unwrap(), Plan::default());
     }
 
     #[test]
     fn draining_leaves_the_slots_and_keeps_the_backend() {
         let mut registry = registry();
         let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
-        let plan = registry.plan(&[a.clone(), b.clone()], &[]).unwrap();
+        let plan = registry.plan(&[&a, &b], &[]).unwrap();
         settle(&mut registry, plan);
 
-        let plan = registry.plan(std::slice::from_ref(&a), std::slice::from_ref(&b)).unwrap();
+        let plan = registry.plan(&[&a], &[&b]).unwrap();
 
         assert_eq!(plan.slots, [(0, SlotRange { base: 2, len: 1 }, vec![0])]);
-        assert!(plan.ended.is_empty() && plan.new.is_empty());
+        assert!(plan.ended.is_empty() && plan.backends.is_empty());
+    }
+
+    #[test]
+    fn another_way_to_the_same_server_keeps_its_connections() {
+        let mut registry = registry();
+        let plan = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        settle(&mut registry, plan);
+        let elsewhere = Member { way: Way { ifindex: 9, ..way() }, ..member("a", "198.19.0.2:5000") };
+
+        let plan = registry.plan(&[&elsewhere], &[]).unwrap();
+
+        assert_eq!((plan.backends[0].id, plan.backends[0].generation), (0, 1));
+        assert!(plan.slots.is_empty() && plan.ended.is_empty());
+    }
+
+    #[test]
+    fn what_was_announced_and_not_written_is_written_by_the_next() {
+        let mut registry = registry();
+        let plan = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        registry.announce(&plan);
+
+        let again = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+
+        assert_eq!(again, plan);
     }
 
     #[test]
     fn an_address_that_returns_is_another_generation() {
         let mut registry = registry();
-        let plan = registry.plan(&[member("a", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
         settle(&mut registry, plan);
-        let plan = registry.plan(&[member("b", "198.19.0.2:5000")], &[]).unwrap();
-        assert_eq!((plan.new[0].id, plan.ended.as_slice()), (1, [0].as_slice()));
+        let plan = registry.plan(&[&member("b", "198.19.0.2:5000")], &[]).unwrap();
+        assert_eq!((plan.backends[0].id, plan.ended.as_slice()), (1, [0].as_slice()));
         settle(&mut registry, plan);
         registry.retiring.clear();
 
-        let plan = registry.plan(&[member("c", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(&[&member("c", "198.19.0.2:5000")], &[]).unwrap();
 
-        assert_eq!((plan.new[0].id, plan.new[0].generation), (0, 2));
+        assert_eq!((plan.backends[0].id, plan.backends[0].generation), (0, 2));
     }
 
     #[test]

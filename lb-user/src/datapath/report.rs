@@ -7,19 +7,25 @@ use std::{
 };
 
 use lb_ebpf::abi::{BackendId, FrontendId};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
-use super::doors::Door;
-use crate::control::{ContainerId, ControlReport};
+use super::{
+    doors::Door,
+    links::{Framing, Reach},
+};
+use crate::control::{ContainerId, ControlReport, Decision};
 
 /// The report: JSON in the map `REPORT`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Version of the agent.
     pub version: String,
-    /// When the agent started, in seconds of Unix time.
+    /// When the first agent of the instance started, in seconds of Unix time.
     pub started_unix: u64,
-    /// Milliseconds since then.
+    /// When this agent started, in seconds of Unix time.
+    pub agent_started_unix: u64,
+    /// Milliseconds since the first start; the times of the controller count from there.
     pub age_ms: u64,
     /// What the controller knows.
     pub control: ControlReport,
@@ -76,6 +82,8 @@ pub struct Way {
     pub reply_ifindex: u32,
     /// Its name.
     pub reply_name: String,
+    /// How its packets are framed.
+    pub reply_framing: Framing,
     /// The backend's MAC address; zero where the kernel resolves it.
     pub mac: [u8; 6],
     /// The MAC address from which it expects packets.
@@ -84,16 +92,54 @@ pub struct Way {
     pub host_address: Option<Ipv4Addr>,
 }
 
-/// As [`super::links::Reach`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reach {
-    /// Through a veth.
-    Veth,
-    /// Through a device on whose link it is.
-    Neighbour,
-    /// By the kernel's routing.
-    Routed,
+/// What an agent takes over from the report of a former one, of whatever version: what cannot be read is left out.
+#[derive(Clone, Debug, Default)]
+pub struct Inheritance {
+    /// Frontends.
+    pub frontends: Vec<FrontendReport>,
+    /// Backends that the kernel may know.
+    pub backends: Vec<BackendReport>,
+    /// Where programs are attached.
+    pub doors: Vec<Door>,
+    /// When the first agent of the instance started, in seconds of Unix time.
+    pub started_unix: Option<u64>,
+    /// The publication that the kernel holds.
+    pub generation: u64,
+    /// The age of the instance when the report was written, in milliseconds.
+    pub age_ms: u64,
+    /// What was decided, oldest first.
+    pub decisions: Vec<Decision>,
+}
+
+impl Inheritance {
+    /// Reads a report.
+    pub fn parse(text: &[u8]) -> Self {
+        let Ok(report) = serde_json::from_slice::<Value>(text) else { return Self::default() };
+        Self {
+            frontends: each(&report["frontends"]),
+            backends: each(&report["backends"]),
+            doors: each(&report["doors"]),
+            started_unix: report["started_unix"].as_u64(),
+            generation: report["control"]["generation"].as_u64().unwrap_or(0),
+            age_ms: report["age_ms"].as_u64().unwrap_or(0),
+            decisions: each(&report["control"]["decisions"]),
+        }
+    }
+
+    /// Returns the containers all of whose backends are in `ready`.
+    pub fn containers_of(&self, ready: &BTreeSet<BackendId>) -> BTreeSet<ContainerId> {
+        let mut of: BTreeMap<&ContainerId, bool> = BTreeMap::new();
+        for backend in &self.backends {
+            *of.entry(&backend.container).or_insert(true) &= ready.contains(&backend.id);
+        }
+        of.into_iter().filter(|(_, all)| *all).map(|(id, _)| id.clone()).collect()
+    }
+}
+
+/// Reads the items of a list that can be read.
+fn each<T: DeserializeOwned>(list: &Value) -> Vec<T> {
+    let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(|item| T::deserialize(item).ok()).collect()
 }
 
 impl Report {
@@ -101,13 +147,23 @@ impl Report {
     pub fn parse(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }
+}
 
-    /// Returns the containers that had slots when the report was written, by what `ready` says of ids.
-    pub fn containers_of(&self, ready: &BTreeSet<BackendId>) -> BTreeSet<ContainerId> {
-        let mut of: BTreeMap<&ContainerId, bool> = BTreeMap::new();
-        for backend in &self.backends {
-            *of.entry(&backend.container).or_insert(true) &= ready.contains(&backend.id);
-        }
-        of.into_iter().filter(|(_, all)| *all).map(|(id, _)| id.clone()).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_another_version_is_inherited_as_far_as_it_can_be_read() {
+        let text = br#"{"age_ms":5000,"started_unix":7,"news":{},
+            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}]},
+            "frontends":[{"id":1,"name":"80/tcp","addresses":["198.18.1.1:80"],"colour":"red"},{"id":"two"}]}"#;
+
+        let inheritance = Inheritance::parse(text);
+
+        assert_eq!((inheritance.generation, inheritance.started_unix, inheritance.age_ms), (3, Some(7), 5000));
+        assert_eq!(inheritance.frontends.len(), 1);
+        assert!(inheritance.backends.is_empty() && inheritance.decisions.is_empty());
+        assert!(Inheritance::parse(b"\xff").frontends.is_empty());
     }
 }

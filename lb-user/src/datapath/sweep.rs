@@ -1,12 +1,13 @@
-//! Ends flows that are over, and counts those that are not: the only truth about active connections.
+//! Ends connections that have idled out, and counts those that have not: the only truth about active connections.
 //!
-//! A flow that idles longer than its state allows, or whose backend is gone, is deleted. An entry that a packet revives
-//! between the look and the deletion is lost with it; it had idled for its whole lifetime, and a SYN begins anew.
+//! The datapath moves a connection that is over out of the table of the proven, and pays no heed to what has idled out;
+//! so there is little to delete: connections that went silent, and those of backends that are gone. An entry is looked
+//! at again right before it is deleted, because its key may be another connection's by then.
 
 use std::collections::BTreeMap;
 
 use lb_ebpf::{
-    abi::{Address, BackendId, FlowEntry, FlowKey, KtimeNs, MAX_BACKENDS, map},
+    abi::{Address, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, MAX_BACKENDS, Port, ReplyEntry, map},
     tcp_state::{State, lifetime_ns},
 };
 
@@ -14,24 +15,37 @@ use super::{DatapathError, Maps, maps::failed};
 
 /// How long a reply half may idle before it is asked whether its flow still exists.
 const REPLY_IDLE_NS: u64 = 60_000_000_000;
+/// How many entries are looked at again before they are deleted together.
+const CHUNK: usize = 64;
 
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     /// Connections under way, by backend and generation.
     pub active: BTreeMap<(BackendId, u32), u64>,
-    /// Proven flows, those that are over and linger included.
+    /// TCP connections that are proven and last.
     pub established: u64,
-    /// Flows that are not proven.
+    /// TCP connections that are not proven.
     pub half_open: u64,
+    /// UDP flows.
+    pub datagrams: u64,
     /// Sockets of this host.
     pub local: u64,
     /// Entries deleted.
     pub ended: u64,
 }
 
-/// The backends as a sweep sees them.
-struct Backends(Vec<(u32, bool, Address, lb_ebpf::abi::Port)>);
+/// How much is swept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Connections.
+    Flows,
+    /// Also what reply halves stand alone, which is seldom and costs another walk over as many entries.
+    All,
+}
+
+/// The backends as they were when a sweep began.
+struct Backends(Vec<(u32, bool, Address, Port)>);
 
 impl Backends {
     fn read(maps: &Maps) -> Result<Self, DatapathError> {
@@ -43,49 +57,46 @@ impl Backends {
         Ok(Self(all))
     }
 
+    /// Returns whether flows of a backend go on. One that was published after the sweep had begun is younger than what
+    /// is known here.
     fn serves(&self, id: BackendId, generation: u32) -> bool {
-        self.0.get(id as usize).is_some_and(|&(held, active, ..)| active && held == generation)
+        self.0.get(id as usize).is_some_and(|&(held, active, ..)| match held.wrapping_sub(generation) as i32 {
+            0 => active,
+            1.. => false,
+            i32::MIN..0 => true,
+        })
+    }
+
+    fn endpoint(&self, id: BackendId, generation: u32) -> Option<(Address, Port)> {
+        let &(held, _, address, port) = self.0.get(id as usize)?;
+        (held == generation).then_some((address, port))
     }
 }
 
-/// Deletes what is over and counts the rest.
+/// Deletes what has idled out and counts the rest.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn sweep(maps: &Maps, now: KtimeNs) -> Result<Census, DatapathError> {
+pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
     let backends = Backends::read(maps)?;
-    let mut census = Census::default();
     let mut ended = Vec::new();
-    let mut ended_replies = Vec::new();
-    maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, &backends, now) {
-        Fate::Ended => {
-            ended.push(*key);
-            ended_replies.extend(reply_key(key, entry, &backends));
+    let mut census = count_with(maps, &backends, now, |key| ended.push(*key))?;
+    for chunk in ended.chunks(CHUNK) {
+        let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
+        for key in chunk {
+            let Some(entry) = maps.flows.get(key)? else { continue };
+            if fate(&entry, &backends, now) == Fate::Ended {
+                keys.push(*key);
+                reply_keys.extend(reply_key(maps, key, &entry, &backends)?);
+            }
         }
-        Fate::Lingers => census.established += 1,
-        Fate::Active => {
-            census.established += 1;
-            *census.active.entry((entry.backend, entry.generation)).or_default() += 1;
-        }
-    })?;
-    maps.flows.delete(&ended)?;
-    maps.replies.delete(&ended_replies)?;
-    census.ended += ended.len() as u64;
-
-    ended.clear();
-    maps.half_open.scan(|key, entry| match fate(entry, &backends, now) {
-        Fate::Ended => ended.push(*key),
-        Fate::Lingers => census.half_open += 1,
-        Fate::Active => {
-            census.half_open += 1;
-            *census.active.entry((entry.backend, entry.generation)).or_default() += 1;
-        }
-    })?;
-    maps.half_open.delete(&ended)?;
-    census.ended += ended.len() as u64;
-
-    census.ended += sweep_replies(maps, &backends, now)?;
-    sweep_local(maps, &backends, now, &mut census)?;
+        maps.flows.delete(&keys)?;
+        maps.replies.delete(&reply_keys)?;
+        census.ended += keys.len() as u64;
+    }
+    if depth == Depth::All {
+        census.ended += sweep_replies(maps, &backends, now)?;
+    }
     Ok(census)
 }
 
@@ -94,27 +105,44 @@ pub fn sweep(maps: &Maps, now: KtimeNs) -> Result<Census, DatapathError> {
 /// # Errors
 /// What the kernel said.
 pub fn count(maps: &Maps, now: KtimeNs) -> Result<Census, DatapathError> {
-    let backends = Backends::read(maps)?;
+    count_with(maps, &Backends::read(maps)?, now, |_| {})
+}
+
+/// Counts, and shows the keys of proven connections that have ended.
+fn count_with(
+    maps: &Maps,
+    backends: &Backends,
+    now: KtimeNs,
+    mut ended: impl FnMut(&FlowKey),
+) -> Result<Census, DatapathError> {
     let mut census = Census::default();
-    let active = &mut census.active;
-    let (mut established, mut half_open, mut local) = (0, 0, 0);
-    let mut tally = |total: &mut u64, entry: &FlowEntry| match fate(entry, &backends, now) {
-        Fate::Ended => {}
-        Fate::Lingers => *total += 1,
-        Fate::Active => {
-            *total += 1;
-            *active.entry((entry.backend, entry.generation)).or_default() += 1;
-        }
+    let Census { active, established, half_open, datagrams, local, ended: _ } = &mut census;
+    let mut tally = |total: &mut u64, backend: BackendId, generation: u32| {
+        *total += 1;
+        *active.entry((backend, generation)).or_default() += 1;
     };
-    maps.flows.scan(|_, entry| tally(&mut established, entry))?;
-    maps.half_open.scan(|_, entry| tally(&mut half_open, entry))?;
-    maps.local_flows.scan(|key, flow| {
-        if key.is_flow() && backends.serves(flow.backend, flow.generation) {
-            local += 1;
-            *active.entry((flow.backend, flow.generation)).or_default() += 1;
+    maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, backends, now) {
+        Fate::Ended => ended(key),
+        Fate::Lingers => {}
+        Fate::Active => tally(established, entry.backend, entry.generation),
+    })?;
+    for (table, total) in [(&maps.half_open, half_open), (&maps.datagrams, datagrams)] {
+        table.scan(|_, entry: &FlowEntry| match fate(entry, backends, now) {
+            Fate::Ended | Fate::Lingers => {}
+            Fate::Active => tally(total, entry.backend, entry.generation),
+        })?;
+    }
+    maps.local_flows.scan(|_, flow: &LocalFlow| {
+        if backends.serves(flow.backend, flow.generation) {
+            tally(local, flow.backend, flow.generation);
         }
     })?;
-    (census.established, census.half_open, census.local) = (established, half_open, local);
+    maps.local_datagrams.scan(|key: &LocalKey, flow: &LocalFlow| {
+        let fresh = now.saturating_sub(flow.last_seen) <= lifetime_ns(State::UdpReplied);
+        if key.is_flow() && fresh && backends.serves(flow.backend, flow.generation) {
+            tally(local, flow.backend, flow.generation);
+        }
+    })?;
     Ok(census)
 }
 
@@ -126,67 +154,57 @@ enum Fate {
 }
 
 fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
-    let state = entry.state();
-    // A stamp from another processor may be a tick ahead.
-    let idle = now.saturating_sub(entry.last_seen);
-    if !backends.serves(entry.backend, entry.generation) || idle > lifetime_ns(state) {
+    if !backends.serves(entry.backend, entry.generation) || entry.is_expired(now) {
         Fate::Ended
-    } else if state.is_over() {
+    } else if entry.state().is_over() {
         Fate::Lingers
     } else {
         Fate::Active
     }
 }
 
-/// Returns the key of a flow's replies, while its backend's endpoint is known.
-fn reply_key(key: &FlowKey, entry: &FlowEntry, backends: &Backends) -> Option<FlowKey> {
-    let &(generation, _, address, port) = backends.0.get(entry.backend as usize)?;
-    let proto = key.proto().filter(|_| generation == entry.generation)?;
-    Some(FlowKey::new(address, port, entry.seen_client, entry.seen_client_port, proto))
+/// Returns the key of a connection's replies, if its backend's endpoint is known and the reply half there is its own.
+fn reply_key(
+    maps: &Maps,
+    key: &FlowKey,
+    entry: &FlowEntry,
+    backends: &Backends,
+) -> Result<Option<FlowKey>, DatapathError> {
+    let Some((address, port)) = backends.endpoint(entry.backend, entry.generation) else { return Ok(None) };
+    let Some(proto) = key.proto() else { return Ok(None) };
+    let reply_key = FlowKey::new(address, port, entry.seen_client, entry.seen_client_port, proto);
+    Ok(maps.replies.get(&reply_key)?.filter(|reply| reply.flow == *key).map(|_| reply_key))
 }
 
 /// Deletes reply halves that stand alone.
 fn sweep_replies(maps: &Maps, backends: &Backends, now: KtimeNs) -> Result<u64, DatapathError> {
-    let mut ended = Vec::new();
     let mut doubtful = Vec::new();
-    maps.replies.scan(|key, reply| {
-        if !backends.serves(reply.backend, reply.generation) {
-            ended.push(*key);
-        } else if now.saturating_sub(reply.last_seen) > REPLY_IDLE_NS {
-            doubtful.push((*key, *reply));
+    maps.replies.scan(|key: &FlowKey, reply: &ReplyEntry| {
+        let idle = now.saturating_sub(reply.last_seen) > REPLY_IDLE_NS;
+        if idle || !backends.serves(reply.backend, reply.generation) {
+            doubtful.push(*key);
         }
     })?;
-    for (key, reply) in doubtful {
-        let flow = maps.flows.get(&reply.flow)?;
-        if flow.is_none_or(|flow| (flow.backend, flow.generation) != (reply.backend, reply.generation)) {
-            ended.push(key);
+    let mut count = 0;
+    for chunk in doubtful.chunks(CHUNK) {
+        let mut keys = Vec::new();
+        for key in chunk {
+            let Some(reply) = maps.replies.get(key)? else { continue };
+            let flow = maps.flows.get(&reply.flow)?;
+            let is_alone = flow.is_none_or(|flow| (flow.backend, flow.generation) != (reply.backend, reply.generation));
+            if is_alone && now.saturating_sub(reply.last_seen) > REPLY_IDLE_NS {
+                keys.push(*key);
+            }
         }
+        maps.replies.delete(&keys)?;
+        count += keys.len() as u64;
     }
-    maps.replies.delete(&ended)?;
-    Ok(ended.len() as u64)
-}
-
-/// Deletes what local sockets have left, and counts those that are connected.
-fn sweep_local(maps: &Maps, backends: &Backends, now: KtimeNs, census: &mut Census) -> Result<(), DatapathError> {
-    let mut ended = Vec::new();
-    maps.local_flows.scan(|key, flow| {
-        let idle = now.saturating_sub(flow.last_seen);
-        let expired = !key.is_connected() && idle > lifetime_ns(State::UdpReplied);
-        if expired || !backends.serves(flow.backend, flow.generation) {
-            ended.push(*key);
-        } else if key.is_flow() {
-            census.local += 1;
-            *census.active.entry((flow.backend, flow.generation)).or_default() += 1;
-        }
-    })?;
-    maps.local_flows.delete(&ended)?;
-    census.ended += ended.len() as u64;
-    Ok(())
+    Ok(count)
 }
 
 #[cfg(test)]
 mod tests {
-    use lb_ebpf::{abi::Port, tcp_state::Seen};
+    use lb_ebpf::{abi::Proto, tcp_state::Seen};
 
     use super::*;
 
@@ -205,7 +223,9 @@ mod tests {
             State::UdpReplied => (Seen::DATAGRAMS, Seen::ANSWERED),
             other => panic!("no test needs {other:?}"),
         };
-        let mut entry = FlowEntry::new(0, generation, 1, ingress, last_seen);
+        let side = |last| (Address::from_v4([198, 18, 1, last]), Port::new(80));
+        let key = FlowKey::new(side(2).0, side(2).1, side(1).0, side(1).1, Proto::Tcp);
+        let mut entry = FlowEntry::new(&key, (0, generation), 1, ingress, last_seen);
         entry.egress = egress;
         assert_eq!(entry.state(), state);
         entry
@@ -219,7 +239,8 @@ mod tests {
             ("three hours idle", 3, State::Established, 10_800 * SECOND, Fate::Ended),
             ("of a former generation", 2, State::Established, 0, Fate::Ended),
             ("just closed", 3, State::Closed, SECOND, Fate::Lingers),
-            ("closed long ago", 3, State::Closed, 11 * SECOND, Fate::Ended),
+            ("closed long ago", 3, State::Closed, 121 * SECOND, Fate::Ended),
+            ("of a generation that was published since", 4, State::Established, 0, Fate::Active),
             ("an unanswered datagram", 3, State::UdpUnreplied, 31 * SECOND, Fate::Ended),
             ("an answered one", 3, State::UdpReplied, 31 * SECOND, Fate::Active),
         ];

@@ -9,7 +9,7 @@ use std::{
     error::Error as StdError,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -87,6 +87,10 @@ pub struct EngineFacts {
 pub struct DockerProvider {
     engine: Engine,
     settings: Arc<DockerSettings>,
+    /// The hash of the settings, [`labels::CONFIG`].
+    config: Arc<str>,
+    /// The id of the image, once it was looked for: the same name may be another image after a build.
+    image_id: Arc<OnceLock<String>>,
 }
 
 impl DockerProvider {
@@ -95,7 +99,9 @@ impl DockerProvider {
     /// # Errors
     /// `EndpointUnsupported`, `Unreachable`, `TimedOut`, `ApiTooOld`.
     pub async fn connect(settings: DockerSettings) -> Result<Self, ProviderError> {
-        Ok(Self { engine: Engine::connect().await?, settings: Arc::new(settings) })
+        let config = labels::config_hash(&settings).into();
+        let engine = Engine::connect().await?;
+        Ok(Self { engine, settings: Arc::new(settings), config, image_id: Arc::default() })
     }
 
     /// Makes sure that containers of these settings can be started here, and returns what the engine is.
@@ -120,7 +126,13 @@ impl DockerProvider {
         let image = with_tag(&self.settings.image);
         let answer = self.engine.docker.inspect_image(&image);
         match self.engine.ask(format!("look for image {image}"), READ_LIMIT, answer).await {
-            Ok(_) => Ok(()),
+            Ok(found) => {
+                if let Some(id) = found.id {
+                    // Whoever looked first knows as much.
+                    let _known = self.image_id.set(id);
+                }
+                Ok(())
+            }
             Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::ImageMissing { image }),
             Err(error) => Err(error),
         }
@@ -241,8 +253,10 @@ impl DockerProvider {
     fn found_in_list(&self, summary: ContainerSummary) -> Option<Found> {
         let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let paused = summary.state == Some(ContainerSummaryStateEnum::PAUSED);
+        let labels = summary.labels?;
         let sighting = Sighting {
-            ordinal: labels::ordinal_in(&self.settings.instance, &summary.labels?)?,
+            outdated: self.is_outdated(&labels, summary.image_id.as_deref()),
+            ordinal: labels::ordinal_in(&self.settings.instance, &labels)?,
             id: ContainerId(summary.id?),
             name: plain_name(summary.names.unwrap_or_default().first().map_or("", String::as_str)),
             address: address_on(&networks, self.settings.network.as_deref()),
@@ -255,8 +269,10 @@ impl DockerProvider {
     fn found(&self, container: ContainerInspectResponse) -> Option<Found> {
         let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let state = container.state.unwrap_or_default();
+        let labels = container.config?.labels?;
         let sighting = Sighting {
-            ordinal: labels::ordinal_in(&self.settings.instance, &container.config?.labels?)?,
+            outdated: self.is_outdated(&labels, container.image.as_deref()),
+            ordinal: labels::ordinal_in(&self.settings.instance, &labels)?,
             id: ContainerId(container.id?),
             name: plain_name(&container.name.unwrap_or_default()),
             address: address_on(&networks, self.settings.network.as_deref()),
@@ -264,6 +280,15 @@ impl DockerProvider {
             created: unix_seconds(&container.created.unwrap_or_default()),
         };
         Some(Found { sighting, paused: state.paused == Some(true) })
+    }
+
+    /// Returns whether a container is of other settings, or of another image, than one would be today.
+    fn is_outdated(&self, labels: &HashMap<String, String>, image_id: Option<&str>) -> bool {
+        let other_image = match (image_id, self.image_id.get()) {
+            (Some(its), Some(todays)) => its != todays,
+            (Some(_) | None, _) => false,
+        };
+        other_image || labels::is_outdated(&self.config, labels)
     }
 
     /// Turns the engine's "not found" into the thing that is to be provided.

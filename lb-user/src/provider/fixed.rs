@@ -74,6 +74,7 @@ fn sighting(ordinal: u32, backend: SocketAddr) -> Sighting {
         address: Some(backend.ip()),
         running: true,
         created: 0,
+        outdated: false,
     }
 }
 

@@ -24,8 +24,8 @@ use crate::{
     datapath::{
         DatapathError, Maps, Pins, clock,
         doors::{Door, DoorAttach, DoorKind},
-        pins,
-        report::{self, BackendReport, FrontendReport, Report},
+        links, pins,
+        report::{BackendReport, FrontendReport, Report},
         sweep::{self, Census},
     },
 };
@@ -99,7 +99,8 @@ impl Reading {
                 heartbeat_age_ms,
                 heartbeat_interval_ms: self.record.interval_ns / 1_000_000,
                 version: self.report.version.clone(),
-                started_unix: self.report.started_unix,
+                started_unix: self.report.agent_started_unix,
+                first_started_unix: self.report.started_unix,
                 phase: match control.phase {
                     control::Phase::Starting => Phase::Starting,
                     control::Phase::Running => Phase::Running,
@@ -124,6 +125,7 @@ impl Reading {
             flows: Flows {
                 established: self.census.established,
                 half_open: self.census.half_open,
+                datagrams: self.census.datagrams,
                 local: self.census.local,
                 capacity: u64::from(self.maps.flows.capacity()?),
             },
@@ -155,6 +157,13 @@ impl Reading {
             in_slots.insert(id.map_err(crate::datapath::maps::failed(abi::map::SLOTS))?);
         }
         let mut sum = self.maps.retired.get(&told.id, 0).map_err(crate::datapath::maps::failed(abi::map::RETIRED))?;
+        // All backends that the frontend ever had and whose counters are not put away yet, be they gone or not.
+        for (id, backend) in (0..).zip(self.maps.backends.iter()) {
+            let backend = backend.map_err(crate::datapath::maps::failed(abi::map::BACKENDS))?;
+            if backend.generation != 0 && backend.frontend == told.id {
+                sum.add(&self.maps.traffic(id)?);
+            }
+        }
         let published: BTreeMap<&control::ContainerId, &BackendReport> = self
             .report
             .backends
@@ -172,9 +181,29 @@ impl Reading {
                 traffic = self.maps.traffic(backend.id)?;
                 active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
             }
-            sum.add(&traffic);
             active_sum += active;
             backends.push(self.backend(known, backend.copied(), &in_slots, &traffic, active));
+        }
+        // What an agent that has just begun has not seen yet.
+        for backend in published.values() {
+            if self.report.control.backends.iter().any(|known| known.id == backend.container) {
+                continue;
+            }
+            let traffic = self.maps.traffic(backend.id)?;
+            let active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
+            active_sum += active;
+            let is_ready = in_slots.contains(&backend.id);
+            let known = control::BackendReport {
+                id: backend.container.clone(),
+                name: control::BackendName(backend.container.0.get(..12).unwrap_or(&backend.container.0).to_owned()),
+                ordinal: 0,
+                address: Some((*backend.endpoint.ip()).into()),
+                state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
+                since: self.report.control.at,
+                flows: active,
+                last_error: None,
+            };
+            backends.push(self.backend(&known, Some(backend), &in_slots, &traffic, active));
         }
         let (_, proto) = told.name.rsplit_once('/').unwrap_or(("", "tcp"));
         let proto = if proto == "udp" { Proto::Udp } else { Proto::Tcp };
@@ -217,12 +246,12 @@ impl Reading {
             },
             slot: published.is_some_and(|backend| in_slots.contains(&backend.id)),
             reach: published.map(|backend| match backend.way.reach {
-                report::Reach::Veth => Reach::Veth,
-                report::Reach::Neighbour => Reach::Neighbour,
-                report::Reach::Routed => Reach::Routed,
+                links::Reach::Veth => Reach::Veth,
+                links::Reach::Neighbour => Reach::Neighbour,
+                links::Reach::Routed => Reach::Routed,
             }),
             interface: published
-                .filter(|backend| backend.way.reach != report::Reach::Routed)
+                .filter(|backend| backend.way.reach != links::Reach::Routed)
                 .map(|backend| backend.way.name.clone()),
             connections_active: active,
             connections_total: traffic.connections + traffic.local_connections,

@@ -245,10 +245,11 @@ fn counted(page: &mut Page, snapshot: &Snapshot) {
     page.line(
         Paint::Plain,
         &format!(
-            "flows    {} established of {}, {} half-open, {} local",
+            "flows    {} established of {}, {} half-open, {} UDP, {} local",
             count(flows.established),
             count(flows.capacity),
             count(flows.half_open),
+            count(flows.datagrams),
             count(flows.local)
         ),
         9,

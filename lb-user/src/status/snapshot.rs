@@ -53,6 +53,8 @@ pub struct Agent {
     pub version: String,
     /// When it started, in seconds of Unix time.
     pub started_unix: u64,
+    /// When the first agent of the instance started: from then on, everything is counted.
+    pub first_started_unix: u64,
     /// What it is about.
     pub phase: Phase,
 }
@@ -250,10 +252,12 @@ pub struct Verdicts {
 /// The connections that the kernel keeps in mind, in all frontends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
-    /// Connections of clients that have proven to be real.
+    /// TCP connections of clients that have proven to be real.
     pub established: u64,
-    /// Connections begun and not proven.
+    /// TCP connections begun and not proven.
     pub half_open: u64,
+    /// UDP flows.
+    pub datagrams: u64,
     /// Connections of sockets of this host.
     pub local: u64,
     /// How many established ones there is room for.

@@ -41,6 +41,7 @@ fn healthy() -> Snapshot {
             heartbeat_interval_ms: 1000,
             version: "0.1.0".into(),
             started_unix: 1_700_000_000,
+            first_started_unix: 1_690_000_000,
             phase: Phase::Running,
         },
         hooks: hooks.clone(),
@@ -80,7 +81,7 @@ fn healthy() -> Snapshot {
             drops: [("no_memory".to_owned(), 0)].into(),
             events: [("proven".to_owned(), 12_252)].into(),
         },
-        flows: Flows { established: 48, half_open: 3, local: 2, capacity: 1_048_576 },
+        flows: Flows { established: 48, half_open: 3, datagrams: 5, local: 2, capacity: 1_048_576 },
         decisions: [
             (93_000, "start", 3, 3, None, "two are needed at least", 1),
             (92_000, "adopted", 3, 3, None, "three containers of an earlier life", 1),

@@ -116,7 +116,10 @@ fn died(ordinal: u32) -> Event {
 }
 
 fn swept(began: u64, flows: &[(u32, u64)]) -> Event {
-    Event::Swept { began: ms(began), flows: flows.iter().map(|&(ordinal, count)| (id(&name(ordinal)), count)).collect() }
+    Event::Swept {
+        began: ms(began),
+        flows: flows.iter().map(|&(ordinal, count)| (id(&name(ordinal)), count)).collect(),
+    }
 }
 
 fn publish(generation: u64, ready: &[u32], draining: &[u32]) -> Command {
@@ -243,7 +246,7 @@ fn a_drain_is_cancelled_when_the_load_returns() {
     let commands = script.loaded(25.0, 35, 35);
 
     assert_eq!(commands, [publish(5, &[1, 2], &[]), start(3)]);
-    assert_eq!(script.kinds(), [DecisionKind::ScaleUp, DecisionKind::DrainCancelled]);
+    assert_eq!(script.kinds(), [DecisionKind::ScaleUp, DecisionKind::DrainCancelled, DecisionKind::Start]);
 }
 
 #[test]
@@ -252,12 +255,13 @@ fn a_death_is_published_in_the_same_breath_and_made_good() {
 
     let commands = script.at(1_000).effect(died(2));
 
-    assert_eq!(commands, [publish(5, &[1, 3], &[]), remove(2)]);
+    assert_eq!(commands, [publish(5, &[1, 3], &[])]);
     assert_eq!(script.kinds(), [DecisionKind::BackendDied]);
     script.confirm(5);
-    assert_eq!(script.at(1_100).effect(gone(2, GoneCause::Removed)), []);
     assert_eq!(script.problems().len(), 1, "it ended after a second: the next one waits");
-    assert_eq!(script.at(2_000).effect(Event::Tick), [start(2)]);
+    assert_eq!(script.at(2_000).effect(Event::Tick), [start(4)]);
+    assert_eq!(script.kinds(), [DecisionKind::Start]);
+    assert_eq!(script.at(3_000).effect(Event::Tick), [remove(2)], "in no hurry: somebody may be restarting it");
 }
 
 #[test]
@@ -301,8 +305,9 @@ fn a_failure_that_was_made_good_is_no_problem_any_longer() {
     let mut script = Script::running(1, 1, 1);
     script.at(1_000).effect(died(1));
     script.effect(gone(1, GoneCause::Removed));
-    assert_eq!(script.problems().len(), 1);
+    assert_eq!(script.problems(), ["lb-test-1: ended with exit code 1 (the next try is in 2 s)"]);
     assert_eq!(script.at(2_000).effect(Event::Tick), [start(1)]);
+    assert_eq!(script.problems(), ["lb-test-1: ended with exit code 1 (another try is under way)"]);
     script.at(2_100).effect(Event::BackendSeen(sighting("b", 1)));
 
     script.tell(passed(2));
@@ -329,11 +334,11 @@ fn an_answer_to_a_start_that_never_comes_counts_as_a_failure() {
     script.tell(Event::Resynced(Vec::new()));
     script.confirm(1);
 
-    assert_eq!(script.controller.deadline(), Some(ms(120_000)));
-    assert_eq!(script.at(120_000).tick(), []);
+    assert_eq!(script.controller.deadline(), Some(ms(390_000)));
+    assert_eq!(script.at(390_000).tick(), []);
 
     assert!(script.problems()[0].contains("no answer"), "{:?}", script.problems());
-    assert_eq!(script.at(121_000).tick(), [start(1)]);
+    assert_eq!(script.at(391_000).tick(), [start(1)]);
 }
 
 #[test]
@@ -375,12 +380,14 @@ fn a_backend_that_fails_three_checks_leaves_and_two_bring_it_back() {
 fn the_last_ready_backend_stays_whatever_its_checks_say() {
     let mut script = Script::running(1, 1, 1);
     for check in 1..=20 {
-        script.at(check * 2_000).tick();
+        let effect = script.at(check * 2_000).effect(Event::Tick);
+        // From the third failure on it is given half a minute.
+        assert_eq!(effect, if check == 18 { vec![start(2)] } else { vec![] }, "check {check}");
         assert_eq!(script.tell(failed(1)), [], "check {check}");
     }
 
     assert_eq!(script.states(), [BackendState::Ready]);
-    assert_eq!(script.kinds(), [DecisionKind::KeptLast], "told once");
+    assert_eq!(script.kinds(), [DecisionKind::KeptLast, DecisionKind::Start], "told once, and another is on its way");
     assert!(script.controller.deadline() > Some(script.now), "no timer that has run out");
 }
 
@@ -430,7 +437,7 @@ fn a_container_at_another_address_is_checked_anew_and_loses_its_old_flows() {
 #[test]
 fn what_a_former_agent_served_is_ready_without_a_check() {
     let settings = Settings {
-        adopted_ready: [id("a"), id("b")].into(),
+        adopted_ready: [1, 2].map(|ordinal| (id(&name(ordinal)), sighting("", ordinal).address.unwrap())).into(),
         adopted_flows: [id("c")].into(),
         adopted_generation: 41,
         ..Settings::new(Scaling::Auto(law(1, 4)))
@@ -589,4 +596,150 @@ fn repeated_and_unknown_events_change_nothing() {
         assert_eq!(script.effect(event.clone()), [], "{event:?}");
     }
     assert_eq!(script.states(), [BackendState::Ready; 2]);
+}
+
+#[test]
+fn a_container_that_is_restarted_by_hand_is_left_alone() {
+    let mut script = Script::running(2, 2, 2);
+    assert_eq!(script.at(20_000).effect(gone(2, GoneCause::Killed)), [publish(4, &[1], &[]), start(3)]);
+    script.confirm(4);
+
+    assert_eq!(script.at(20_500).effect(Event::BackendSeen(sighting("b", 2))), []);
+    assert_eq!(script.at(20_520).effect(passed(2)), [publish(5, &[1, 2], &[])]);
+    script.confirm(5);
+    assert_eq!(script.at(25_000).effect(Event::Tick), [], "nothing is removed");
+
+    // The one that was started in its place is one too many.
+    let commands = script.effect(Event::BackendSeen(sighting("c", 3)));
+    assert_eq!(commands, [stop(3)]);
+}
+
+#[test]
+fn what_is_about_to_be_started_is_no_leftover() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(2, 4))));
+    assert_eq!(script.tell(Event::Resynced(Vec::new())), [publish(1, &[], &[]), start(1), start(2)]);
+    script.confirm(1);
+    let created = |name: &str, ordinal| Sighting { running: false, ..sighting(name, ordinal) };
+
+    let commands = script.at(1_000).effect(Event::Resynced(vec![created("a", 1), created("b", 2), created("x", 9)]));
+
+    assert_eq!(commands, [remove(24)], "x alone was left by an earlier life");
+}
+
+#[test]
+fn a_death_before_the_answer_to_the_start_is_not_forgotten() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 4))));
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+
+    assert_eq!(script.at(300).effect(died(1)), [], "nobody knows it yet");
+    script.at(310).effect(Event::Started { ordinal: 1, id: id("a") });
+
+    assert!(script.problems()[0].contains("ended with exit code 1"), "{:?}", script.problems());
+    assert_eq!(script.states(), [BackendState::Dead]);
+}
+
+#[test]
+fn a_backend_that_cannot_be_reached_keeps_nobody_else_out() {
+    let mut script = Script::running(3, 3, 3);
+
+    let unreachable = Event::BackendUnreachable { id: id("b"), error: "no such device".into() };
+    assert_eq!(script.at(1_000).effect(unreachable), [publish(5, &[1, 3], &[2])]);
+    script.confirm(5);
+    assert_eq!(script.kinds(), [DecisionKind::Unhealthy]);
+
+    script.at(2_000).tick();
+    script.tell(passed(2));
+    script.at(4_000).tick();
+    assert_eq!(script.tell(passed(2)), [publish(6, &[1, 2, 3], &[])]);
+}
+
+#[test]
+fn another_way_to_a_backend_is_published() {
+    let mut script = Script::running(2, 2, 2);
+
+    assert_eq!(script.at(1_000).effect(Event::WayChanged { id: id("b") }), [publish(4, &[1, 2], &[])]);
+
+    assert_eq!(script.effect(Event::PublishFailed { generation: 4, error: "busy".into() }), []);
+    assert_eq!(script.at(1_100).effect(Event::Tick), [publish(5, &[1, 2], &[])], "and tried until it succeeds");
+}
+
+#[test]
+fn an_end_before_it_is_known_what_there_is_waits_for_that() {
+    let settings = Settings {
+        adopted_ready: [(id("a"), sighting("", 1).address.unwrap())].into(),
+        ..Settings::new(Scaling::Auto(law(1, 4)))
+    };
+    let mut script = Script::new(settings.clone());
+    assert_eq!(script.tell(Event::StopRequested), []);
+    let commands = script.at(500).effect(Event::Resynced(vec![sighting("a", 1)]));
+    assert_eq!(commands, [publish(1, &[], &[1])], "drained, not cut");
+    script.confirm(1);
+    assert_eq!(script.at(2_000).effect(swept(1_600, &[])), [stop(1)]);
+
+    let mut impatient = Script::new(settings.clone());
+    assert_eq!(impatient.tell(Event::StopRequested), []);
+    assert_eq!(impatient.tell(Event::StopForced), [Command::Finish]);
+
+    let mut keeping = Script::new(Settings { keep: true, ..settings });
+    assert_eq!(keeping.tell(Event::StopRequested), [Command::Finish]);
+}
+
+#[test]
+fn a_container_that_came_to_another_address_meanwhile_is_checked() {
+    let settings = Settings {
+        adopted_ready: [(id("a"), IpAddr::V4(Ipv4Addr::new(198, 19, 0, 99)))].into(),
+        ..Settings::new(Scaling::Auto(law(1, 4)))
+    };
+    let mut script = Script::new(settings);
+
+    assert_eq!(script.tell(Event::Resynced(vec![sighting("a", 1)])), [publish(1, &[], &[]), probe(1)]);
+}
+
+#[test]
+fn what_was_started_with_other_settings_is_told_and_goes_first() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 10))));
+    let old = Sighting { outdated: true, ..sighting("a", 1) };
+    script.tell(Event::Resynced(vec![old, sighting("b", 2)]));
+    script.confirm(1);
+    for ordinal in [1, 2] {
+        if let Some(Command::Publish(publication)) = script.tell(passed(ordinal)).first() {
+            let generation = publication.generation;
+            script.confirm(generation);
+        }
+    }
+    assert!(script.problems()[0].contains("1 of the containers"), "{:?}", script.problems());
+
+    assert_eq!(script.loaded(5.0, 1, 31), [publish(4, &[2], &[1])]);
+}
+
+#[test]
+fn a_failure_that_passed_is_not_shown_for_ever() {
+    let mut script = Script::running(2, 2, 2);
+    let error = |script: &Script| script.controller.snapshot(script.now).backends[1].last_error.clone();
+    script.at(2_000).tick();
+    script.tell(failed(2));
+    assert_eq!(error(&script).as_deref(), Some("refused"));
+
+    script.at(4_000).tick();
+    script.tell(passed(2));
+
+    assert_eq!(error(&script), None);
+}
+
+#[test]
+fn decisions_of_a_former_agent_are_remembered() {
+    let former = Decision {
+        at: ms(5),
+        kind: DecisionKind::ScaleUp,
+        from: 1,
+        to: 2,
+        load: None,
+        reason: "as it was".into(),
+        times: 1,
+    };
+    let settings = Settings { adopted_decisions: vec![former.clone()], ..Settings::new(Scaling::Fixed) };
+    let script = Script::new(settings);
+
+    assert_eq!(script.controller.snapshot(ms(10)).decisions, [former]);
 }

@@ -365,7 +365,8 @@ impl World {
         let id = ContainerId(format!("{:06}", self.created));
         let name = BackendName(format!("lb-test-{ordinal}"));
         let address = Some(IpAddr::V4(Ipv4Addr::new(198, 19, (self.created >> 8) as u8, self.created as u8)));
-        let sighting = Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created };
+        let sighting =
+            Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created, outdated: false };
         let healthy = !(self.is_faulty() && self.chance.one_in(2));
         self.containers.insert(id.clone(), Real { sighting: sighting.clone(), healthy });
         let (seen, started) = (self.chance.below(30), self.chance.below(30));
@@ -399,10 +400,7 @@ impl World {
     }
 
     fn remove(&mut self, id: ContainerId) {
-        assert!(
-            self.containers.get(&id).is_none_or(|real| !real.sighting.running),
-            "{id} is removed although it runs"
-        );
+        assert!(self.containers.get(&id).is_none_or(|real| !real.sighting.running), "{id} is removed although it runs");
         let after = 10 + self.chance.below(200);
         if self.engine_is_away || self.is_faulty() {
             self.plan(after, Event::RemoveFailed { id, error: "busy".into() });
@@ -423,7 +421,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn when_the_trouble_ends_everything_wanted_is_there(seed: u64, min in 1..4_u32, more in 0..8_u32) {

@@ -14,9 +14,9 @@ use rtnetlink::{
         route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::Mutex, task::JoinHandle};
 
-use super::{Link, LinkError, LinkKind, Mac};
+use super::{Framing, Link, LinkError, LinkKind, Mac};
 
 /// The pauses between two looks at a neighbour that is being asked for; their sum is the time that it has.
 const ARP_PAUSES: [(u32, Duration); 2] = [(10, Duration::from_millis(1)), (99, Duration::from_millis(10))];
@@ -25,6 +25,8 @@ const ARP_PAUSES: [(u32, Duration); 2] = [(10, Duration::from_millis(1)), (99, D
 #[derive(Debug)]
 pub(super) struct Netlink {
     handle: Handle,
+    /// Held while a list is asked for: the kernel refuses a second one on the same socket.
+    lists: Mutex<()>,
     connection: JoinHandle<()>,
 }
 
@@ -68,7 +70,7 @@ impl Netlink {
     pub fn open() -> Result<Self, LinkError> {
         let (connection, handle, _) = new_connection()
             .map_err(|source| LinkError::Netlink { action: "open a socket for routes and links".into(), source })?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        Ok(Self { handle, lists: Mutex::default(), connection: tokio::spawn(connection) })
     }
 
     pub async fn route_to(&self, backend: Ipv4Addr) -> Result<NextHop, LinkError> {
@@ -84,6 +86,7 @@ impl Netlink {
 
     /// Returns the devices of the IPv4 default routes in the main table.
     pub async fn default_devices(&self) -> Result<Vec<u32>, LinkError> {
+        let _one_at_a_time = self.lists.lock().await;
         let question = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes: Vec<RouteMessage> =
             self.handle.route().get(question).execute().try_collect().await.map_err(failed("list routes"))?;
@@ -91,6 +94,7 @@ impl Netlink {
     }
 
     pub async fn links(&self) -> Result<Vec<Link>, LinkError> {
+        let _one_at_a_time = self.lists.lock().await;
         let question = self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
         let links: Vec<LinkMessage> = question.execute().try_collect().await.map_err(failed("list interfaces"))?;
         Ok(links.iter().map(link_of).collect())
@@ -113,6 +117,7 @@ impl Netlink {
 
     /// Returns all IPv4 addresses of global scope with the index of their interface.
     pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>, LinkError> {
+        let _one_at_a_time = self.lists.lock().await;
         let mut answers = self.handle.address().get().execute();
         let mut addresses = Vec::new();
         while let Some(answer) = answers.try_next().await.map_err(failed("list addresses"))? {
@@ -189,6 +194,7 @@ impl Netlink {
     }
 
     async fn port_among_all(&self, bridge: u32, mac: Mac) -> Result<Option<u32>, LinkError> {
+        let _one_at_a_time = self.lists.lock().await;
         let mut answers = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
         let mut port = None;
         while let Some(entry) = answers.try_next().await.map_err(failed("list the MAC addresses of bridges"))? {
@@ -272,7 +278,11 @@ fn link_of(message: &LinkMessage) -> Link {
         name: String::new(),
         kind: if flags.contains(LinkFlags::Loopback) { LinkKind::Loopback } else { LinkKind::Physical },
         mac: None,
-        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        // As `dev_is_mac_header_xmit` of include/linux/if_arp.h tells apart the kinds that carry IP.
+        framing: match message.header.link_layer_type {
+            LinkLayerType::Ether | LinkLayerType::Loopback => Framing::Ethernet,
+            _ => Framing::Bare,
+        },
         up: flags.contains(LinkFlags::Up),
         mtu: 0,
         controller: None,
@@ -431,7 +441,7 @@ mod tests {
             name: "veth9".into(),
             kind: LinkKind::Veth,
             mac: Some(MAC),
-            ethernet: true,
+            framing: Framing::Ethernet,
             up: true,
             mtu: 1400,
             controller: Some(3),

@@ -35,6 +35,12 @@ pub fn ordinal_in(instance: &str, labels: &HashMap<String, String>) -> Option<u3
     labels.get(ORDINAL)?.parse().ok()
 }
 
+/// Returns whether a container was made with other settings than `hash` stands for.
+#[must_use]
+pub fn is_outdated(hash: &str, labels: &HashMap<String, String>) -> bool {
+    labels.get(CONFIG).is_none_or(|found| found != hash)
+}
+
 /// Returns the names that the container of `ordinal` may take, the first that is free wins.
 ///
 /// More than one, because a container that drains keeps its name while its successor starts.

@@ -17,7 +17,7 @@ use std::{
     future::pending,
     hash::{BuildHasher, Hasher},
     io,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bollard::models::{EventMessage, EventMessageTypeEnum};
@@ -43,6 +43,8 @@ const FIRST_RESYNC: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A session that lasted this long ends the back-off; one that ends sooner is no better than none.
+const STEADY: Duration = Duration::from_secs(30);
 
 /// Starts the task that watches; it ends when the receiver is dropped.
 pub(super) fn spawn(provider: DockerProvider) -> mpsc::Receiver<ProviderEvent> {
@@ -59,13 +61,18 @@ pub(super) fn spawn(provider: DockerProvider) -> mpsc::Receiver<ProviderEvent> {
 
 async fn watch(provider: &DockerProvider, sender: &mpsc::Sender<ProviderEvent>) {
     let mut failures = 0;
+    let mut lost = false;
     loop {
-        let Err(interruption) = Session::new(provider, sender).follow(&mut failures).await;
+        let began = Instant::now();
+        let Err(interruption) = Session::new(provider, sender).follow(&mut lost).await;
         let error = match interruption {
             Interruption::Engine(error) => error,
             Interruption::NobodyListens => return,
         };
-        if failures == 0 && sender.send(ProviderEvent::Lost { error }).await.is_err() {
+        if began.elapsed() >= STEADY {
+            failures = 0;
+        }
+        if !std::mem::replace(&mut lost, true) && sender.send(ProviderEvent::Lost { error }).await.is_err() {
             return;
         }
         tokio::time::sleep(backoff(failures, entropy())).await;
@@ -100,8 +107,8 @@ impl<'a> Session<'a> {
         Self { provider, sender, ledger: Ledger::default(), looks: FuturesUnordered::new() }
     }
 
-    /// Follows the events until something fails. `failures` is set to zero by the first listing that succeeds.
-    async fn follow(mut self, failures: &mut u32) -> Result<Infallible, Interruption> {
+    /// Follows the events until something fails. `lost` is taken back by the first listing that succeeds.
+    async fn follow(mut self, lost: &mut bool) -> Result<Infallible, Interruption> {
         let mut events: BoxStream<'static, _> = self.provider.engine.subscribe(&self.provider.settings.instance);
         let mut listing: Option<BoxFuture<'a, _>> = Some(Box::pin(self.provider.list_now()));
         let mut pause = FIRST_RESYNC;
@@ -116,7 +123,7 @@ impl<'a> Session<'a> {
                 Some(look) = self.looks.next() => self.on_look(look).await?,
                 listed = answer(&mut listing) => {
                     listing = None;
-                    self.on_listed(listed?, std::mem::take(failures)).await?;
+                    self.on_listed(listed?, std::mem::take(lost)).await?;
                     resync.as_mut().set(tokio::time::sleep(pause));
                     pause = RESYNC;
                 }
@@ -155,8 +162,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn on_listed(&mut self, listed: Vec<Found>, failures: u32) -> Result<(), Interruption> {
-        if failures > 0 {
+    async fn on_listed(&mut self, listed: Vec<Found>, was_lost: bool) -> Result<(), Interruption> {
+        if was_lost {
             self.tell(ProviderEvent::Back).await?;
         }
         let (paused, sightings) = self.ledger.listing_ends(listed);
@@ -399,7 +406,15 @@ mod tests {
     }
 
     fn seen(name: &str) -> Sighting {
-        Sighting { id: id(name), name: name.into(), ordinal: 0, address: None, running: true, created: 1 }
+        Sighting {
+            id: id(name),
+            name: name.into(),
+            ordinal: 0,
+            address: None,
+            running: true,
+            created: 1,
+            outdated: false,
+        }
     }
 
     fn serving(name: &str) -> Found {
