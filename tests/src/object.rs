@@ -44,6 +44,9 @@ pub enum Action {
     Unknown(u32),
 }
 
+/// What marks the notes that XDP leaves for TC.
+pub const NOTE_MARK: u32 = 0x0123_4567;
+
 /// How backends are reached in a test.
 pub const REACH: HandOff = HandOff::Peer;
 
@@ -61,6 +64,7 @@ impl Object {
             .map_max_entries(map::REPLIES, flows)
             .map_max_entries(map::HALF_OPEN, half_open)
             .map_max_entries(map::HALF_OPEN_REPLIES, half_open)
+            .override_global("NOTE_MARK", &NOTE_MARK, true)
             .load(lb_user::datapath::OBJECT)
             .expect("the object loads");
         for name in [program::TC_INGRESS, program::TC_REPLY] {
@@ -125,6 +129,32 @@ impl Object {
         (action(door, value), out)
     }
 
+    /// Runs a packet through a TC program as one that the kernel has merged of `segments`, each with `size` bytes.
+    pub fn run_merged(&self, door: Door, frame: &[u8], segments: u32, size: u32) -> Action {
+        // The fields that the kernel does not take from a test have to be zero.
+        let mut context = [0_u8; size_of::<SkBuff>()];
+        let mut set = |offset: usize, value: u32| context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        set(std::mem::offset_of!(SkBuff, gso_segs), segments);
+        set(std::mem::offset_of!(SkBuff, gso_size), size);
+        let mut out = vec![0; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let name = if door == Door::Reply { program::TC_REPLY } else { program::TC_INGRESS };
+        let result = self.program::<SchedClassifier>(name).test_run(options);
+        let result = result.unwrap_or_else(|error| panic!("{door:?}: {error}"));
+        action(door, result.return_value)
+    }
+
+    /// Removes the reply half of a flow of UDP, as a full table would.
+    pub fn push_out_datagram_reply(&mut self, from: Side, to: Side) {
+        let mut replies: HashMap<&mut MapData, FlowKey, ReplyEntry> = self.map(map::DATAGRAM_REPLIES);
+        replies.remove(&key(from, to, Proto::Udp)).unwrap();
+    }
+
     /// Runs a packet through a program, with a buffer that is used again.
     pub fn run_into(&self, door: Door, frame: &[u8], out: &mut [u8]) -> (u32, usize) {
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
@@ -158,10 +188,16 @@ impl Object {
         flows.get(&key(from, to, proto), 0).ok()
     }
 
-    /// Returns a flow that is not proven.
+    /// Returns a flow that is not proven, or over.
     pub fn half_open(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
         let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::HALF_OPEN).unwrap().try_into().unwrap();
         flows.get(&key(from, to, proto), 0).ok()
+    }
+
+    /// Returns a flow of UDP.
+    pub fn datagrams(&self, from: Side, to: Side) -> Option<FlowEntry> {
+        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::DATAGRAMS).unwrap().try_into().unwrap();
+        flows.get(&key(from, to, Proto::Udp), 0).ok()
     }
 
     /// Returns the reply half of a proven flow.
@@ -186,6 +222,22 @@ impl Object {
         self.ebpf.program(name).unwrap().try_into().unwrap()
     }
 }
+
+/// A TC program's context.
+///
+/// # Source
+/// include/uapi/linux/bpf.h, `struct __sk_buff`.
+#[repr(C)]
+struct SkBuff {
+    before: [u32; 41],
+    gso_segs: u32,
+    sk: u64,
+    gso_size: u32,
+    tstamp_type: u32,
+    hwtstamp: u64,
+}
+
+const _: () = assert!(std::mem::offset_of!(SkBuff, gso_size) == 176 && size_of::<SkBuff>() == 192);
 
 /// Translates what a program returned.
 ///

@@ -1,6 +1,6 @@
 //! Packets through the real object: tables of what goes in and what comes out, for both front doors and the reply door.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use lb_ebpf::{
     abi::{Address, Backend, HandOff, Port, Proto},
@@ -9,7 +9,7 @@ use lb_ebpf::{
 };
 use lb_tests::{
     frames::{ACK, Dice, FIN, Judged, RST, SYN, Side, judge, tcp, udp, with_ip_options},
-    object::{Action, Door, Object, action},
+    object::{Action, Door, NOTE_MARK, Object, action},
     suite::{self, Case, Need},
 };
 
@@ -29,6 +29,15 @@ fn main() -> ExitCode {
         case("only_the_right_acknowledgement_proves_a_client", only_the_right_acknowledgement_proves_a_client),
         case("a_port_used_again_draws_the_next_ticket", a_port_used_again_draws_the_next_ticket),
         case("a_refused_connection_may_be_tried_again", a_refused_connection_may_be_tried_again),
+        case("a_guessed_reset_ends_nothing", a_guessed_reset_ends_nothing),
+        case("a_guessed_end_does_not_count", a_guessed_end_does_not_count),
+        case("an_end_that_proves_the_client_is_not_lost", an_end_that_proves_the_client_is_not_lost),
+        case("a_second_acceptance_is_the_one_to_acknowledge", a_second_acceptance_is_the_one_to_acknowledge),
+        case("a_silent_backend_loses_a_repeated_syn", a_silent_backend_loses_a_repeated_syn),
+        case("late_segments_of_a_former_backend_end_here", late_segments_of_a_former_backend_end_here),
+        case("a_reply_half_that_was_pushed_out_returns", a_reply_half_that_was_pushed_out_returns),
+        case("merged_segments_count_as_they_came", merged_segments_count_as_they_came),
+        case("notes_are_left_where_the_backend_takes_no_frames", notes_are_left_where_the_backend_takes_no_frames),
         case("datagrams_of_a_client_stay_with_a_backend", datagrams_of_a_client_stay_with_a_backend),
         case("a_datagram_without_checksum_stays_without", a_datagram_without_checksum_stays_without),
         case("two_frontends_on_one_backend_never_share_a_port", two_frontends_on_one_backend_never_share_a_port),
@@ -84,6 +93,13 @@ fn passed(object: &Object, door: Door, frame: &[u8], reason: PassReason) {
     let (did, out) = object.run(door, frame);
     assert_eq!(did, Action::Pass, "{door:?} {reason:?}");
     assert_eq!(out, frame, "{door:?} {reason:?}: changed");
+    assert_eq!(object.count(reason.index()), before + 1, "{door:?}: not counted as {reason:?}");
+}
+
+/// Sends a packet that has to be ended, for a reason.
+fn dropped(object: &Object, door: Door, frame: &[u8], reason: DropReason) {
+    let before = object.count(reason.index());
+    assert_eq!(object.run(door, frame).0, Action::Drop, "{door:?} {reason:?}");
     assert_eq!(object.count(reason.index()), before + 1, "{door:?}: not counted as {reason:?}");
 }
 
@@ -151,7 +167,8 @@ fn a_connection_lives_from_syn_to_fin() {
         forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, FIN | ACK, 920, 119, &[]));
         assert_eq!(state(), Some(State::BackendClosed));
         forwarded(&object, door, &tcp(CLIENT, FRONTEND, FIN | ACK, 119, 921, &[]));
-        assert_eq!(state(), Some(State::Closed));
+        assert_eq!((half_open(), state()), (Some(State::Closed), None), "what is over leaves the proven");
+        assert!(object.reply(BACKENDS[0], CLIENT, Proto::Tcp).is_none());
         forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 921, 120, &[]));
 
         let traffic = object.traffic(0);
@@ -209,6 +226,145 @@ fn a_refused_connection_may_be_tried_again() {
     assert_eq!((first.to, second), (BACKENDS[0], BACKENDS[1]));
 }
 
+fn a_guessed_reset_ends_nothing() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let backend = open(&object, door, CLIENT, FRONTEND);
+        for guess in [0, 100, 101 + (1 << 20), 1 << 31, u32::MAX] {
+            forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST, guess, 0, &[]));
+            assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Established, "{guess}");
+        }
+        assert_eq!(object.count(Event::OutOfWindow.index()), 5);
+        // Whoever adds a SYN to it still meets the connection, and its backend knows what to answer.
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, SYN, 7, 0, &[])).to, backend);
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"on")).to, backend);
+
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST, 103, 0, &[]));
+        assert_eq!(object.half_open(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Reset);
+        assert_ne!(open(&object, door, CLIENT, FRONTEND), backend, "a real one frees the port");
+    }
+}
+
+fn a_guessed_end_does_not_count() {
+    let object = object();
+    open(&object, Door::Tc, CLIENT, FRONTEND);
+    forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, FIN | ACK, 101 + (1 << 24), 901, &[]));
+    assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Established);
+
+    // Ten megabytes may well be on their way before it.
+    forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, FIN | ACK, 101 + 10_000_000, 901, &[]));
+    assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::ClientClosed);
+}
+
+fn an_end_that_proves_the_client_is_not_lost() {
+    for door in FRONT_DOORS {
+        let object = object();
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]));
+        forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 900, 101, &[]));
+
+        // The first acknowledgement was lost; this one ends the connection, too.
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, FIN | ACK, 101, 901, &[]));
+
+        assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::ClientClosed, "{door:?}");
+    }
+}
+
+fn a_second_acceptance_is_the_one_to_acknowledge() {
+    let object = object();
+    forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]));
+    forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 900, 101, &[]));
+    forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 5000, 101, &[]));
+
+    forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, ACK, 101, 5001, &[]));
+
+    assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Established);
+}
+
+fn a_silent_backend_loses_a_repeated_syn() {
+    let object = object();
+    let syn = tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]);
+    assert_eq!(forwarded(&object, Door::Tc, &syn).to, BACKENDS[0]);
+    std::thread::sleep(Duration::from_millis(1_000));
+    assert_eq!(forwarded(&object, Door::Tc, &syn).to, BACKENDS[0], "it may be slow");
+    std::thread::sleep(Duration::from_millis(2_000));
+
+    assert_eq!(forwarded(&object, Door::Tc, &syn).to, BACKENDS[1], "it is dead");
+
+    assert_eq!(object.count(Event::Rescheduled.index()), 1);
+    // Should it wake up after all, its answer is none that the client waits for.
+    dropped(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 900, 101, &[]), DropReason::StaleReply);
+    forwarded(&object, Door::Reply, &tcp(BACKENDS[1], CLIENT, SYN | ACK, 7, 101, &[]));
+    assert_eq!(forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, ACK, 101, 8, &[])).to, BACKENDS[1]);
+}
+
+fn late_segments_of_a_former_backend_end_here() {
+    let object = object();
+    assert_eq!(open(&object, Door::Tc, CLIENT, FRONTEND), BACKENDS[0]);
+    close(&object, Door::Tc, CLIENT, FRONTEND, BACKENDS[0]);
+    assert_eq!(forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, SYN, 5000, 0, &[])).to, BACKENDS[1]);
+
+    let late = tcp(BACKENDS[0], CLIENT, FIN | ACK, 901, 102, &[]);
+    dropped(&object, Door::Reply, &late, DropReason::StaleReply);
+
+    // Had it come through, the client would have answered with this; it must not harm the new connection.
+    forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, RST, 102, 0, &[]));
+    forwarded(&object, Door::Reply, &tcp(BACKENDS[1], CLIENT, SYN | ACK, 7, 5001, &[]));
+    forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, ACK, 5001, 8, &[]));
+    assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Established);
+}
+
+fn a_reply_half_that_was_pushed_out_returns() {
+    let mut object = object();
+    let question = udp(CLIENT, DATAGRAMS, b"question");
+    forwarded(&object, Door::Tc, &question);
+    object.push_out_datagram_reply(BACKENDS[0], CLIENT);
+    passed(&object, Door::Reply, &udp(BACKENDS[0], CLIENT, b"answer"), PassReason::NotReply);
+    std::thread::sleep(Duration::from_millis(1_100));
+
+    forwarded(&object, Door::Tc, &question);
+
+    assert_eq!(forwarded(&object, Door::Reply, &udp(BACKENDS[0], CLIENT, b"answer")).from, DATAGRAMS);
+}
+
+fn merged_segments_count_as_they_came() {
+    let object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    let before = object.traffic(0);
+
+    let merged = tcp(CLIENT, FRONTEND, ACK, 101, 901, &[7; 3 * 500]);
+    assert_eq!(object.run_merged(Door::Tc, &merged, 3, 500), Action::Redirect);
+    let merged = tcp(backend, CLIENT, ACK, 901, 101, &[7; 2 * 500]);
+    assert_eq!(object.run_merged(Door::Reply, &merged, 2, 500), Action::Redirect);
+
+    let after = object.traffic(0);
+    assert_eq!(after.ingress_packets - before.ingress_packets, 3);
+    assert_eq!(after.ingress_bytes - before.ingress_bytes, 3 * (54 + 500));
+    assert_eq!(after.egress_packets - before.egress_packets, 2);
+    assert_eq!(after.egress_bytes - before.egress_bytes, 2 * (54 + 500));
+}
+
+fn notes_are_left_where_the_backend_takes_no_frames() {
+    let mut object = object();
+    let backend = Backend::new(0, 1, Address::from_v4(BACKENDS[0].0), Port::new(BACKENDS[0].1)).reached_by(
+        HandOff::Peer,
+        1,
+        [6, 0, 0, 0, 0, 1],
+        [6, 0, 0, 0, 1, 0],
+    );
+    object.write_backend(0, backend);
+    object.publish(0, &[0]);
+    let syn = tcp(CLIENT, FRONTEND, SYN, 1, 0, &[]);
+
+    let (did, out) = object.run(Door::Xdp, &syn);
+
+    assert_eq!(did, Action::Pass, "up to TC");
+    let (note, frame) = out.split_at(out.len() - syn.len());
+    assert_eq!(note, [NOTE_MARK.to_ne_bytes(), 0_u32.to_ne_bytes()].concat());
+    let judged = judge(frame).unwrap();
+    assert!(judged.to == BACKENDS[0] && judged.ip_sum && judged.transport_sum);
+    assert_eq!(frame[..12], [[6, 0, 0, 0, 0, 1], [6, 0, 0, 0, 1, 0]].concat());
+}
+
 fn datagrams_of_a_client_stay_with_a_backend() {
     for door in FRONT_DOORS {
         let object = object();
@@ -220,9 +376,9 @@ fn datagrams_of_a_client_stay_with_a_backend() {
             }
             let answer = forwarded(&object, Door::Reply, &udp(backend, from, b"answer"));
             assert_eq!((answer.from, answer.to), (DATAGRAMS, from));
-            assert!(object.flow(from, DATAGRAMS, Proto::Udp).is_none());
             assert_eq!(forwarded(&object, door, &udp(from, DATAGRAMS, b"more")).to, backend);
-            assert_eq!(object.flow(from, DATAGRAMS, Proto::Udp).unwrap().state(), State::UdpReplied);
+            assert_eq!(object.datagrams(from, DATAGRAMS).unwrap().state(), State::UdpReplied);
+            assert!(object.flow(from, DATAGRAMS, Proto::Udp).is_none(), "none of TCP's room is taken");
         }
         assert_eq!((3..6).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [2; 3]);
     }
@@ -268,9 +424,14 @@ fn a_backend_that_is_its_own_client_sees_the_host() {
 
     let syn = forwarded(&object, Door::Tc, &tcp(from, FRONTEND, SYN, 1, 0, &[]));
 
-    assert_eq!((syn.from, syn.to), (([198, 18, 2, 1], 40_000), BACKENDS[0]));
+    assert_eq!((syn.from.0, syn.to), ([198, 18, 2, 1], BACKENDS[0]));
+    assert!((16_384..32_768).contains(&syn.from.1), "none of the ports that the host gives to its own sockets");
     let answer = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], syn.from, SYN | ACK, 7, 2, &[]));
     assert_eq!((answer.from, answer.to), (FRONTEND, from));
+
+    let backend = Backend::new(0, 1, Address::from_v4(BACKENDS[0].0), Port::new(BACKENDS[0].1));
+    object.write_backend(0, backend);
+    dropped(&object, Door::Tc, &tcp((from.0, 40_001), FRONTEND, SYN, 1, 0, &[]), DropReason::NoHostAddress);
 }
 
 fn a_freed_backend_ends_its_flows() {

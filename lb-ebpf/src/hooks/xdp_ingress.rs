@@ -25,10 +25,31 @@ const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
-    match forward(&ctx) {
-        Ok(action) => action,
-        Err(verdict) => super::xdp_action(verdict),
-    }
+    let verdict = match Headers::parse(&XdpWindow(&ctx)) {
+        // First of all, before anything is counted or begun: without room for a note, the whole work is TC's.
+        Ok(_) if !make_room(&ctx) => Verdict::Pass(PassReason::NoMetadata),
+        Ok(packet) => match forward(&ctx, &packet) {
+            Ok(Sent::WithNote) => return xdp_action::XDP_PASS,
+            Ok(Sent::Without(action)) => {
+                take_room_back(&ctx);
+                return action;
+            }
+            Err(verdict) => {
+                take_room_back(&ctx);
+                verdict
+            }
+        },
+        Err(reason) => Verdict::Pass(reason),
+    };
+    super::xdp_action(verdict)
+}
+
+/// What became of a packet that goes to a backend.
+enum Sent {
+    /// It goes up, with a note.
+    WithNote,
+    /// The action is all there is to it.
+    Without(u32),
 }
 
 /// The yardstick: what entering and leaving a program costs.
@@ -38,54 +59,49 @@ pub fn xdp_empty(_ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn forward(ctx: &XdpContext) -> Result<u32, Verdict> {
-    let packet = Headers::parse(&XdpWindow(ctx)).map_err(Verdict::Pass)?;
-    // First of all, before anything is counted or begun: without room for a note, the whole work is TC's.
-    make_room(ctx)?;
+fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now() };
-    let ToBackend { to, backend, id } = pipeline::ingress(&packet, arrival, &KernelTables)?;
+    let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &KernelTables)?;
 
     let window = XdpWindow(ctx);
-    nat::apply_whole(&window, &packet, &to).ok_or(FAILED)?;
+    nat::apply_whole(&window, packet, &to).ok_or(FAILED)?;
     match backend.hand_off() {
         HandOff::Peer | HandOff::Neighbour => {
             window.write(0, backend.mac).and_then(|()| window.write(6, backend.source_mac)).ok_or(FAILED)?;
             if matches!(backend.hand_off(), HandOff::Peer) && backend.takes_xdp() {
                 // SAFETY: takes numbers only.
-                return Ok(unsafe { bpf_redirect(backend.ifindex, 0) as u32 });
+                return Ok(Sent::Without(unsafe { bpf_redirect(backend.ifindex, 0) as u32 }));
             }
-            write_note(ctx, id)?;
+            write_note(ctx, id).ok_or(FAILED)?;
+            Ok(Sent::WithNote)
         }
-        HandOff::Routing => {}
+        HandOff::Routing => Ok(Sent::Without(xdp_action::XDP_PASS)),
     }
-    Ok(xdp_action::XDP_PASS)
 }
 
-/// Makes room for a [`Note`] in front of the packet, and writes there that it says nothing.
+/// Makes room for a [`Note`] in front of the packet; returns whether the driver allows it.
 #[inline(always)]
-fn make_room(ctx: &XdpContext) -> Result<(), Verdict> {
-    let no_room = Verdict::Pass(PassReason::NoMetadata);
+fn make_room(ctx: &XdpContext) -> bool {
     // SAFETY: the context is valid as long as the program runs.
-    if unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), -(size_of::<Note>() as i32)) } != 0 {
-        return Err(no_room);
-    }
-    put_note(ctx, Note { mark: 0, backend: 0 }).ok_or(no_room)
+    unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), -(size_of::<Note>() as i32)) == 0 }
+}
+
+/// Leaves a packet as it came.
+#[inline(always)]
+fn take_room_back(ctx: &XdpContext) {
+    // SAFETY: as above; what was made can be taken back.
+    let _never_fails = unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), size_of::<Note>() as i32) };
 }
 
 /// Tells `tc_ingress` to whom the packet goes.
 #[inline(always)]
-fn write_note(ctx: &XdpContext, backend: BackendId) -> Result<(), Verdict> {
-    put_note(ctx, Note { mark: note_mark(), backend }).ok_or(FAILED)
-}
-
-#[inline(always)]
-fn put_note(ctx: &XdpContext, note: Note) -> Option<()> {
+fn write_note(ctx: &XdpContext, backend: BackendId) -> Option<()> {
     let (from, to) = (ctx.metadata(), ctx.data());
     if from + size_of::<Note>() > to {
         return None;
     }
     // SAFETY: compared with the end of the metadata right above.
-    unsafe { (from as *mut Note).write(note) };
+    unsafe { (from as *mut Note).write(Note { mark: note_mark(), backend }) };
     Some(())
 }
