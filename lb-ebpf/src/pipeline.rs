@@ -12,7 +12,10 @@
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
 use crate::{
-    abi::{Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, KtimeNs, Port, Proto, REPLY_SEEN, ReplyEntry},
+    abi::{
+        Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_SEEN,
+        ReplyEntry,
+    },
     packet::Headers,
     sched,
     tables::{Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
@@ -527,8 +530,9 @@ fn schedule<'t, T: Tables>(
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own.
     let (client, wanted) = if backend.address == packet.key.source {
-        if backend.host_address.is_none() {
-            return Err(Verdict::Drop(DropReason::NoHostAddress));
+        // Routing refuses the host's own address as a source that came from elsewhere.
+        if backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing) {
+            return Err(Verdict::Drop(DropReason::NoStandIn));
         }
         (backend.host_address, other_port(tables))
     } else {

@@ -93,8 +93,9 @@ reasons! {
         StaleReply = 3 "stale_reply",
         /// The memory of the packet's flow became another flow's while it was read: the sender repeats the packet.
         Raced = 5 "raced",
-        /// A backend is its own client, and the host has no address on its network to stand in for it.
-        NoHostAddress = 4 "no_host_address",
+        /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
+        /// reaches it by routing.
+        NoStandIn = 4 "no_stand_in",
     }
 }
 

@@ -160,8 +160,8 @@ struct Agent {
 enum Answer {
     /// Something for the controller.
     Event(Event),
-    /// A probe's result, with the way that was found.
-    Probed { id: ContainerId, outcome: Result<Way, String> },
+    /// A probe's result, with the way if it was looked for.
+    Probed { id: ContainerId, outcome: Result<Option<Way>, String> },
     /// The interfaces and addresses as they are.
     Looked(Result<Network>),
 }
@@ -310,7 +310,8 @@ impl Agent {
         match answer {
             Answer::Event(event) => vec![event],
             Answer::Probed { id, outcome } => {
-                let has_moved = outcome.as_ref().is_ok_and(|way| self.places.reached(&id, way.clone()));
+                let found = outcome.as_ref().ok().and_then(Clone::clone);
+                let has_moved = found.is_some_and(|way| self.places.reached(&id, way));
                 let moved = has_moved.then(|| Event::WayChanged { id: id.clone() });
                 let probed = Event::BackendProbed { id, outcome: outcome.map(drop) };
                 moved.into_iter().chain([probed]).collect()

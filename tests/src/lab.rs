@@ -8,9 +8,18 @@
 //! and the raw table drops what is addressed to a backend and did not come from the bridge.
 
 use std::{
+    ffi::CString,
     fs::File,
+    io::{Read as _, Write as _},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -125,6 +134,20 @@ impl Lab {
         format!("{}b{number}", self.prefix)
     }
 
+    /// Makes another namespace, which ends with the lab, and returns its name.
+    pub fn namespace(&self, suffix: &str) -> String {
+        let name = format!("{}{suffix}", self.prefix);
+        ip(&format!("netns add {name}"));
+        ip(&format!("-n {name} link set lo up"));
+        name
+    }
+
+    /// Lets the balancer's namespace route, as a fallback needs it.
+    pub fn allow_forwarding(&self) {
+        run(self.command(&self.balancer(), "nft").args(["flush", "ruleset"]));
+        run(self.command(&self.balancer(), "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    }
+
     /// Returns a name for an instance that no other test uses.
     pub fn instance(&self) -> String {
         self.prefix.clone()
@@ -156,6 +179,11 @@ impl Lab {
 
     /// Starts nginx in a backend's namespace and waits until it answers.
     pub fn start_server(&mut self, number: usize) {
+        self.start_server_in(&self.backend(number), number);
+    }
+
+    /// Starts nginx in any namespace as the server of that number, and waits until it answers.
+    pub fn start_server_in(&mut self, namespace: &str, number: usize) {
         let folder = self.folder.path().join(number.to_string());
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("index.html"), format!("backend {number}\n")).unwrap();
@@ -169,7 +197,7 @@ impl Lab {
         );
         std::fs::write(folder.join("nginx.conf"), config).unwrap();
         let child = self
-            .command(&self.backend(number), "nginx")
+            .command(namespace, "nginx")
             .arg("-c")
             .arg(folder.join("nginx.conf"))
             .stdout(Stdio::null())
@@ -177,9 +205,8 @@ impl Lab {
             .spawn()
             .expect("nginx starts");
         self.servers.push(child);
-        let namespace = self.backend(number);
         wait_until("nginx answers", Duration::from_secs(5), || {
-            command_in(&namespace, "curl")
+            command_in(namespace, "curl")
                 .args(["-s", "-o", "/dev/null", "http://127.0.0.1/"])
                 .status()
                 .is_ok_and(|status| status.success())
@@ -197,6 +224,103 @@ impl Drop for Lab {
         self.servers.iter_mut().for_each(end);
         remove_namespaces(&self.prefix);
     }
+}
+
+/// A link without link-layer addresses between two namespaces, as a tunnel is one: what enters here leaves there.
+pub struct Tunnel {
+    stop: Arc<AtomicBool>,
+    pumps: Vec<thread::JoinHandle<()>>,
+}
+
+impl Tunnel {
+    /// Makes a device in each of two namespaces, with these names and addresses.
+    pub fn new(one: (&str, &str, &str), other: (&str, &str, &str)) -> Self {
+        let ends: Vec<File> =
+            [one, other].map(|(namespace, device, address)| open_tun(namespace, device, address)).into();
+        let stop = Arc::new(AtomicBool::new(false));
+        let pumps = [(0, 1), (1, 0)].map(|(from, to)| {
+            let clone = |end: usize| ends[end].try_clone().expect("a descriptor can be doubled");
+            let (mut from, mut to, stop) = (clone(from), clone(to), stop.clone());
+            thread::spawn(move || {
+                let mut packet = [0; 65_536];
+                while !stop.load(Ordering::Relaxed) {
+                    match from.read(&mut packet) {
+                        Ok(len) => _ = to.write(&packet[..len]),
+                        Err(_) => thread::sleep(Duration::from_millis(1)),
+                    }
+                }
+            })
+        });
+        Self { stop, pumps: pumps.into() }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for pump in self.pumps.drain(..) {
+            let _panicked_already = pump.join();
+        }
+    }
+}
+
+/// Makes a tun device that carries bare IP packets and sets it up.
+///
+/// # Source
+/// Documentation/networking/tuntap.rst.
+fn open_tun(namespace: &str, device: &str, address: &str) -> File {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    let file = inside(namespace, || {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")
+            .expect("there is a tun driver");
+        let mut request = [0_u8; 40];
+        request[..device.len()].copy_from_slice(device.as_bytes());
+        let flags = (libc::IFF_TUN | libc::IFF_NO_PI) as u16;
+        request[16..18].copy_from_slice(&flags.to_ne_bytes());
+        // SAFETY: the descriptor is open, and the kernel reads and writes a `struct ifreq` of 40 bytes.
+        let outcome = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
+        assert_eq!(outcome, 0, "make {device}: {}", std::io::Error::last_os_error());
+        file
+    });
+    ip(&format!("-n {namespace} addr add {address} dev {device}"));
+    ip(&format!("-n {namespace} link set {device} up"));
+    file
+}
+
+/// Sends a frame out of a device, as it is.
+///
+/// # Source
+/// packet(7).
+pub fn send_frame(namespace: &str, device: &str, frame: &[u8]) {
+    inside(namespace, || {
+        let name = CString::new(device).expect("a name of a device");
+        // SAFETY: a system call without pointers, and one with a string that outlives it.
+        let (socket, index) =
+            unsafe { (libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0), libc::if_nametoindex(name.as_ptr())) };
+        assert!(socket >= 0 && index > 0, "{device}: {}", std::io::Error::last_os_error());
+        // SAFETY: the kernel has just given us this descriptor.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        // SAFETY: all zero is an address.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = index as i32;
+        // SAFETY: frame and address outlive the call, and their lengths are given.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as libc::socklen_t,
+            )
+        };
+        assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
+    });
 }
 
 /// Ends a process that a test has started.

@@ -9,6 +9,7 @@ use std::{
 
 use lb_tests::{
     agent::{Agent, assert_gone, assert_no_failure, binary, detach, lb_user},
+    frames::{SYN, tcp},
     lab::{self, Lab, UPLINK, Wiring, inside, wait_until},
     suite::{self, Case, Need},
 };
@@ -48,6 +49,15 @@ fn main() -> ExitCode {
         case("keep_leaves_it_serving_and_detach_removes_it", keep_leaves_it_serving_and_detach_removes_it),
         case("clsact_serves_where_tcx_is_not_wanted", clsact_serves_where_tcx_is_not_wanted),
         case("xdp_serves_where_checksums_are_complete", xdp_serves_where_checksums_are_complete),
+        case("sockets_of_ipv6_reach_the_frontend_by_ipv4", sockets_of_ipv6_reach_the_frontend_by_ipv4),
+        case("a_backend_behind_a_router_is_served", a_backend_behind_a_router_is_served),
+        case("links_without_addresses_carry_both_ways", links_without_addresses_carry_both_ways),
+        case("tagged_packets_are_left_alone", tagged_packets_are_left_alone),
+        case("two_instances_share_an_uplink_and_no_notes", two_instances_share_an_uplink_and_no_notes),
+        case("a_vanished_device_keeps_nobody_else_out", a_vanished_device_keeps_nobody_else_out),
+        case("a_backend_with_a_new_device_is_followed", a_backend_with_a_new_device_is_followed),
+        case("a_frontend_may_change_its_address", a_frontend_may_change_its_address),
+        case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }
@@ -429,6 +439,232 @@ fn xdp_serves_where_checksums_are_complete() {
         agent.stop(Signal::SIGTERM);
         assert_gone(&lab.instance());
     }
+}
+
+fn sockets_of_ipv6_reach_the_frontend_by_ipv4() {
+    let (lab, _agent) = served(2, &[]);
+    let mapped = |port| SocketAddr::new("::ffff:127.0.0.1".parse().unwrap(), port);
+    inside(&lab.balancer(), || {
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(mapped(80)).expect("connected");
+            assert_eq!(stream.peer_addr().unwrap(), mapped(80), "the process sees the frontend");
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert!(text.contains("backend "), "{text}");
+        }
+    });
+
+    let dns = Lab::new(1, Wiring::Bridge);
+    answer_datagrams(&dns, 0);
+    let backend = format!("{}:53", lab::backend(0));
+    let arguments = ["--publish", "53/udp", "--uplink", "up0", "--backend", &backend];
+    let agent = Agent::start(Some(&dns.balancer()), &dns.instance(), &arguments);
+    agent.wait_ready(1);
+    inside(&dns.balancer(), || {
+        let unconnected = UdpSocket::bind("[::]:0").unwrap();
+        let connected = UdpSocket::bind("[::]:0").unwrap();
+        connected.connect(mapped(53)).unwrap();
+        for (socket, to) in [(&unconnected, Some(mapped(53))), (&connected, None)] {
+            socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            match to {
+                Some(to) => socket.send_to(b"q", to).unwrap(),
+                None => socket.send(b"q").unwrap(),
+            };
+            assert_eq!(socket.recv_from(&mut [0; 16]).expect("an answer").1, mapped(53));
+        }
+    });
+}
+
+fn a_backend_behind_a_router_is_served() {
+    let mut lab = Lab::new(1, Wiring::Bridge);
+    // The namespace of the backend becomes a router, and the server stands behind it.
+    let (router, beyond) = (lab.backend(0), lab.namespace("r"));
+    lab::ip(&format!("link add eth1 netns {router} type veth peer name eth0 netns {beyond}"));
+    lab::ip(&format!("-n {router} addr add 198.18.3.1/24 dev eth1"));
+    lab::ip(&format!("-n {router} link set eth1 up"));
+    lab::ip(&format!("-n {beyond} addr add 198.18.3.9/24 dev eth0"));
+    lab::ip(&format!("-n {beyond} link set eth0 up"));
+    lab::ip(&format!("-n {beyond} route add default via 198.18.3.1"));
+    lab::run(lab.command(&router, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    lab::ip(&format!("-n {} route add 198.18.3.0/24 via 198.18.2.11", lab.balancer()));
+    lab.start_server_in(&beyond, 7);
+    let arguments = ["--publish", "80", "--uplink", "up0", "--backend", "198.18.3.9:80"];
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+
+    assert_eq!(lab.get("http://198.18.1.1/"), "backend 7");
+    let big = lab.from_client("curl", &["-s", "-m", "20", "http://198.18.1.1/big"]).stdout;
+    assert_eq!(big.len(), 20_000_000);
+    assert_eq!(agent.status()["frontends"][0]["backends"][0]["reach"], "neighbour", "the balancer forwards nothing");
+}
+
+fn links_without_addresses_carry_both_ways() {
+    let mut lab = Lab::new(1, Wiring::Bridge);
+    lab.start_servers();
+    let (balancer, far) = (lab.balancer(), lab.namespace("f"));
+    // A server behind a tunnel: handed over by the kernel's routing.
+    let _tunnel = lab::Tunnel::new((&balancer, "tun0", "198.18.4.1/24"), (&far, "tun0", "198.18.4.2/24"));
+    lab::ip(&format!("-n {far} route add default dev tun0"));
+    lab.start_server_in(&far, 8);
+    lab.allow_forwarding();
+    let backends = ["--backend", "198.18.4.2:80", "--backend", "198.18.2.11:80"];
+    let arguments = [&["--publish", "80", "--uplink", "up0", "--uplink", "tun0"], &backends[..]].concat();
+    let mut agent = Agent::start(Some(&balancer), &lab.instance(), &arguments);
+    agent.wait_ready(2);
+    let mut answers = [lab.get("http://198.18.1.1/"), lab.get("http://198.18.1.1/")];
+    answers.sort();
+    assert_eq!(answers, ["backend 0", "backend 8"]);
+    assert_eq!(agent.status()["frontends"][0]["backends"][0]["reach"], "routed");
+    for _ in 0..2 {
+        let big = lab.from_client("curl", &["-s", "-m", "30", "http://198.18.1.1/big"]).stdout;
+        assert_eq!(big.len(), 20_000_000);
+    }
+
+    agent.stop(Signal::SIGTERM);
+    assert_gone(&lab.instance());
+
+    // And a client behind it: its packets have no link header to be overwritten.
+    let arguments = ["--publish", "80", "--uplink", "tun0", "--backend", "198.18.2.11:80"];
+    let agent = Agent::start(Some(&balancer), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+    let get = |path: &str| {
+        let url = format!("http://198.18.4.1/{path}");
+        lab.command(&far, "curl").args(["-s", "-m", "20", &url]).output().unwrap().stdout
+    };
+    assert_eq!(String::from_utf8_lossy(&get("")), "backend 0\n");
+    assert_eq!(get("big").len(), 20_000_000);
+}
+
+fn tagged_packets_are_left_alone() {
+    let (lab, agent) = served(1, &[]);
+    let syn = tcp(([198, 18, 1, 2], 40_000), ([198, 18, 1, 1], 80), SYN, 1, 0, &[]);
+    let tagged = [&[0xff; 6], &syn[6..12], &[0x81, 0, 0, 7], &syn[12..]].concat();
+    lab::send_frame(&lab.client(), "cl0", &tagged);
+
+    agent.wait_for("the pass is counted", Duration::from_secs(3), |status| {
+        status["verdicts"]["passes"]["vlan"].as_u64() == Some(1)
+    });
+    assert_eq!(agent.status()["frontends"][0]["connections_total"], 0);
+    // The same without the tag is a connection.
+    lab::send_frame(&lab.client(), "cl0", &[&[0xff; 6], &syn[6..]].concat());
+    agent.wait_for("a connection begins", Duration::from_secs(3), |status| {
+        status["frontends"][0]["connections_total"] == 1
+    });
+}
+
+fn two_instances_share_an_uplink_and_no_notes() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    lab::run(lab.command(&lab.client(), "ethtool").args(["-K", "cl0", "tx", "off"]));
+    let names = [lab.instance(), format!("{}z", lab.instance())];
+    let backends = [0, 1].map(|number| format!("{}:80", lab::backend(number)));
+    let more: [&[&str]; 2] = [&["--hook", "tc"], &["--hook", "xdp", "--complete-checksums"]];
+    let agents: Vec<Agent> = (0..2)
+        .map(|which| {
+            let publish = ["80", "81"][which];
+            let fixed = ["--publish", publish, "--uplink", "up0", "--backend", &backends[which]];
+            let agent = Agent::start(Some(&lab.balancer()), &names[which], &[&fixed[..], more[which]].concat());
+            agent.wait_ready(1);
+            agent
+        })
+        .collect();
+
+    for _ in 0..3 {
+        assert_eq!(lab.get("http://198.18.1.1/"), "backend 0");
+        assert_eq!(lab.get("http://198.18.1.1:81/"), "backend 1");
+    }
+    assert_eq!(agents[0].status()["frontends"][0]["connections_total"], 3);
+}
+
+fn a_vanished_device_keeps_nobody_else_out() {
+    let mut lab = Lab::new(3, Wiring::Bridge);
+    lab.start_server(0);
+    lab.start_server(1);
+    let agent = start(&lab, &arguments(3), &["--health-interval", "200ms"]);
+    agent.wait_for("two are ready", Duration::from_secs(10), |status| status["scaling"]["ready"] == 2);
+    lab::ip(&format!("-n {} link del be1", lab.balancer()));
+
+    lab.start_server(2);
+    agent.wait_for("the third is ready, the second is not", Duration::from_secs(20), |status| {
+        let backends = &status["frontends"][0]["backends"];
+        backends[2]["slot"] == true && backends[1]["slot"] == false
+    });
+    for _ in 0..6 {
+        assert_ne!(lab.get("http://198.18.1.1/"), "backend 1");
+    }
+}
+
+fn a_backend_with_a_new_device_is_followed() {
+    let (lab, agent) = served(2, &["--health-interval", "200ms"]);
+    let (balancer, backend) = (lab.balancer(), lab.backend(1));
+    lab::ip(&format!("-n {balancer} link del be1"));
+    lab::ip(&format!("link add eth0 netns {backend} type veth peer name be1 netns {balancer}"));
+    lab::ip(&format!("-n {balancer} link set be1 master br0 up"));
+    lab::ip(&format!("-n {backend} addr add {}/24 dev eth0", lab::backend(1)));
+    lab::ip(&format!("-n {backend} link set eth0 up"));
+    lab::ip(&format!("-n {backend} route add default via 198.18.2.1"));
+    let index = || {
+        let shown = lab::run(lab.command(&balancer, "ip").args(["-o", "link", "show", "be1"]));
+        shown.split(':').next().and_then(|index| index.trim().parse::<u64>().ok())
+    };
+    assert!(index().is_some());
+
+    // Nothing but new connections tells whether the kernel has followed: they come in turn, none is lost.
+    wait_until("new connections reach both", Duration::from_secs(20), || {
+        let answers: Vec<_> = (0..4)
+            .map(|_| lab.from_client("curl", &["-s", "-m", "1", "http://198.18.1.1/"]).status.success())
+            .collect();
+        answers.iter().all(|answered| *answered)
+    });
+    agent.wait_ready(2);
+    let mut answers = [lab.get("http://198.18.1.1/"), lab.get("http://198.18.1.1/")];
+    answers.sort();
+    assert_eq!(answers, ["backend 0", "backend 1"]);
+}
+
+fn a_frontend_may_change_its_address() {
+    let (lab, agent) = served(2, &[]);
+    agent.crash();
+    let to_one = |publish: &str| {
+        let all: Vec<String> =
+            arguments(2).into_iter().map(|word| if word == "80" { publish.to_owned() } else { word }).collect();
+        all
+    };
+    for publish in ["198.18.1.1:80", "80", "198.18.1.1:80"] {
+        let agent = start(&lab, &to_one(publish), &[]);
+        agent.wait_ready(2);
+        for _ in 0..4 {
+            lab.get("http://198.18.1.1/");
+        }
+        agent.crash();
+    }
+    detach(&lab.instance(), false);
+    assert_gone(&lab.instance());
+}
+
+fn a_takeover_that_fails_breaks_nothing() {
+    let (lab, agent) = served(2, &[]);
+    agent.crash();
+    lab::ip(&format!("-n {} link add br9 type bridge", lab.balancer()));
+    lab::ip(&format!("-n {} link set br9 up", lab.balancer()));
+    // A bridge runs no XDP in its driver.
+    let failing = ["--publish", "81", "--uplink", "br9", "--hook", "xdp", "--backend", "198.18.2.11:80"];
+    let output = lab
+        .command(&lab.balancer(), &binary())
+        .args(["run", "--instance", &lab.instance()])
+        .args(failing)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("br9"), "{error}");
+
+    for _ in 0..4 {
+        lab.get("http://198.18.1.1/");
+    }
+    let next = start(&lab, &arguments(2), &[]);
+    next.wait_ready(2);
+    lab.get("http://198.18.1.1/");
 }
 
 fn mistakes_are_explained_and_leave_nothing() {

@@ -431,7 +431,7 @@ fn a_backend_that_is_its_own_client_sees_the_host() {
 
     let backend = Backend::new(0, 1, Address::from_v4(BACKENDS[0].0), Port::new(BACKENDS[0].1));
     object.write_backend(0, backend);
-    dropped(&object, Door::Tc, &tcp((from.0, 40_001), FRONTEND, SYN, 1, 0, &[]), DropReason::NoHostAddress);
+    dropped(&object, Door::Tc, &tcp((from.0, 40_001), FRONTEND, SYN, 1, 0, &[]), DropReason::NoStandIn);
 }
 
 fn a_freed_backend_ends_its_flows() {

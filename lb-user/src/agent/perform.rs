@@ -12,7 +12,7 @@ use crate::{
     control::{Command, ContainerId, Event, Publication},
     datapath::{
         DatapathError,
-        links::{self, Links},
+        links::{self, Belief, Links},
         publish::{Member, Registry},
         report::Way,
     },
@@ -217,17 +217,14 @@ impl Agent {
     fn probe(&self, id: ContainerId) {
         let place = self.places.of.get(&id);
         let address = place.and_then(|place| place.address);
-        let known = place.and_then(|place| place.way.clone());
-        let is_fresh = place.and_then(|place| place.found).is_some_and(|found| found.elapsed() < WAY_AGE);
-        let is_doubted = place.is_none_or(|place| place.found.is_none());
+        let trust = match place.filter(|place| place.way.is_some()).and_then(|place| place.found) {
+            Some(found) if found.elapsed() < WAY_AGE => Trust::Fresh,
+            Some(_) => Trust::Old,
+            None => Trust::None,
+        };
         let endpoints = address.map(|address| self.probed_endpoints(&id, address)).unwrap_or_default();
         let (links, check, answers) = (self.links.clone(), self.config.health.clone(), self.answers.clone());
         tokio::spawn(async move {
-            let trust = match known {
-                Some(way) if is_fresh => Trust::Fresh(way),
-                Some(way) if !is_doubted => Trust::Old(way),
-                Some(_) | None => Trust::None,
-            };
             let outcome = match address {
                 Some(IpAddr::V4(address)) => examine(address, trust, &endpoints, &links, &check).await,
                 Some(IpAddr::V6(address)) => Err(format!("{address}: IPv6 backends are not supported yet")),
@@ -255,9 +252,9 @@ impl Agent {
 /// How much is known of a way.
 enum Trust {
     /// It was found a moment ago.
-    Fresh(Way),
+    Fresh,
     /// It was found some time ago: worth a look, and good enough if that fails.
-    Old(Way),
+    Old,
     /// It is not known, or is another by now.
     None,
 }
@@ -268,19 +265,21 @@ async fn examine(
     endpoints: &[SocketAddr],
     links: &Links,
     check: &HealthCheck,
-) -> Result<Way, String> {
+) -> Result<Option<Way>, String> {
+    let way = match trust {
+        Trust::Fresh => None,
+        Trust::Old => find_way(address, links, Belief::Kept).await.ok(),
+        // First of all: until the kernel has found it, no check can pass either.
+        Trust::None => Some(find_way(address, links, Belief::Lost).await.map_err(|error| chain(&error))?),
+    };
     for &endpoint in endpoints {
         health::probe(check, endpoint, PROBE_LIMIT).await.map_err(|error| chain(&error))?;
     }
-    match trust {
-        Trust::Fresh(way) => Ok(way),
-        Trust::Old(way) => Ok(find_way(address, links).await.unwrap_or(way)),
-        Trust::None => find_way(address, links).await.map_err(|error| chain(&error)),
-    }
+    Ok(way)
 }
 
-async fn find_way(address: Ipv4Addr, links: &Links) -> Result<Way, links::LinkError> {
-    let path = links.resolve(address).await?;
+async fn find_way(address: Ipv4Addr, links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
+    let path = links.resolve(address, belief).await?;
     let host_address = links.addresses(path.l3_ifindex).await?.first().copied();
     Ok(Way {
         reach: path.reach,

@@ -9,16 +9,12 @@
 
 use std::{io, net::Ipv4Addr};
 
-use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use self::netlink::{Neighbour, Netlink, NextHop};
 
 mod netlink;
 
-/// How many backends [`Links::resolve_all`] asks for at a time. The kernel drops answers that do not fit into the
-/// socket's buffer, and 16 of the largest take a quarter of it.
-const RESOLVED_AT_ONCE: usize = 16;
 /// How many names an error lists; a Docker host may have thousands of interfaces.
 const NAMES_LISTED: usize = 20;
 
@@ -176,6 +172,15 @@ pub enum LinkError {
     },
 }
 
+/// Whether the kernel is believed that it knows a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Belief {
+    /// It is, while it has confirmed the neighbour lately.
+    Kept,
+    /// It is not: the backend may have another device by now, and the kernel would go on believing for half a minute.
+    Lost,
+}
+
 /// The interfaces, routes and neighbours of one network namespace.
 #[derive(Debug)]
 pub struct Links {
@@ -194,12 +199,12 @@ impl Links {
         Ok(Self { netlink: Netlink::open()? })
     }
 
-    /// Finds the way to `backend`. If the kernel does not know its MAC address for sure, it is asked for by ARP, which
-    /// takes up to a second.
+    /// Finds the way to `backend`. If the kernel does not know its MAC address for sure, or is not to be believed, it is
+    /// asked for by ARP, which takes up to a second.
     ///
     /// # Errors
     /// `NoRoute`, `Local`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
-    pub async fn resolve(&self, backend: Ipv4Addr) -> Result<Path, LinkError> {
+    pub async fn resolve(&self, backend: Ipv4Addr, belief: Belief) -> Result<Path, LinkError> {
         let hop = self.netlink.route_to(backend).await?;
         let device = self.netlink.link(hop.device).await?;
         if device.framing == Framing::Bare {
@@ -209,7 +214,8 @@ impl Links {
             return Ok(path(&device, Place::BehindRouter));
         }
         let known = self.netlink.neighbour(device.index, backend).await?;
-        let fresh = known.as_ref().and_then(Neighbour::trusted);
+        let fresh = known.as_ref().filter(|known| belief == Belief::Kept || !known.changeable());
+        let fresh = fresh.and_then(Neighbour::trusted);
         let mac = match fresh {
             Some(mac) => mac,
             None => self.ask_again(&device, backend).await?,
@@ -231,12 +237,6 @@ impl Links {
             Some(port) => self.by_port(&device, mac, port).await,
             None => Ok(path(&device, Place::OnLink { mac })),
         }
-    }
-
-    /// Finds the ways to many backends; the results are in the order of the addresses.
-    pub async fn resolve_all(&self, backends: &[Ipv4Addr]) -> Vec<Result<Path, LinkError>> {
-        let ways = backends.iter().map(|backend| self.resolve(*backend));
-        stream::iter(ways).buffered(RESOLVED_AT_ONCE).collect().await
     }
 
     /// Returns the interfaces by which clients come: those of the default routes, or where there is none, those that
