@@ -329,6 +329,11 @@ pub fn end(child: &mut Child) {
     let _nothing_to_reap = child.wait();
 }
 
+/// Asks a process to end as Ctrl-C would, and lets it say its last words.
+pub fn interrupt(child: &mut Child) {
+    let _ended_already = kill(Pid::from_raw(child.id() as i32), Signal::SIGINT);
+}
+
 /// Prepares a program in a namespace.
 pub fn command_in(namespace: &str, program: &str) -> Command {
     let mut command = Command::new("nsenter");

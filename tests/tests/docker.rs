@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         case("load_scales_up_and_down_without_a_failed_request", load_scales_up_and_down_without_a_failed_request),
         case("a_killed_container_is_replaced", a_killed_container_is_replaced),
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
+        case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
         case("containers_reach_the_frontend", containers_reach_the_frontend),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
@@ -56,12 +57,16 @@ fn main() -> ExitCode {
 struct Site {
     name: String,
     number: u32,
+    /// For wrk: a pause of 50 ms before every request.
+    script: tempfile::NamedTempFile,
 }
 
 impl Site {
     fn new(number: u32) -> Self {
         let name = format!("lbt{}d{number}", std::process::id());
-        let site = Self { name, number };
+        let script = tempfile::NamedTempFile::new().expect("a file for a script");
+        std::fs::write(script.path(), "function delay() return 50 end\n").expect("it can be written");
+        let site = Self { name, number, script };
         let (client, up) = (site.client(), site.uplink());
         lab::ip(&format!("netns add {client}"));
         lab::ip(&format!("link add {up} type veth peer name c0 netns {client}"));
@@ -108,6 +113,16 @@ impl Site {
     fn wrk(&self, seconds: u32, closing: bool) -> Child {
         let mut command = command_in(&self.client(), "wrk");
         command.args(["-t1", "-c8", &format!("-d{seconds}"), "--timeout", "5s"]);
+        if closing {
+            command.args(["-H", "Connection: close"]);
+        }
+        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
+    }
+
+    /// As [`wrk`](Self::wrk), with a pause before every request, until it is interrupted.
+    fn gentle_wrk(&self, closing: bool) -> Child {
+        let mut command = command_in(&self.client(), "wrk");
+        command.args(["-t1", "-c8", "-d3600", "--timeout", "5s", "-s"]).arg(self.script.path());
         if closing {
             command.args(["-H", "Connection: close"]);
         }
@@ -165,95 +180,36 @@ fn load_scales_up_and_down_without_a_failed_request() {
     let site = Site::new(2);
     let agent = site.start(&["--min", "2", "--max", "4", "--target-cpu", "70"]);
     agent.wait_ready(2);
+    // Gentle enough to let the load fall, and there all the while: new connections, and connections that are kept.
+    let clients = [site.gentle_wrk(true), site.gentle_wrk(false)];
     for cycle in 0..cycles {
-        // The load generators end before the stress does, so that they see the way up; the way down is seen by a second
-        // pair, gentle enough to let the load fall.
-        let up = [site.wrk(8, true), site.wrk(8, false)];
-        let mut stress = Command::new("stress-ng").args(["--cpu", "2", "--timeout", "8s", "-q"]).spawn().unwrap();
+        let mut stress = Command::new("stress-ng").args(["--cpu", "2", "--timeout", "60s", "-q"]).spawn().unwrap();
         agent.wait_for("the load brings all four", Duration::from_secs(30), |status| status["scaling"]["ready"] == 4);
-        let hosts: BTreeSet<String> = (0..4).map(|_| site.host()).collect();
-        assert!(hosts.len() >= 3, "cycle {cycle}: reloads show other hosts: {hosts:?}");
-        for load in up {
-            let report = load.wait_with_output().unwrap();
-            assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
-        }
-        stress.wait().unwrap();
-        let gentle = Gentle::start(&site);
-        agent.wait_for("the rest brings two back", Duration::from_secs(60), |status| {
-            status["scaling"]["ready"] == 2 && status["scaling"]["draining"] == 0
+        let mut hosts = BTreeSet::new();
+        wait_until("reloads show all four hosts", Duration::from_secs(10), || {
+            hosts.insert(site.host());
+            hosts.len() == 4
         });
-        let (asked, failed) = gentle.stop();
-        assert!(asked > 20 && failed.is_empty(), "cycle {cycle}: {asked} asked, failed: {failed:?}");
+        lab::interrupt(&mut stress);
+        stress.wait().unwrap();
+        agent.wait_for("the rest brings two back", Duration::from_secs(60), |status| {
+            let others = ["draining", "starting", "unhealthy"].iter().all(|state| status["scaling"][state] == 0);
+            status["scaling"]["ready"] == 2 && others
+        });
+        wait_until("two containers are left", Duration::from_secs(20), || site.containers().len() == 2);
+        eprintln!("cycle {cycle}: four and two again");
+    }
+    for mut client in clients {
+        lab::interrupt(&mut client);
+        let report = client.wait_with_output().unwrap();
+        let requests = assert_no_failure(&String::from_utf8_lossy(&report.stdout));
+        eprintln!("{requests} requests, none failed");
+        assert!(requests > 300 * u64::from(cycles));
     }
     let decisions = agent.status()["decisions"].clone();
     let kinds: BTreeSet<&str> =
         decisions.as_array().unwrap().iter().filter_map(|decision| decision["kind"].as_str()).collect();
     assert!(kinds.contains("scale_up") && kinds.contains("scale_down"), "{kinds:?}");
-}
-
-/// A client that asks gently, by a new connection and by one that it keeps, so that the CPU can rest.
-struct Gentle {
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    worker: std::thread::JoinHandle<(u32, Vec<String>)>,
-}
-
-impl Gentle {
-    fn start(site: &Site) -> Self {
-        use std::sync::atomic::{AtomicBool, Ordering};
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let (client, address) = (site.client(), format!("198.18.{}.1:{}", 100 + site.number, site.port()));
-        let worker = std::thread::spawn(move || {
-            lab::inside(&client, || {
-                let (mut asked, mut failed) = (0, Vec::new());
-                let mut kept = None;
-                while !told.load(Ordering::Relaxed) {
-                    asked += 2;
-                    if let Err(error) = ask(&address, &mut None) {
-                        failed.push(format!("new connection: {error}"));
-                    }
-                    if let Err(error) = ask(&address, &mut kept) {
-                        failed.push(format!("kept connection: {error}"));
-                    }
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                (asked, failed)
-            })
-        });
-        Self { stop, worker }
-    }
-
-    fn stop(self) -> (u32, Vec<String>) {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.worker.join().expect("the client does not panic")
-    }
-}
-
-/// Asks once; a server that says `Connection: close` is heeded, as every client does.
-fn ask(address: &str, kept: &mut Option<std::net::TcpStream>) -> std::io::Result<()> {
-    use std::io::{Error, Read as _, Write as _};
-    let mut stream = match kept.take() {
-        Some(stream) => stream,
-        None => std::net::TcpStream::connect(address)?,
-    };
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
-    let mut answer = Vec::new();
-    let mut room = [0; 1024];
-    while !answer.ends_with(b"}") {
-        match stream.read(&mut room)? {
-            0 => return Err(Error::other(format!("closed after {} bytes", answer.len()))),
-            len => answer.extend_from_slice(&room[..len]),
-        }
-    }
-    let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
-    if !text.starts_with("http/1.1 200") {
-        return Err(Error::other(text));
-    }
-    if !text.contains("connection: close") {
-        *kept = Some(stream);
-    }
-    Ok(())
 }
 
 fn a_killed_container_is_replaced() {
@@ -313,6 +269,53 @@ fn a_killed_agent_is_replaced_without_loss() {
     next.crash();
     detach(&site.name, true);
     site.assert_gone();
+}
+
+fn an_agent_killed_while_it_publishes_loses_nothing() {
+    let site = Site::new(8);
+    for turn in 0..3 {
+        let agent = site.start(&["--min", "2", "--max", "2"]);
+        // The very moment in which the kernel has both.
+        wait_until("both have a slot", Duration::from_secs(20), || {
+            let status = agent.status();
+            let backends = status["frontends"][0]["backends"].as_array().cloned().unwrap_or_default();
+            backends.iter().filter(|backend| backend["slot"] == true).count() == 2
+        });
+        agent.crash();
+        let address = format!("198.18.{}.1:{}", 100 + site.number, site.port());
+        let mut held: Vec<_> = lab::inside(&site.client(), || {
+            (0..4).map(|_| std::net::TcpStream::connect(&address).expect("the kernel balances")).collect()
+        });
+
+        let next = site.start(&["--min", "2", "--max", "2"]);
+        next.wait_ready(2);
+        // Long enough for what is taken for dead to be swept.
+        std::thread::sleep(Duration::from_secs(2));
+        for stream in &mut held {
+            ask(stream).unwrap_or_else(|error| panic!("turn {turn}: a connection is lost: {error}\n{}", next.log()));
+        }
+        drop(held);
+        next.crash();
+        detach(&site.name, true);
+        site.assert_gone();
+    }
+}
+
+/// Asks once, on a connection that is kept.
+fn ask(stream: &mut std::net::TcpStream) -> std::io::Result<()> {
+    use std::io::{Error, Read as _, Write as _};
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut room = [0; 1024];
+    while !answer.ends_with(b"}") {
+        match stream.read(&mut room)? {
+            0 => return Err(Error::other(format!("closed after {} bytes", answer.len()))),
+            len => answer.extend_from_slice(&room[..len]),
+        }
+    }
+    let is_right = answer.starts_with(b"HTTP/1.1 200");
+    is_right.then_some(()).ok_or_else(|| Error::other(String::from_utf8_lossy(&answer).into_owned()))
 }
 
 fn containers_reach_the_frontend() {

@@ -256,3 +256,161 @@ pub fn decide(law: &Law, memory: &mut Memory, load: f64, current: u32, now: Time
 fn secs(duration: Duration) -> String {
     format!("{:.1}s", duration.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn law(min: u32, max: u32) -> Law {
+        Law::new(Bounds::new(min, max).unwrap())
+    }
+
+    /// Runs the law over loads, one a second, and returns the counts that it wants.
+    fn run(law: &Law, from: u32, loads: impl IntoIterator<Item = f64>) -> Vec<u32> {
+        let mut memory = Memory::default();
+        let mut current = from;
+        (0..)
+            .zip(loads)
+            .map(|(second, load)| {
+                let now = Timestamp::new(Duration::from_secs(second));
+                current = decide(law, &mut memory, load, current, now).target;
+                current
+            })
+            .collect()
+    }
+
+    fn reversals(counts: &[u32]) -> usize {
+        let steps: Vec<bool> =
+            counts.windows(2).filter(|pair| pair[0] != pair[1]).map(|pair| pair[0] < pair[1]).collect();
+        steps.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    }
+
+    #[test]
+    fn ten_percent_of_the_host_are_one_of_ten() {
+        let law = law(1, 10);
+        let rows = [(0.0, 1), (0.05, 1), (0.11, 1), (0.15, 2), (0.37, 4), (0.5, 5), (0.95, 10), (1.0, 10)];
+        for (load, expected) in rows {
+            assert_eq!(run(&law, 1, vec![load; 10]).last(), Some(&expected), "load {load}");
+        }
+    }
+
+    #[test]
+    fn the_target_is_where_the_most_are_wanted() {
+        let half = Law { target: TargetLoad::new(0.5).unwrap(), ..law(1, 10) };
+
+        assert_eq!(run(&half, 1, vec![0.5; 10]).last(), Some(&10));
+        assert_eq!(run(&half, 1, vec![0.25; 10]).last(), Some(&5));
+    }
+
+    #[test]
+    fn a_rise_waits_three_seconds_and_a_fall_thirty() {
+        let counts = run(&law(2, 10), 2, std::iter::repeat_n(0.5, 10).chain(std::iter::repeat_n(0.0, 40)));
+
+        assert_eq!(counts[..3], [2, 2, 2]);
+        assert_eq!(counts[3..10], [5; 7]);
+        assert_eq!(counts[10..40], [5; 30]);
+        assert_eq!(counts[40..], [2; 10]);
+    }
+
+    #[test]
+    fn a_peak_shorter_than_its_window_changes_nothing() {
+        let mut loads = vec![0.15; 20];
+        loads[5..8].fill(1.0);
+
+        assert_eq!(run(&law(1, 10), 2, loads), [2; 20]);
+    }
+
+    #[test]
+    fn a_pause_shorter_than_its_window_changes_nothing() {
+        let mut loads = vec![0.45; 60];
+        loads[10..39].fill(0.0);
+
+        assert!(run(&law(1, 10), 5, loads).iter().all(|&count| count == 5));
+    }
+
+    #[test]
+    fn after_a_gap_the_windows_begin_anew() {
+        let law = law(1, 10);
+        let mut memory = Memory::default();
+        let mut decide_at = |second, load| {
+            let now = Timestamp::new(Duration::from_secs(second));
+            decide(&law, &mut memory, load, 1, now).target
+        };
+        assert_eq!((decide_at(0, 1.0), decide_at(1, 1.0), decide_at(2, 1.0)), (1, 1, 1));
+
+        // The machine slept; what was before says nothing.
+        assert_eq!((decide_at(600, 1.0), decide_at(602, 1.0)), (1, 1));
+        assert_eq!(decide_at(603, 1.0), 10);
+    }
+
+    #[test]
+    fn every_decision_says_why() {
+        let law = law(1, 10);
+        let mut memory = Memory::default();
+        let reason = |memory: &mut Memory, current, load| decide(&law, memory, load, current, Timestamp::ZERO).reason;
+
+        assert_eq!(reason(&mut memory, 4, 0.37), "load 37.0 % of 100 %: demand 3.70, 4 to 4 are right: 4 stay");
+        assert_eq!(
+            reason(&mut memory, 2, 0.37),
+            "load 37.0 % of 100 %: demand 3.70, 4 wanted, 0.0s of 3s seen: 2 stay"
+        );
+        assert_eq!(reason(&mut memory, 2, f64::NAN), "the load is not a number: 2 stay");
+        assert_eq!(reason(&mut memory, 12, 0.37), "load 37.0 % of 100 %: demand 3.70, above the maximum: 12 -> 10");
+    }
+
+    #[test]
+    fn bounds_are_in_order() {
+        assert_eq!(Bounds::new(0, 3), Err(BoundsError::NoMinimum));
+        assert_eq!(Bounds::new(4, 3), Err(BoundsError::Crossed { min: 4, max: 3 }));
+        assert!(
+            TargetLoad::new(0.0).is_none() && TargetLoad::new(1.1).is_none() && TargetLoad::new(f64::NAN).is_none()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_load_leads_out_of_the_bounds(min in 1..20_u32, more in 0..30_u32, from in 0..80_u32, loads in vec(any::<f64>(), 1..100)) {
+            let law = law(min, min + more);
+
+            prop_assert!(run(&law, from, loads).iter().all(|count| (min..=min + more).contains(count)));
+        }
+
+        #[test]
+        fn a_constant_load_leads_to_one_step_at_most(load in 0.0..1.0_f64, min in 1..5_u32, more in 0..20_u32, from in 1..25_u32) {
+            let law = law(min, min + more);
+            let from = law.bounds.clamp(from);
+
+            let counts = run(&law, from, vec![load; 200]);
+
+            let steps = std::iter::once(&from).chain(&counts).zip(&counts).filter(|(before, after)| before != after).count();
+            prop_assert!(steps <= 1, "{:?}", counts);
+        }
+
+        #[test]
+        fn a_rising_load_never_lowers_the_count(mut loads in vec(0.0..1.0_f64, 1..200)) {
+            loads.sort_by(f64::total_cmp);
+
+            prop_assert!(run(&law(1, 10), 1, loads).is_sorted());
+        }
+
+        #[test]
+        fn noise_within_the_band_never_goes_round(base in 0.05..0.95_f64, noise in vec(-0.0174..0.0174_f64, 300)) {
+            let counts = run(&law(1, 10), 1, noise.iter().map(|noise| base + noise));
+
+            prop_assert_eq!(reversals(&counts), 0, "{:?}", counts);
+        }
+
+        #[test]
+        fn the_memory_stays_small(loads in vec(0.0..1.0_f64, 1000)) {
+            let law = law(1, 10);
+            let mut memory = Memory::default();
+            for (second, load) in (0..).zip(loads) {
+                decide(&law, &mut memory, load, 5, Timestamp::new(Duration::from_secs(second)));
+            }
+
+            prop_assert!(memory.samples.len() <= 31);
+        }
+    }
+}
