@@ -42,7 +42,7 @@ use crate::{
         publish::Member,
         report::{Report, Way},
     },
-    metrics::{LoadSource as _, host_cpu::HostCpu},
+    metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu},
     provider::{
         Provider, ProviderEvent,
         docker::{DockerProvider, DockerSettings},
@@ -110,6 +110,7 @@ pub async fn run(config: RunConfig) -> Result<()> {
         controller: Controller::new(settings),
         sweeper,
         host_cpu,
+        container_cpu: ContainerCpu::default(),
         started_unix,
         agent_started_unix: unix_now(),
         started,
@@ -139,6 +140,7 @@ struct Agent {
     datapath: Datapath,
     sweeper: Sweeper,
     host_cpu: HostCpu,
+    container_cpu: ContainerCpu,
     places: Places,
     answers: mpsc::UnboundedSender<Answer>,
     stop_grace: Duration,
@@ -162,6 +164,8 @@ enum Answer {
     Event(Event),
     /// A probe's result, with the way if it was looked for.
     Probed { id: ContainerId, outcome: Result<Option<Way>, String> },
+    /// The first process of a container.
+    Process { id: ContainerId, pid: u32 },
     /// The interfaces and addresses as they are.
     Looked(Result<Network>),
 }
@@ -245,6 +249,7 @@ impl Agent {
 
     fn on_tick(&mut self) -> Vec<Event> {
         self.sweeper.request(self.now(), self.datapath.retiring());
+        self.container_cpu.sample();
         match self.host_cpu.sample() {
             Ok(load) => load.map(Event::LoadSampled).into_iter().collect(),
             Err(error) => vec![Event::LoadUnavailable { reason: error.to_string() }],
@@ -304,6 +309,14 @@ impl Agent {
         if let Some(address) = sighting.address {
             self.places.located(&sighting.id, address);
         }
+        if sighting.running && !self.container_cpu.follows(&sighting.id) {
+            let (provider, id, answers) = (self.provider.clone(), sighting.id.clone(), self.answers.clone());
+            tokio::spawn(async move {
+                if let Some(pid) = provider.process(&id).await {
+                    let _nobody_listens = answers.send(Answer::Process { id, pid });
+                }
+            });
+        }
     }
 
     fn on_answer(&mut self, answer: Answer) -> Vec<Event> {
@@ -315,6 +328,10 @@ impl Agent {
                 let moved = has_moved.then(|| Event::WayChanged { id: id.clone() });
                 let probed = Event::BackendProbed { id, outcome: outcome.map(drop) };
                 moved.into_iter().chain([probed]).collect()
+            }
+            Answer::Process { id, pid } => {
+                self.container_cpu.follow(id, pid);
+                Vec::new()
             }
             Answer::Looked(network) => {
                 self.is_looking = false;
@@ -377,6 +394,7 @@ impl Agent {
             },
             frontends: self.datapath.registry.frontends(),
             backends: self.datapath.registry.backends().cloned().collect(),
+            cpu_percent: self.container_cpu.percent_of_host(),
             doors: self.datapath.doors(),
             problems: self.network.problems().iter().chain(self.problems.values()).cloned().collect(),
         };

@@ -163,6 +163,11 @@ fn containers_answer_in_turn_and_leave_nothing() {
     assert_eq!(hosts[..3].iter().collect::<BTreeSet<_>>().len(), 3, "{hosts:?}");
     assert!(hosts[..3] == hosts[3..6] && hosts[..3] == hosts[6..], "{hosts:?}");
 
+    agent.wait_for("each container's CPU is told", Duration::from_secs(10), |status| {
+        let backends = status["frontends"][0]["backends"].as_array().cloned().unwrap_or_default();
+        backends.iter().all(|backend| backend["cpu_percent"].is_number())
+    });
+
     let local = |address: &str| {
         let url = format!("http://{address}:{}/", site.port());
         run(Command::new("curl").args(["-s", "-m", "3", &url]))

@@ -35,6 +35,8 @@ pub struct Report {
     pub frontends: Vec<FrontendReport>,
     /// Backends that the kernel knows.
     pub backends: Vec<BackendReport>,
+    /// How much of the host's CPU containers use, in percent, as far as it is known.
+    pub cpu_percent: BTreeMap<ContainerId, f64>,
     /// Where programs are attached.
     pub doors: Vec<Door>,
     /// What is wrong, one sentence each.

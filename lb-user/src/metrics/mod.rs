@@ -2,6 +2,7 @@
 
 use crate::control::CpuLoad;
 
+pub mod container_cpu;
 pub mod host_cpu;
 
 /// Measures a load.

@@ -332,6 +332,17 @@ impl Provider for DockerProvider {
         Box::pin(self.engine.remove(id))
     }
 
+    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
+        Box::pin(async move {
+            // Process ids of an engine elsewhere mean nothing here.
+            if !self.engine.endpoint.starts_with("unix:") {
+                return None;
+            }
+            let state = self.engine.inspect(&id.0).await.ok()?.state?;
+            state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
+        })
+    }
+
     fn events(&self) -> mpsc::Receiver<ProviderEvent> {
         watch::spawn(self.clone())
     }

@@ -52,6 +52,10 @@ impl Provider for FixedProvider {
         Box::pin(future::ready(Err(refusal)))
     }
 
+    fn process<'a>(&'a self, _id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
+        Box::pin(future::ready(None))
+    }
+
     /// Tells the list once; the channel stays open, as that of a provider to whom nothing happens.
     fn events(&self) -> mpsc::Receiver<ProviderEvent> {
         let (sender, receiver) = mpsc::channel(1);

@@ -31,6 +31,9 @@ pub trait Provider: Send + Sync {
     /// Removes a container at once, by force if it still runs. One that is gone already is a success.
     fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), ProviderError>>;
 
+    /// Returns the id of a backend's first process on this host; `None` if there is none that could be seen from here.
+    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>>;
+
     /// Starts to watch and returns the events, the first of which is a [`ProviderEvent::Resynced`] (or a
     /// [`ProviderEvent::Lost`]). The watch ends when the receiver is dropped.
     ///

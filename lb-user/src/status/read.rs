@@ -258,7 +258,7 @@ impl Reading {
             local_connections_total: traffic.local_connections,
             ingress: Traffic { packets: traffic.ingress_packets, bytes: traffic.ingress_bytes },
             egress: Traffic { packets: traffic.egress_packets, bytes: traffic.egress_bytes },
-            cpu_percent: None,
+            cpu_percent: self.report.cpu_percent.get(&known.id).copied(),
             last_error: known.last_error.clone(),
         }
     }

@@ -1,0 +1,166 @@
+//! The ABI, byte by byte: what one version of the agent writes, the kernel object and other versions read.
+
+use lb_ebpf::abi::{
+    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, Frontend, HandOff, LocalFlow, LocalKey, Port, Proto,
+    ReplyEntry, Scheduler, SlotRange, Traffic, map,
+};
+
+fn bytes<T: aya::Pod>(value: &T) -> Vec<u8> {
+    // SAFETY: a `Pod` has no padding but what is named, so every byte is written.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }.to_vec()
+}
+
+fn mapped(last: u8) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 1, last]
+}
+
+fn address(last: u8) -> Address {
+    Address::from_v4([198, 18, 1, last])
+}
+
+fn key() -> FlowKey {
+    FlowKey::new(address(2), Port::new(40_000), address(1), Port::new(80), Proto::Tcp)
+}
+
+#[test]
+fn an_endpoint_is_address_port_protocol() {
+    let endpoint = Endpoint::new(address(1), Port::new(80), Proto::Udp);
+
+    assert_eq!(bytes(&endpoint), [&mapped(1)[..], &[0, 80], &[17, 0]].concat());
+}
+
+#[test]
+fn a_flow_key_is_source_destination_ports_protocol() {
+    assert_eq!(bytes(&key()), [&mapped(2)[..], &mapped(1), &[0x9c, 0x40], &[0, 80], &[6, 0, 0, 0]].concat());
+}
+
+#[test]
+fn a_frontend_is_a_slot_range_in_one_word() {
+    let frontend = Frontend::new(SlotRange { base: 7, len: 3 }, Scheduler::RoundRobin);
+
+    let word: u64 = 7 << 32 | 3;
+    assert_eq!(bytes(&frontend), [&word.to_ne_bytes()[..], &[0; 8]].concat());
+}
+
+#[test]
+fn a_backend_has_its_parts_where_they_are_documented() {
+    let backend = Backend::new(5, 9, address(3), Port::new(5000))
+        .reached_by(HandOff::Peer, 42, [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
+        .beside(address(1))
+        .taking_xdp();
+
+    let parts: [&[u8]; 11] = [
+        &mapped(3),
+        &mapped(1),
+        &5_u32.to_ne_bytes(),
+        &9_u32.to_ne_bytes(),
+        &42_u32.to_ne_bytes(),
+        &5000_u16.to_be_bytes(),
+        &[1, 1],
+        &[1, 2, 3, 4, 5, 6],
+        &[6, 5, 4, 3, 2, 1],
+        &[1],
+        &[0; 3],
+    ];
+    assert_eq!(bytes(&backend), parts.concat());
+}
+
+#[test]
+fn a_flow_has_its_parts_where_they_are_documented() {
+    let mut flow = FlowEntry::new(&key(), (3, 4), 7, 0x10, 77).seen_as(address(2), Port::new(40_000));
+    flow.awaited_ack = 901;
+    flow.egress = 2;
+
+    let parts: [&[u8]; 10] = [
+        &77_u64.to_ne_bytes(),
+        &mapped(2),
+        &3_u32.to_ne_bytes(),
+        &4_u32.to_ne_bytes(),
+        &901_u32.to_ne_bytes(),
+        &7_u32.to_ne_bytes(),
+        &key().tag().to_ne_bytes(),
+        &[0x9c, 0x40],
+        &[0x10],
+        &[2],
+    ];
+    assert_eq!(bytes(&flow), parts.concat());
+}
+
+#[test]
+fn a_reply_half_has_its_parts_where_they_are_documented() {
+    let reply = ReplyEntry::new(&key().reversed(), key(), (3, 4, 7), 101, 77);
+
+    let parts: [&[u8]; 9] = [
+        &77_u64.to_ne_bytes(),
+        &bytes(&key()),
+        &3_u32.to_ne_bytes(),
+        &4_u32.to_ne_bytes(),
+        &7_u32.to_ne_bytes(),
+        &101_u32.to_ne_bytes(),
+        &key().reversed().tag().to_ne_bytes(),
+        &[0],
+        &[0; 3],
+    ];
+    assert_eq!(bytes(&reply), parts.concat());
+}
+
+#[test]
+fn local_flows_have_their_parts_where_they_are_documented() {
+    let (wanted, given) =
+        (Endpoint::new(address(1), Port::new(53), Proto::Udp), Endpoint::new(address(3), Port::new(5353), Proto::Udp));
+    let key = LocalKey::answers(0x0102_0304_0506_0708, given);
+    let flow = LocalFlow { last_seen: 77, wanted, given, backend: 3, generation: 4 };
+
+    assert_eq!(bytes(&key), [&0x0102_0304_0506_0708_u64.to_ne_bytes()[..], &bytes(&given), &[1, 0, 0, 0]].concat());
+    let parts: [&[u8]; 5] =
+        [&77_u64.to_ne_bytes(), &bytes(&wanted), &bytes(&given), &3_u32.to_ne_bytes(), &4_u32.to_ne_bytes()];
+    assert_eq!(bytes(&flow), parts.concat());
+}
+
+#[test]
+fn counters_and_the_record_are_plain_words() {
+    let traffic = Traffic {
+        ingress_packets: 1,
+        ingress_bytes: 2,
+        egress_packets: 3,
+        egress_bytes: 4,
+        connections: 5,
+        local_connections: 6,
+    };
+    assert_eq!(bytes(&traffic), [1_u64, 2, 3, 4, 5, 6].map(u64::to_ne_bytes).concat());
+
+    let record = AgentRecord {
+        abi_version: 1,
+        pid: 2,
+        netns_cookie: 3,
+        heartbeat: 4,
+        interval_ns: 5,
+        report_half: 1,
+        report_len: 6,
+        sequence: 7,
+    };
+    let parts: [&[u8]; 8] = [
+        &1_u32.to_ne_bytes(),
+        &2_u32.to_ne_bytes(),
+        &3_u64.to_ne_bytes(),
+        &4_u64.to_ne_bytes(),
+        &5_u64.to_ne_bytes(),
+        &1_u32.to_ne_bytes(),
+        &6_u32.to_ne_bytes(),
+        &7_u64.to_ne_bytes(),
+    ];
+    assert_eq!(bytes(&record), parts.concat());
+}
+
+#[test]
+fn names_of_maps_fit_into_the_kernel_and_differ() {
+    let mut names = map::ALL.to_vec();
+    names.sort_unstable();
+    names.dedup();
+
+    assert_eq!(names.len(), map::ALL.len());
+    // The kernel shows 15 letters of a name; pins have it whole.
+    let mut shown: Vec<&str> = names.iter().map(|name| &name[..name.len().min(15)]).collect();
+    shown.dedup();
+    assert_eq!(shown.len(), names.len());
+}
