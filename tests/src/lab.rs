@@ -222,6 +222,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.servers.iter_mut().for_each(end);
+        remove_instances(&self.prefix);
         remove_namespaces(&self.prefix);
     }
 }
@@ -387,6 +388,17 @@ fn sweep_leftovers() {
             && kill(Pid::from_raw(pid), None::<Signal>).is_err()
         {
             let _gone_already = Command::new("ip").args(["netns", "del", &name]).output();
+        }
+    }
+}
+
+/// Removes what agents of a test have left that failed before it could do so itself.
+fn remove_instances(prefix: &str) {
+    let Ok(binary) = std::env::var("LB_BIN") else { return };
+    for entry in std::fs::read_dir("/sys/fs/bpf/lb").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(prefix) {
+            let _gone_already = Command::new(&binary).args(["detach", "--instance", &name]).output();
         }
     }
 }

@@ -63,7 +63,7 @@ fn as_root(agent: &Path) -> Result<Command> {
     }
     eprintln!("lb-user loads programs into the kernel, which needs root: going on through sudo");
     let mut command = sh::as_root("env")?;
-    for name in ["DOCKER_HOST", "RUST_LOG", "RUST_BACKTRACE", "NO_COLOR"] {
+    for name in ["DOCKER_HOST", "LB_LOG", "RUST_BACKTRACE", "NO_COLOR"] {
         if let Ok(value) = env::var(name) {
             command.arg(format!("{name}={value}"));
         }

@@ -150,8 +150,10 @@ impl Agent {
 
     fn publish(&mut self, publication: &Publication) -> Vec<Event> {
         let generation = publication.generation;
+        let before = self.datapath.registry.in_slots();
         match self.write(publication) {
             Ok(unreachable) => {
+                self.tell_rotation(&before);
                 let left_out = unreachable.into_iter().map(|(id, error)| {
                     self.places.doubt(&id);
                     Event::BackendUnreachable { id, error }
@@ -160,6 +162,25 @@ impl Agent {
                 std::iter::once(Event::Published { generation }).chain(left_out).collect()
             }
             Err(error) => vec![Event::PublishFailed { generation, error: chain(&error) }],
+        }
+    }
+
+    /// Tells who has come into rotation and who has left it.
+    fn tell_rotation(&self, before: &BTreeSet<ContainerId>) {
+        let after = self.datapath.registry.in_slots();
+        let names: BTreeMap<ContainerId, String> = self
+            .controller
+            .snapshot(self.now())
+            .backends
+            .into_iter()
+            .map(|backend| (backend.id, backend.name.to_string()))
+            .collect();
+        let name = |sign: char, id: &ContainerId| format!("{sign}{}", names.get(id).unwrap_or(&id.0));
+        let came = after.difference(before).map(|id| name('+', id));
+        let left = before.difference(&after).map(|id| name('-', id));
+        let changes: Vec<String> = came.chain(left).collect();
+        if !changes.is_empty() {
+            tracing::info!("{} in rotation: {}", after.len(), changes.join(" "));
         }
     }
 

@@ -175,6 +175,12 @@ impl Registry {
         Some(Member { container: id.clone(), endpoints, way: first.way.clone() })
     }
 
+    /// Returns the containers that get new connections.
+    pub fn in_slots(&self) -> BTreeSet<ContainerId> {
+        let members = self.frontends.values().flat_map(|row| &row.members);
+        members.filter_map(|id| self.backends.get(id)).map(|backend| backend.container.clone()).collect()
+    }
+
     /// Returns the container behind a backend that is served.
     pub fn container(&self, id: BackendId, generation: u32) -> Option<&ContainerId> {
         self.backends.get(&id).filter(|backend| backend.generation == generation).map(|backend| &backend.container)
