@@ -5,6 +5,7 @@ mod maps;
 mod sock_connect;
 mod tc_ingress;
 mod tc_reply;
+mod trace;
 mod window;
 mod xdp_ingress;
 

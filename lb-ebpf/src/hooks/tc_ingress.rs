@@ -19,7 +19,7 @@ use lb_ebpf::{
 use super::{
     Note, maps,
     maps::KernelTables,
-    note_mark, tc_action,
+    note_mark, tc_action, trace,
     window::{Link, SkbWindow},
 };
 
@@ -57,7 +57,9 @@ fn forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         }
         HandOff::Routing => {}
     }
-    Ok(hand_off(backend))
+    let action = hand_off(backend);
+    trace::packet(ctx, &packet, action as u32);
+    Ok(action)
 }
 
 /// A link header of which only the addresses are to be filled in.

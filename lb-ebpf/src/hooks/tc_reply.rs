@@ -10,6 +10,7 @@ use super::{
     maps::KernelTables,
     tc_action,
     tc_ingress::{IPV4_FRAME, rewrite, write_link},
+    trace,
     window::{Link, SkbWindow},
 };
 
@@ -41,5 +42,7 @@ fn reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         write_link(ctx, link, IPV4_FRAME)?;
     }
     // SAFETY: no parameters are passed, so the kernel looks up route and neighbour, and writes the link header.
-    Ok(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })
+    let action = unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 };
+    trace::packet(ctx, &packet, action as u32);
+    Ok(action)
 }

@@ -18,7 +18,7 @@ use lb_ebpf::{
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use super::{Note, maps::KernelTables, note_mark, now, window::XdpWindow};
+use super::{Note, maps::KernelTables, note_mark, now, trace, window::XdpWindow};
 
 /// The packet could not be changed.
 const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
@@ -64,6 +64,7 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now() };
     let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &KernelTables)?;
 
+    trace::packet(ctx, packet, id);
     let window = XdpWindow(ctx);
     nat::apply_whole(&window, packet, &to).ok_or(FAILED)?;
     match backend.hand_off() {

@@ -92,6 +92,9 @@ const CGROUP_PROGRAMS: [&str; 8] = [
     program::SOCK_RELEASE,
 ];
 
+/// How often a load that was interrupted is tried again.
+const LOAD_TRIES: usize = 5;
+
 impl DoorKind {
     const fn program(self, framing: Framing) -> &'static str {
         match (self, framing) {
@@ -135,7 +138,7 @@ pub fn attach_tc(
     let failed = |source: ProgramError| DatapathError::Program {
         action: format!("attach to {interface}"),
         program: name,
-        source: Box::new(source),
+        cause: Box::new(source),
     };
     let pin = Door::pin(kind, framing, ifindex);
     let program: &mut SchedClassifier = find(ebpf, name)?;
@@ -187,8 +190,7 @@ pub fn attach_tc(
 pub fn attach_xdp(ebpf: &mut Ebpf, pins: &Pins, kind: DoorKind, device: Device<'_>) -> Result<Door, DatapathError> {
     let Device { ifindex, name: interface, framing } = device;
     let name = kind.program(framing);
-    let failed =
-        |source: ProgramError| DatapathError::Xdp { interface: interface.to_owned(), source: Box::new(source) };
+    let failed = |source: ProgramError| DatapathError::Xdp { interface: interface.to_owned(), cause: Box::new(source) };
     let mode = if kind == DoorKind::Xdp { XdpMode::Driver } else { XdpMode::Skb };
     let pin = Door::pin(kind, framing, ifindex);
     let program: &mut Xdp = find(ebpf, name)?;
@@ -210,7 +212,7 @@ pub fn attach_cgroup(ebpf: &mut Ebpf, pins: &Pins) -> Result<Door, DatapathError
         let failed = |source: ProgramError| DatapathError::Program {
             action: "attach to the root cgroup".into(),
             program: name,
-            source: Box::new(source),
+            cause: Box::new(source),
         };
         // The kernel's links are always shared with other programs, whatever the mode says.
         let mode = CgroupAttachMode::Single;
@@ -282,16 +284,25 @@ pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
 fn load<'a, P: 'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+    load: impl Fn(&mut P) -> Result<(), ProgramError>,
 ) -> Result<(), DatapathError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    load(find(ebpf, name)?).map_err(|source| DatapathError::Program {
-        action: "load".into(),
-        program: name,
-        source: Box::new(source),
-    })
+    let program = find(ebpf, name)?;
+    let mut outcome = load(program);
+    for _ in 0..LOAD_TRIES {
+        if !outcome.as_ref().is_err_and(is_interrupted) {
+            break;
+        }
+        outcome = load(program);
+    }
+    outcome.map_err(|cause| DatapathError::Program { action: "load".into(), program: name, cause: Box::new(cause) })
+}
+
+/// The verifier gives up when a signal comes; the signal is handled in its time, and the program can be loaded.
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
 }
 
 fn find<'a, P: 'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
@@ -330,7 +341,7 @@ fn link_failed(place: &str, program: &'static str) -> impl FnOnce(LinkError) -> 
     move |error| DatapathError::Program {
         action,
         program,
-        source: Box::new(ProgramError::IOError(io::Error::other(error))),
+        cause: Box::new(ProgramError::IOError(io::Error::other(error))),
     }
 }
 

@@ -132,14 +132,14 @@ pub enum DatapathError {
         program: &'static str,
     },
     /// The kernel refuses a program, or to attach it.
-    #[error("{action} {program}: {}", program_cause(source))]
+    #[error("{action} {program}: {}", program_cause(cause))]
     Program {
         /// What was attempted.
         action: String,
         /// The program.
         program: &'static str,
-        /// What the kernel said.
-        source: Box<ProgramError>,
+        /// What the kernel said. Not the source of this error, lest the verifier's whole log is shown with it.
+        cause: Box<ProgramError>,
     },
     /// XDP on a device that hands over unfinished checksums.
     #[error(
@@ -152,12 +152,15 @@ pub enum DatapathError {
         interface: String,
     },
     /// The driver cannot run XDP, or another program is there.
-    #[error("attach XDP to {interface}: {source}: use --hook tc, or --hook xdp-generic where speed does not matter")]
+    #[error(
+        "attach XDP to {interface}: {}: use --hook tc, or --hook xdp-generic where speed does not matter",
+        program_cause(cause)
+    )]
     Xdp {
         /// The device.
         interface: String,
         /// What the kernel said.
-        source: Box<ProgramError>,
+        cause: Box<ProgramError>,
     },
     /// A map refuses an operation.
     #[error("map {map}: {source}")]
