@@ -1,6 +1,9 @@
 //! The command line of the agent: parse, dispatch, exit code.
 
-use std::process::ExitCode;
+use std::{
+    panic,
+    process::{self, ExitCode},
+};
 
 use lb_user::{
     agent,
@@ -9,6 +12,7 @@ use lb_user::{
 };
 
 fn main() -> ExitCode {
+    end_on_panic();
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -27,6 +31,16 @@ fn main() -> ExitCode {
         },
         Verb::Detach(arguments) => wait_for(agent::detach(arguments.instance.as_str(), arguments.containers)),
     }
+}
+
+/// Makes a bug end the process at once, instead of letting it go on with a task less. What serves in the kernel goes on
+/// serving, and the next run takes it over.
+fn end_on_panic() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |bug| {
+        tell(bug);
+        process::abort();
+    }));
 }
 
 fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
