@@ -65,7 +65,7 @@ pub fn find() -> Result<Toolchain, Missing> {
     }
 }
 
-/// Builds the kernel object and returns where it is. The compiler's messages go to standard error.
+/// Builds a kernel object, by the name of its binary, and returns where it is. The compiler's messages go to standard error.
 ///
 /// # Errors
 /// When cargo does not start or the object does not compile.
@@ -73,6 +73,7 @@ pub fn build(
     toolchain: &Toolchain,
     workspace_root: &Path,
     target_dir: &Path,
+    bin: &str,
     features: &str,
 ) -> Result<PathBuf, io::Error> {
     let mut linker = OsString::from("-Clinker=");
@@ -87,7 +88,7 @@ pub fn build(
     leave_outer_cargo(&mut cargo);
     cargo
         .current_dir(workspace_root)
-        .args(["build", "--release", "--package", "lb-ebpf", "--bin", "lb", "-Z", "build-std=core"])
+        .args(["build", "--release", "--package", "lb-ebpf", "--bin", bin, "-Z", "build-std=core"])
         .args(["--target", TARGET, "--features", features, "--target-dir"])
         .arg(target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
@@ -111,7 +112,7 @@ pub fn build(
             toolchain.linker.display()
         )));
     }
-    Ok(target_dir.join(TARGET).join("release").join("lb"))
+    Ok(target_dir.join(TARGET).join("release").join(bin))
 }
 
 /// Takes away what an outer cargo, rustup or clippy has put into the environment for its own compiler.

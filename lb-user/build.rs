@@ -40,7 +40,7 @@ fn run() -> Result<(), String> {
         Ok(toolchain) => {
             let features = env::var("LB_BPF_FEATURES").unwrap_or_default();
             let built =
-                build_object::build(&toolchain, &root, &bpf_dir, &features).map_err(|error| error.to_string())?;
+                build_object::build(&toolchain, &root, &bpf_dir, "lb", &features).map_err(|error| error.to_string())?;
             fs::copy(&built, &object).map_err(|error| format!("copy {}: {error}", built.display()))?;
         }
         Err(missing) => without_toolchain(&missing, &object, &bpf_dir)?,

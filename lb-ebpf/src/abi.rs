@@ -107,8 +107,6 @@ pub mod program {
     pub const GETPEERNAME6: &str = "getpeername6";
     /// The last close of a socket.
     pub const SOCK_RELEASE: &str = "sock_release";
-    /// An XDP program that does nothing: the yardstick of measurements.
-    pub const XDP_EMPTY: &str = "xdp_empty";
 }
 
 /// Frontends at most.

@@ -32,3 +32,4 @@ pub mod tables;
 pub mod tcp_state;
 pub mod verdict;
 pub mod wire;
+pub mod yardstick;

@@ -3,7 +3,7 @@
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_ebpf::abi::{
     Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Port, Proto, ReplyEntry,
@@ -204,6 +204,16 @@ impl Object {
     pub fn reply(&self, from: Side, to: Side, proto: Proto) -> Option<ReplyEntry> {
         let replies: HashMap<&MapData, FlowKey, ReplyEntry> = self.ebpf.map(map::REPLIES).unwrap().try_into().unwrap();
         replies.get(&key(from, to, proto), 0).ok()
+    }
+
+    /// Returns a program, to be called by another.
+    pub fn program_fd(&self, door: Door) -> &ProgramFd {
+        let fd = match door {
+            Door::Xdp => self.program::<Xdp>(program::XDP_INGRESS).fd(),
+            Door::Tc => self.program::<SchedClassifier>(program::TC_INGRESS).fd(),
+            Door::Reply => self.program::<SchedClassifier>(program::TC_REPLY).fd(),
+        };
+        fd.expect("the object is loaded")
     }
 
     fn map<'a, T>(&'a mut self, name: &str) -> T

@@ -71,10 +71,16 @@ pub fn agent(profile: Profile) -> Result<PathBuf> {
 pub fn object(toolchain: &build_object::Toolchain) -> Result<PathBuf> {
     let bpf_dir = sh::target_dir()?.join("bpf");
     let object =
-        build_object::build(toolchain, sh::root(), &bpf_dir, &env::var("LB_BPF_FEATURES").unwrap_or_default())?;
+        build_object::build(toolchain, sh::root(), &bpf_dir, "lb", &env::var("LB_BPF_FEATURES").unwrap_or_default())?;
     // A build without the toolchain left this behind; when it is gone, cargo runs the agent's build script again.
     let _ = fs::remove_file(bpf_dir.join("toolchain-missing"));
     Ok(object)
+}
+
+/// Builds the kernel object of the benchmarks; returns its path.
+pub fn yardstick(toolchain: &build_object::Toolchain) -> Result<PathBuf> {
+    let bpf_dir = sh::target_dir()?.join("bpf");
+    Ok(build_object::build(toolchain, sh::root(), &bpf_dir, "yardstick", "")?)
 }
 
 /// Builds the sample API as a static program; returns its path.

@@ -52,12 +52,6 @@ enum Sent {
     Without(u32),
 }
 
-/// The yardstick: what entering and leaving a program costs.
-#[xdp]
-pub fn xdp_empty(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
-}
-
 #[inline(always)]
 fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let bytes = (ctx.data_end() - ctx.data()) as u32;

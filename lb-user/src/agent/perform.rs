@@ -302,15 +302,5 @@ async fn examine(
 async fn find_way(address: Ipv4Addr, links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
     let path = links.resolve(address, belief).await?;
     let host_address = links.addresses(path.l3_ifindex).await?.first().copied();
-    Ok(Way {
-        reach: path.reach,
-        ifindex: path.ifindex,
-        name: path.name,
-        reply_ifindex: path.reply_ifindex,
-        reply_name: path.reply_name,
-        reply_framing: path.reply_framing,
-        mac: path.mac.unwrap_or_default(),
-        source_mac: path.src_mac.unwrap_or_default(),
-        host_address,
-    })
+    Ok(Way::new(path, host_address))
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     doors::Door,
-    links::{Framing, Reach},
+    links::{Framing, Path, Reach},
 };
 use crate::control::{ContainerId, ControlReport, Decision};
 
@@ -92,6 +92,23 @@ pub struct Way {
     pub source_mac: [u8; 6],
     /// The host's address on the backend's network; none where it has none.
     pub host_address: Option<Ipv4Addr>,
+}
+
+impl Way {
+    /// Takes what of a path goes into the maps.
+    pub fn new(path: Path, host_address: Option<Ipv4Addr>) -> Self {
+        Self {
+            reach: path.reach,
+            ifindex: path.ifindex,
+            name: path.name,
+            reply_ifindex: path.reply_ifindex,
+            reply_name: path.reply_name,
+            reply_framing: path.reply_framing,
+            mac: path.mac.unwrap_or_default(),
+            source_mac: path.src_mac.unwrap_or_default(),
+            host_address,
+        }
+    }
 }
 
 /// What an agent takes over from the report of a former one, of whatever version: what cannot be read is left out.
