@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The balancer's namespace is as hostile as a Docker host: no forwarding, strict reverse-path filter, FORWARD drops,
-//! and the raw table drops what is addressed to a backend and did not come from the bridge.
+//! and the raw table drops what is addressed to a backend and did not come from the bridge. For comparisons with what
+//! needs forwarding there is an open one, [`Lab::open`].
 
 use std::{
     ffi::CString,
@@ -62,6 +63,21 @@ pub fn backend(number: usize) -> String {
 impl Lab {
     /// Makes the namespaces.
     pub fn new(backends: usize, wiring: Wiring) -> Self {
+        let lab = Self::open(backends, wiring);
+        let balancer = lab.balancer();
+        let rules = "add table ip t; \
+            add chain ip t raw { type filter hook prerouting priority raw; }; \
+            add rule ip t raw iifname up0 ip daddr 198.18.2.0/24 counter drop; \
+            add chain ip t forward { type filter hook forward priority filter; policy drop; };";
+        run(lab.command(&balancer, "nft").arg(rules));
+        for setting in ["net.ipv4.ip_forward=0", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.up0.rp_filter=1"] {
+            run(lab.command(&balancer, "sysctl").args(["-qw", setting]));
+        }
+        lab
+    }
+
+    /// Makes the namespaces, and lets the balancer's route without any rule.
+    pub fn open(backends: usize, wiring: Wiring) -> Self {
         sweep_leftovers();
         let prefix = format!("lbt{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let folder = tempfile::tempdir().expect("a folder for servers");
@@ -85,14 +101,7 @@ impl Lab {
         for number in 0..backends {
             lab.add_backend(number, wiring);
         }
-        let rules = "add table ip t; \
-            add chain ip t raw { type filter hook prerouting priority raw; }; \
-            add rule ip t raw iifname up0 ip daddr 198.18.2.0/24 counter drop; \
-            add chain ip t forward { type filter hook forward priority filter; policy drop; };";
-        run(lab.command(&balancer, "nft").arg(rules));
-        for setting in ["net.ipv4.ip_forward=0", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.up0.rp_filter=1"] {
-            run(lab.command(&balancer, "sysctl").args(["-qw", setting]));
-        }
+        run(lab.command(&balancer, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
         lab
     }
 
@@ -186,14 +195,14 @@ impl Lab {
     pub fn start_server_in(&mut self, namespace: &str, number: usize) {
         let folder = self.folder.path().join(number.to_string());
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("index.html"), format!("backend {number}\n")).unwrap();
         let big: Vec<u8> = (0..20_000_000_u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         std::fs::write(folder.join("big"), big).unwrap();
         let path = folder.display();
         let config = format!(
             "daemon off; master_process off; pid {path}/pid; error_log {path}/error; \
              events {{ worker_connections 4096; }} \
-             http {{ access_log off; keepalive_requests 10000000; server {{ listen 80 backlog=4096; root {path}; }} }}"
+             http {{ access_log off; keepalive_requests 10000000; server {{ listen 80 backlog=4096; root {path}; \
+             location = / {{ default_type text/plain; return 200 \"backend {number}\\n\"; }} }} }}"
         );
         std::fs::write(folder.join("nginx.conf"), config).unwrap();
         let child = self

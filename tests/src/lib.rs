@@ -4,4 +4,5 @@ pub mod agent;
 pub mod frames;
 pub mod lab;
 pub mod object;
+pub mod site;
 pub mod suite;

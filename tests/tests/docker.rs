@@ -4,13 +4,14 @@
 
 use std::{
     collections::BTreeSet,
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
 use lb_tests::{
-    agent::{Agent, assert_gone, assert_no_failure, binary, detach},
+    agent::{assert_no_failure, binary, detach},
     lab::{self, command_in, run, wait_until},
+    site::{Site, docker},
     suite::{self, Case, Need},
 };
 use nix::sys::signal::Signal;
@@ -25,20 +26,6 @@ const TOOLS: &[Need] = &[
     Need::Program("stress-ng"),
 ];
 
-/// Short windows, so that a cycle takes seconds.
-const BRISK: &[&str] = &[
-    "--interval",
-    "500ms",
-    "--scale-up-window",
-    "1s",
-    "--scale-down-window",
-    "3s",
-    "--drain-timeout",
-    "4s",
-    "--health",
-    "http:/healthz",
-];
-
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
     suite::run(vec![
@@ -51,108 +38,6 @@ fn main() -> ExitCode {
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
-}
-
-/// A Docker network, and a client behind a veth; both end with this.
-struct Site {
-    name: String,
-    number: u32,
-    /// For wrk: a pause of 50 ms before every request.
-    script: tempfile::NamedTempFile,
-}
-
-impl Site {
-    fn new(number: u32) -> Self {
-        let name = format!("lbt{}d{number}", std::process::id());
-        let script = tempfile::NamedTempFile::new().expect("a file for a script");
-        std::fs::write(script.path(), "function delay() return 50 end\n").expect("it can be written");
-        let site = Self { name, number, script };
-        let (client, up) = (site.client(), site.uplink());
-        lab::ip(&format!("netns add {client}"));
-        lab::ip(&format!("link add {up} type veth peer name c0 netns {client}"));
-        lab::ip(&format!("addr add 198.18.{}.1/24 dev {up}", 100 + number));
-        lab::ip(&format!("link set {up} up"));
-        lab::ip(&format!("-n {client} addr add 198.18.{}.2/24 dev c0", 100 + number));
-        lab::ip(&format!("-n {client} link set lo up"));
-        lab::ip(&format!("-n {client} link set c0 up"));
-        docker(&["network", "create", "--subnet", &format!("198.19.{}.0/24", 100 + number), &site.name]);
-        site
-    }
-
-    fn client(&self) -> String {
-        format!("{}c", self.name)
-    }
-
-    fn uplink(&self) -> String {
-        format!("lbtd{}u", self.number)
-    }
-
-    fn port(&self) -> u32 {
-        18_080 + self.number
-    }
-
-    fn url(&self) -> String {
-        format!("http://198.18.{}.1:{}/", 100 + self.number, self.port())
-    }
-
-    fn start(&self, more: &[&str]) -> Agent {
-        let publish = format!("{}:5000", self.port());
-        let uplink = self.uplink();
-        let fixed = ["--image", "lb-api:latest", "--publish", &publish, "--uplink", &uplink, "--network", &self.name];
-        Agent::start(None, &self.name, &[&fixed, BRISK, more].concat())
-    }
-
-    /// Asks as the client and returns the host's name in the answer.
-    fn host(&self) -> String {
-        let output = command_in(&self.client(), "curl").args(["-s", "-m", "3", &self.url()]).output().unwrap();
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer");
-        assert_eq!(answer["message"], "Hello");
-        answer["host"].as_str().expect("a name").to_owned()
-    }
-
-    fn wrk(&self, seconds: u32, closing: bool) -> Child {
-        let mut command = command_in(&self.client(), "wrk");
-        command.args(["-t1", "-c8", &format!("-d{seconds}"), "--timeout", "5s"]);
-        if closing {
-            command.args(["-H", "Connection: close"]);
-        }
-        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
-    }
-
-    /// As [`wrk`](Self::wrk), with a pause before every request, until it is interrupted.
-    fn gentle_wrk(&self, closing: bool) -> Child {
-        let mut command = command_in(&self.client(), "wrk");
-        command.args(["-t1", "-c8", "-d3600", "--timeout", "5s", "-s"]).arg(self.script.path());
-        if closing {
-            command.args(["-H", "Connection: close"]);
-        }
-        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
-    }
-
-    fn containers(&self) -> BTreeSet<String> {
-        let filter = format!("label=io.lb-user.instance={}", self.name);
-        docker(&["ps", "-aq", "--no-trunc", "--filter", &filter]).lines().map(str::to_owned).collect()
-    }
-
-    fn assert_gone(&self) {
-        assert_gone(&self.name);
-        assert_eq!(self.containers(), BTreeSet::new());
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        for id in self.containers() {
-            let _gone_already = Command::new("docker").args(["rm", "-f", &id]).output();
-        }
-        let _gone_already = Command::new("docker").args(["network", "rm", &self.name]).output();
-        let _gone_already = Command::new("ip").args(["netns", "del", &self.client()]).output();
-        let _gone_with_it = Command::new("ip").args(["link", "del", &self.uplink()]).output();
-    }
-}
-
-fn docker(arguments: &[&str]) -> String {
-    run(Command::new("docker").args(arguments))
 }
 
 fn containers_answer_in_turn_and_leave_nothing() {
@@ -272,7 +157,7 @@ fn a_killed_agent_is_replaced_without_loss() {
     }
     assert_eq!(site.containers(), before, "adopted, not replaced");
     next.crash();
-    detach(&site.name, true);
+    detach(site.instance(), true);
     site.assert_gone();
 }
 
@@ -287,7 +172,7 @@ fn an_agent_killed_while_it_publishes_loses_nothing() {
             backends.iter().filter(|backend| backend["slot"] == true).count() == 2
         });
         agent.crash();
-        let address = format!("198.18.{}.1:{}", 100 + site.number, site.port());
+        let address = site.address();
         let mut held: Vec<_> = lab::inside(&site.client(), || {
             (0..4).map(|_| std::net::TcpStream::connect(&address).expect("the kernel balances")).collect()
         });
@@ -301,7 +186,7 @@ fn an_agent_killed_while_it_publishes_loses_nothing() {
         }
         drop(held);
         next.crash();
-        detach(&site.name, true);
+        detach(site.instance(), true);
         site.assert_gone();
     }
 }
@@ -362,7 +247,7 @@ fn mistakes_are_explained_and_leave_nothing() {
     ];
     for (arguments, word) in cases {
         let mut command = Command::new(binary());
-        command.args(["run", "--instance", &site.name]).args(arguments);
+        command.args(["run", "--instance", site.instance()]).args(arguments);
         if !arguments.contains(&"--uplink") {
             command.args(["--uplink", &uplink]);
         }

@@ -1,0 +1,155 @@
+//! Real containers: a Docker network, and a client behind a veth that stands for the uplink.
+
+use std::{
+    collections::BTreeSet,
+    process::{Child, Command, Stdio},
+};
+
+use crate::{
+    agent::{Agent, assert_gone},
+    lab::{self, command_in, run},
+};
+
+/// The image whose containers answer.
+pub const IMAGE: &str = "lb-api:latest";
+
+/// Short windows, so that a cycle takes seconds.
+const BRISK: &[&str] = &[
+    "--interval",
+    "500ms",
+    "--scale-up-window",
+    "1s",
+    "--scale-down-window",
+    "3s",
+    "--drain-timeout",
+    "4s",
+    "--health",
+    "http:/healthz",
+];
+
+/// A Docker network, and a client behind a veth; both end with this.
+pub struct Site {
+    name: String,
+    number: u32,
+    /// For wrk: a pause of 50 ms before every request.
+    script: tempfile::NamedTempFile,
+}
+
+impl Site {
+    /// Makes the network and the client of that number, which no other site has at the same time.
+    pub fn new(number: u32) -> Self {
+        let name = format!("lbt{}d{number}", std::process::id());
+        let script = tempfile::NamedTempFile::new().expect("a file for a script");
+        std::fs::write(script.path(), "function delay() return 50 end\n").expect("it can be written");
+        let site = Self { name, number, script };
+        let (client, up) = (site.client(), site.uplink());
+        lab::ip(&format!("netns add {client}"));
+        lab::ip(&format!("link add {up} type veth peer name c0 netns {client}"));
+        lab::ip(&format!("addr add 198.18.{}.1/24 dev {up}", 100 + number));
+        lab::ip(&format!("link set {up} up"));
+        lab::ip(&format!("-n {client} addr add 198.18.{}.2/24 dev c0", 100 + number));
+        lab::ip(&format!("-n {client} link set lo up"));
+        lab::ip(&format!("-n {client} link set c0 up"));
+        docker(&["network", "create", "--subnet", &format!("198.19.{}.0/24", 100 + number), &site.name]);
+        site
+    }
+
+    /// Returns the client's namespace.
+    pub fn client(&self) -> String {
+        format!("{}c", self.name)
+    }
+
+    /// Returns the device by which the client comes.
+    pub fn uplink(&self) -> String {
+        format!("lbtd{}u", self.number)
+    }
+
+    /// Returns the agent's instance, whose name the network has too.
+    pub fn instance(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the frontend's port.
+    pub fn port(&self) -> u32 {
+        18_080 + self.number
+    }
+
+    /// Returns what the client asks for.
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address())
+    }
+
+    /// Returns the frontend.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host_address(), self.port())
+    }
+
+    /// Returns the host's address on the client's side.
+    pub fn host_address(&self) -> String {
+        format!("198.18.{}.1", 100 + self.number)
+    }
+
+    /// Starts an agent for containers of [`IMAGE`], in short windows.
+    pub fn start(&self, more: &[&str]) -> Agent {
+        let publish = format!("{}:5000", self.port());
+        let uplink = self.uplink();
+        let fixed = ["--image", IMAGE, "--publish", &publish, "--uplink", &uplink, "--network", &self.name];
+        Agent::start(None, &self.name, &[&fixed, BRISK, more].concat())
+    }
+
+    /// Asks as the client and returns the host's name in the answer.
+    pub fn host(&self) -> String {
+        let output = command_in(&self.client(), "curl").args(["-s", "-m", "3", &self.url()]).output().unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer");
+        assert_eq!(answer["message"], "Hello");
+        answer["host"].as_str().expect("a name").to_owned()
+    }
+
+    /// Starts wrk as the client.
+    pub fn wrk(&self, seconds: u32, closing: bool) -> Child {
+        let mut command = command_in(&self.client(), "wrk");
+        command.args(["-t1", "-c8", &format!("-d{seconds}"), "--timeout", "5s"]);
+        if closing {
+            command.args(["-H", "Connection: close"]);
+        }
+        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
+    }
+
+    /// As [`wrk`](Self::wrk), with a pause before every request, until it is interrupted.
+    pub fn gentle_wrk(&self, closing: bool) -> Child {
+        let mut command = command_in(&self.client(), "wrk");
+        command.args(["-t1", "-c8", "-d3600", "--timeout", "5s", "-s"]).arg(self.script.path());
+        if closing {
+            command.args(["-H", "Connection: close"]);
+        }
+        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
+    }
+
+    /// Returns the agent's containers.
+    pub fn containers(&self) -> BTreeSet<String> {
+        let filter = format!("label=io.lb-user.instance={}", self.name);
+        docker(&["ps", "-aq", "--no-trunc", "--filter", &filter]).lines().map(str::to_owned).collect()
+    }
+
+    /// Checks that nothing is left of the agent.
+    pub fn assert_gone(&self) {
+        assert_gone(&self.name);
+        assert_eq!(self.containers(), BTreeSet::new());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for id in self.containers() {
+            let _gone_already = Command::new("docker").args(["rm", "-f", &id]).output();
+        }
+        let _gone_already = Command::new("docker").args(["network", "rm", &self.name]).output();
+        let _gone_already = Command::new("ip").args(["netns", "del", &self.client()]).output();
+        let _gone_with_it = Command::new("ip").args(["link", "del", &self.uplink()]).output();
+    }
+}
+
+/// Asks the engine for something it has to be able to do.
+pub fn docker(arguments: &[&str]) -> String {
+    run(Command::new("docker").args(arguments))
+}
