@@ -1,18 +1,92 @@
-//! `cargo xtask bench`: holds the verb's place.
+//! `cargo xtask bench`: sets up what the benchmarks need, builds them, and starts them.
 
-use std::process::ExitCode;
+use std::{env, path::PathBuf, process::ExitCode, time::SystemTime};
 
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
-/// Compare the balancer with its peers (not here yet).
-///
-/// The benchmarks come with an issue of their own. Until then this says so and exits with 2.
+use crate::{
+    build::{self, Profile},
+    image,
+    options::{Options, Peer, Suite},
+    setup, sh,
+};
+
+/// What of the command line `lb-bench` is not told, but cargo.
 #[derive(Args)]
-pub struct Bench {}
+pub struct Bench {
+    #[command(flatten)]
+    options: Options,
+}
 
 impl Bench {
-    pub fn run(self) -> ExitCode {
-        eprintln!("benchmarks are not here yet; `cargo xtask test` runs what there is");
-        ExitCode::from(2)
+    pub fn run(self) -> Result<ExitCode> {
+        let suites = self.options.suites();
+        if suites.contains(&Suite::Micro) {
+            sh::run(sh::cargo().args(["bench", "-p", "lb-tests", "--features", "bench", "--bench", "pure"]))?;
+        }
+        if suites == [Suite::Micro] {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !sh::can_be_root() {
+            bail!("the benchmarks need root, and sudo is not there or would ask for a password");
+        }
+        self.set_up(&suites)?;
+        let agent = build::agent(Profile::Release)?;
+        let yardstick = build::yardstick(&setup::ensure_toolchain()?)?;
+        let mut cargo = sh::cargo();
+        cargo.args(["build", "--release", "-p", "lb-tests", "--features", "bench", "--bin", "lb-bench"]);
+        sh::run(cargo.env("LB_REQUIRE_OBJECT", "1"))?;
+
+        let out = match &self.options.out {
+            Some(out) => out.clone(),
+            None => default_folder()?,
+        };
+        let mut bench = sh::as_root("env")?;
+        bench.arg(format!("LB_BIN={}", agent.display())).arg(format!("LB_YARDSTICK={}", yardstick.display()));
+        bench.arg(sh::target_dir()?.join("release").join("lb-bench")).args(passed_on()).arg("--out").arg(out);
+        eprintln!("$ {}", sh::show(&bench));
+        let status = bench.status().context("start lb-bench")?;
+        Ok(status.code().map_or(ExitCode::FAILURE, |code| ExitCode::from(code as u8)))
     }
+
+    fn set_up(&self, suites: &[Suite]) -> Result<()> {
+        setup::ensure_toolchain()?;
+        setup::ensure_tests()?;
+        let peers = |peer: Peer| self.options.peers.is_empty() || self.options.peers.contains(&peer);
+        let with_peers = suites.iter().any(|suite| {
+            matches!(suite, Suite::Connections | Suite::Requests | Suite::Throughput | Suite::Latency | Suite::Churn)
+        });
+        if with_peers {
+            setup::ensure_peers(peers)?;
+        }
+        if suites.contains(&Suite::Containers) || suites.contains(&Suite::Control) {
+            let image = setup::ensure_docker().and_then(|docker| image::ensure(&docker));
+            if let Err(error) = image {
+                eprintln!("what needs Docker will be left out: {error:#}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the command line behind `bench`, without where the results go.
+fn passed_on() -> Vec<String> {
+    let mut arguments = env::args().skip_while(|argument| argument != "bench").skip(1);
+    let mut passed = Vec::new();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--out" => _ = arguments.next(),
+            out if out.starts_with("--out=") => {}
+            _ => passed.push(argument),
+        }
+    }
+    passed
+}
+
+fn default_folder() -> Result<PathBuf> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the clock")?;
+    let text = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + now).to_string();
+    let stamp = text.trim_end_matches('Z').replace(':', "").replace('T', "-");
+    Ok(sh::target_dir()?.join("bench").join(stamp))
 }

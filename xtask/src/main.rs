@@ -6,6 +6,8 @@ mod build;
 mod build_object;
 mod docker;
 mod image;
+#[path = "../../tests/bench/options.rs"]
+mod options;
 mod run;
 mod setup;
 mod sh;
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
         Verb::Image(image) => image.run(),
         Verb::Run(run) => run.run(),
         Verb::Test(test) => test.run(),
-        Verb::Bench(bench) => Ok(bench.run()),
+        Verb::Bench(bench) => bench.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

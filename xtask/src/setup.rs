@@ -13,6 +13,7 @@ use crate::{
     build,
     build_object::{self, Compiler, Toolchain},
     docker::Docker,
+    options::Peer,
     sh,
 };
 
@@ -179,6 +180,46 @@ pub fn ensure_tests() -> Result<()> {
     apt_install(&packages)
 }
 
+/// What the balancer is compared with. Each can do without the others: what cannot be installed is left out, and told.
+const PEERS: [(Peer, Tool); 6] = [
+    (Peer::Nftables, Tool { program: "nft", package: "nftables" }),
+    (Peer::Iptables, Tool { program: "iptables-nft", package: "iptables" }),
+    (Peer::Haproxy, Tool { program: "haproxy", package: "haproxy" }),
+    (Peer::HaproxyHttp, Tool { program: "haproxy", package: "haproxy" }),
+    (Peer::Nginx, Tool { program: "nginx", package: "nginx-light" }),
+    (Peer::Ipvs, Tool { program: "ipvsadm", package: "ipvsadm" }),
+];
+/// nginx's module for TCP and UDP, a package of its own.
+const STREAM_MODULE: (&str, &str) = ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
+
+/// Installs those of the peers that are wanted.
+pub fn ensure_peers(wanted: impl Fn(Peer) -> bool) -> Result<()> {
+    let mut packages: Vec<&str> = Vec::new();
+    for (_, tool) in PEERS.iter().filter(|(peer, _)| wanted(*peer)) {
+        // Without the kernel's part there is no use for the tool.
+        let useless = tool.program == "ipvsadm" && !kernel_has_ipvs();
+        if sh::find_program(tool.program).is_none() && !useless && !packages.contains(&tool.package) {
+            packages.push(tool.package);
+        }
+    }
+    if wanted(Peer::Nginx) && !Path::new(STREAM_MODULE.0).exists() {
+        packages.push(STREAM_MODULE.1);
+    }
+    packages.retain(|package| {
+        let offered = apt_offers(&[package]);
+        if !offered {
+            eprintln!("{package} cannot be installed from here; what needs it will be left out");
+        }
+        offered
+    });
+    if packages.is_empty() { Ok(()) } else { apt_install(&packages) }
+}
+
+fn kernel_has_ipvs() -> bool {
+    let probe = || sh::as_root("modprobe").and_then(|mut modprobe| sh::output(modprobe.arg("ip_vs")));
+    Path::new("/proc/net/ip_vs").exists() || probe().is_ok()
+}
+
 /// Reaches Docker, after installing Debian's where there is none.
 pub fn ensure_docker() -> Result<Docker> {
     let mut packages = Vec::new();
@@ -265,8 +306,8 @@ fn apt_install(packages: &[&str]) -> Result<()> {
 /// # Source
 /// Debian, /usr/share/doc/sysv-rc/README.policy-rc.d: exit code 101 forbids the action.
 fn apt_script(packages: &[&str]) -> String {
-    const SERVICES: [(&str, &str); 3] =
-        [("nginx-light", "nginx"), ("redis-server", "redis-server"), ("iperf3", "iperf3")];
+    const SERVICES: [(&str, &str); 4] =
+        [("nginx-light", "nginx"), ("redis-server", "redis-server"), ("iperf3", "iperf3"), ("haproxy", "haproxy")];
     let mut script = String::from(
         r#"set -e
 policy=/usr/sbin/policy-rc.d

@@ -1,0 +1,84 @@
+//! `lb-bench`: compares the balancer with its peers. `cargo xtask bench` builds what it needs and starts it.
+//!
+//! ```text
+//! options ─▶ session ─▶ suites ──▶ field      namespaces and servers; one for all systems of a suite
+//!                         │  │  └▶ systems    ours and the peers, started for a turn
+//!                         │  └───▶ wrk, iperf, datagrams, pingpong      the load
+//!                         └──────▶ bed, yardstick                       the programs alone
+//! record ─▶ targets, report, chart
+//! ```
+
+mod bed;
+mod chart;
+mod cpu;
+mod datagrams;
+mod field;
+mod iperf;
+mod machine;
+mod options;
+mod ours;
+mod pingpong;
+mod record;
+mod report;
+mod session;
+mod stats;
+mod suites;
+mod systems;
+mod targets;
+mod wrk;
+mod yardstick;
+
+use std::{fs, path::PathBuf, process::ExitCode, time::SystemTime};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+use crate::{
+    machine::Machine,
+    options::Options,
+    report::Report,
+    session::{Interrupted, Session},
+};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("interrupted; nothing is left behind");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<()> {
+    let started = SystemTime::now();
+    let folder = options.out.clone().unwrap_or_else(|| PathBuf::from("target/bench").join(machine::stamp(started)));
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let mut session = Session::begin(options)?;
+    let mut outcome = Ok(());
+    for suite in session.options.suites() {
+        outcome = suites::run(suite, &mut session);
+        if outcome.is_err() {
+            break;
+        }
+    }
+    session.end();
+    if !session.record.turns.is_empty() {
+        // Also of a run that was cut short: what was measured was.
+        let report = Report::new(&session.options, &session.record, Machine::look(started));
+        report.write(&folder)?;
+        println!("{}", report.text());
+        println!("report, charts and every round: {}", folder.display());
+    }
+    outcome
+}

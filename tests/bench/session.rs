@@ -1,0 +1,139 @@
+//! A run of the benchmarks: its options, what it has measured, how far it is, and whether it is to end.
+
+use std::{
+    collections::BTreeSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    options::Options,
+    record::{Record, Values},
+    systems::{self, System},
+};
+
+/// A run.
+pub struct Session {
+    /// What was asked for.
+    pub options: Options,
+    /// What was measured.
+    pub record: Record,
+    progress: ProgressBar,
+    interrupted: Arc<AtomicBool>,
+    failed: BTreeSet<(&'static str, String, String)>,
+}
+
+/// The run was asked to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+impl Session {
+    /// Begins a run that ends early on SIGINT, SIGTERM or SIGHUP; a second one ends it at once.
+    pub fn begin(options: Options) -> Result<Self> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+            signal_hook::flag::register_conditional_default(signal, interrupted.clone())
+                .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
+                .context("watch for signals")?;
+        }
+        let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed} of about {duration}  {msg}");
+        progress.set_style(style.context("the progress bar's style")?);
+        progress.enable_steady_tick(Duration::from_secs(1));
+        Ok(Self { options, record: Record::default(), progress, interrupted, failed: BTreeSet::new() })
+    }
+
+    /// Returns the systems that take turns.
+    pub fn systems(&self) -> Vec<System> {
+        systems::chosen(&self.options.peers)
+    }
+
+    /// Says that so many turns are to come.
+    pub fn expect(&self, turns: usize) {
+        self.progress.inc_length(turns as u64);
+    }
+
+    /// Says what happens between turns.
+    pub fn say(&self, what: &str) {
+        if self.progress.is_hidden() {
+            eprintln!("{what}");
+        } else {
+            self.progress.set_message(what.to_owned());
+        }
+    }
+
+    /// Lets a system have its turn. If it fails, that is told, and it gets none any more in this case.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn turn(
+        &mut self,
+        (suite, case): (&'static str, &str),
+        system: &str,
+        round: u32,
+        work: impl FnOnce() -> Result<Values>,
+    ) -> Result<()> {
+        self.check()?;
+        let place = (suite, case.to_owned(), system.to_owned());
+        if !self.failed.contains(&place) {
+            let case_text = if case.is_empty() { String::new() } else { format!(", {case}") };
+            self.say(&format!("{suite}{case_text}: {system}, round {round} of {}", self.options.rounds));
+            match caught(work) {
+                // What was interrupted has measured something else.
+                _ if self.interrupted.load(Ordering::Relaxed) => return Err(Interrupted.into()),
+                Ok(values) => self.record.add(suite, case, system, round, values),
+                Err(error) => {
+                    let what = if case.is_empty() { system.to_owned() } else { format!("{system}, {case}") };
+                    self.leave_out(suite, &what, &format!("{error:#}"));
+                    self.failed.insert(place);
+                }
+            }
+        }
+        self.progress.inc(1);
+        Ok(())
+    }
+
+    /// Says that something is not measured, and why.
+    pub fn leave_out(&mut self, suite: &'static str, what: &str, reason: &str) {
+        self.progress.suspend(|| eprintln!("{suite}: {what} is left out: {reason}"));
+        self.record.leave_out(suite, what, reason);
+    }
+
+    /// Ends the run if it is to end.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn check(&self) -> Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+    }
+
+    /// Ends the progress display.
+    pub fn end(&self) {
+        self.progress.finish_and_clear();
+    }
+}
+
+/// Turns a panic of the harness, whose checks are made for tests, into an error.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))))
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it panicked").to_owned()
+}
