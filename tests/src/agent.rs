@@ -19,6 +19,7 @@ use crate::lab::{end, wait_until};
 pub struct Agent {
     child: Child,
     instance: String,
+    namespace: Option<String>,
     log: tempfile::NamedTempFile,
     with_containers: bool,
 }
@@ -28,14 +29,23 @@ pub fn binary() -> String {
     std::env::var("LB_BIN").expect("the case needs LB_BIN")
 }
 
+/// Prepares the binary in a namespace, or where the test runs.
+fn command(namespace: Option<&str>) -> Command {
+    match namespace {
+        Some(namespace) => crate::lab::command_in(namespace, &binary()),
+        None => Command::new(binary()),
+    }
+}
+
 impl Agent {
     /// Starts the agent in a namespace, or where the test runs.
     pub fn start(namespace: Option<&str>, instance: &str, arguments: &[&str]) -> Self {
+        Self::start_by(command(namespace), namespace, instance, arguments)
+    }
+
+    /// Starts the agent by a command that leads to the binary in a namespace, or where the test runs.
+    pub fn start_by(mut command: Command, namespace: Option<&str>, instance: &str, arguments: &[&str]) -> Self {
         let log = tempfile::NamedTempFile::new().expect("a file for the log");
-        let mut command = match namespace {
-            Some(namespace) => crate::lab::command_in(namespace, &binary()),
-            None => Command::new(binary()),
-        };
         let output = || File::options().append(true).open(log.path()).expect("the log can be written");
         let child = command
             .args(["run", "--instance", instance])
@@ -45,7 +55,8 @@ impl Agent {
             .spawn()
             .expect("the agent starts");
         let with_containers = arguments.contains(&"--image");
-        Self { child, instance: instance.to_owned(), log, with_containers }
+        let namespace = namespace.map(str::to_owned);
+        Self { child, instance: instance.to_owned(), namespace, log, with_containers }
     }
 
     /// Waits until the instance is healthy with so many ready backends.
@@ -112,7 +123,7 @@ impl Drop for Agent {
         if std::thread::panicking() {
             eprintln!("log of {}:\n{}", self.instance, self.log());
         }
-        detach(&self.instance, self.with_containers);
+        detach_in(self.namespace.as_deref(), &self.instance, self.with_containers);
     }
 }
 
@@ -128,11 +139,17 @@ pub fn lb_user(arguments: &[&str]) -> Output {
 
 /// Removes what an instance has left.
 pub fn detach(instance: &str, with_containers: bool) {
-    let mut arguments = vec!["detach", "--instance", instance];
+    detach_in(None, instance, with_containers);
+}
+
+/// Removes what an instance has left, in a namespace or where the test runs.
+fn detach_in(namespace: Option<&str>, instance: &str, with_containers: bool) {
+    let mut command = command(namespace);
+    command.args(["detach", "--instance", instance]);
     if with_containers {
-        arguments.push("--containers");
+        command.arg("--containers");
     }
-    let output = lb_user(&arguments);
+    let output = command.stdin(Stdio::null()).output().expect("lb-user starts");
     assert!(output.status.success(), "detach: {}", String::from_utf8_lossy(&output.stderr));
 }
 

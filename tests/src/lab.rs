@@ -151,6 +151,11 @@ impl Lab {
         name
     }
 
+    /// Removes a namespace before the lab ends, with all that is in it once its last process has ended.
+    pub fn remove_namespace(&self, name: &str) {
+        ip(&format!("netns del {name}"));
+    }
+
     /// Lets the balancer's namespace route, as a fallback needs it.
     pub fn allow_forwarding(&self) {
         run(self.command(&self.balancer(), "nft").args(["flush", "ruleset"]));
@@ -231,7 +236,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.servers.iter_mut().for_each(end);
-        remove_instances(&self.prefix);
+        remove_instances(&self.prefix, &self.balancer());
         remove_namespaces(&self.prefix);
     }
 }
@@ -401,13 +406,14 @@ fn sweep_leftovers() {
     }
 }
 
-/// Removes what agents of a test have left that failed before it could do so itself.
-fn remove_instances(prefix: &str) {
+/// Removes what agents of a test have left that failed before it could do so itself. Filters can be removed only in
+/// their namespace.
+fn remove_instances(prefix: &str, namespace: &str) {
     let Ok(binary) = std::env::var("LB_BIN") else { return };
     for entry in std::fs::read_dir("/sys/fs/bpf/lb").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(prefix) {
-            let _gone_already = Command::new(&binary).args(["detach", "--instance", &name]).output();
+            let _gone_already = command_in(namespace, &binary).args(["detach", "--instance", &name]).output();
         }
     }
 }

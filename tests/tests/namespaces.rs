@@ -48,6 +48,9 @@ fn main() -> ExitCode {
         case("instances_live_side_by_side_and_never_share", instances_live_side_by_side_and_never_share),
         case("keep_leaves_it_serving_and_detach_removes_it", keep_leaves_it_serving_and_detach_removes_it),
         case("clsact_serves_where_tcx_is_not_wanted", clsact_serves_where_tcx_is_not_wanted),
+        case("a_killed_agent_with_filters_is_replaced", a_killed_agent_with_filters_is_replaced),
+        case("instances_with_filters_share_an_uplink", instances_with_filters_share_an_uplink),
+        case("filters_are_removed_in_their_namespace_alone", filters_are_removed_in_their_namespace_alone),
         case("xdp_serves_where_checksums_are_complete", xdp_serves_where_checksums_are_complete),
         case("sockets_of_ipv6_reach_the_frontend_by_ipv4", sockets_of_ipv6_reach_the_frontend_by_ipv4),
         case("a_backend_behind_a_router_is_served", a_backend_behind_a_router_is_served),
@@ -306,7 +309,7 @@ fn wrk(lab: &Lab, seconds: u32, closing: bool) -> std::process::Child {
 fn a_killed_agent_is_replaced_without_loss() {
     let (lab, agent) = served(3, &[]);
     let loads = [wrk(&lab, 9, true), wrk(&lab, 9, false)];
-    let mut held = inside(&lab.client(), || TcpStream::connect((UPLINK, 80)).expect("connected"));
+    let mut held = hold(&lab);
     std::thread::sleep(Duration::from_secs(2));
     agent.crash();
 
@@ -320,10 +323,7 @@ fn a_killed_agent_is_replaced_without_loss() {
         let report = load.wait_with_output().unwrap();
         assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
     }
-    held.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("the connection lives");
-    let mut answer = String::new();
-    held.read_to_string(&mut answer).expect("and answers");
-    assert!(answer.contains("backend "), "{answer}");
+    assert!(ask_held(&mut held).starts_with("backend "));
 }
 
 fn a_backend_that_fails_leaves_and_returns() {
@@ -408,6 +408,96 @@ fn clsact_serves_where_tcx_is_not_wanted() {
     assert_gone(&lab.instance());
     let qdiscs = lab::run(lab.command(&lab.balancer(), "tc").args(["qdisc", "show", "dev", "up0"]));
     assert!(!qdiscs.contains("clsact"), "{qdiscs}");
+}
+
+/// Returns how many filters there are at the ingress of a device of the balancer.
+fn filters(lab: &Lab, device: &str) -> usize {
+    let shown = lab::run(lab.command(&lab.balancer(), "tc").args(["filter", "show", "dev", device, "ingress"]));
+    shown.lines().filter(|line| line.contains(" handle ")).count()
+}
+
+fn assert_no_clsact(lab: &Lab) {
+    let qdiscs = lab::run(lab.command(&lab.balancer(), "tc").args(["qdisc", "show"]));
+    assert!(!qdiscs.contains("clsact"), "{qdiscs}");
+}
+
+/// A connection of the client whose answer is still to be asked for.
+fn hold(lab: &Lab) -> TcpStream {
+    inside(&lab.client(), || TcpStream::connect((UPLINK, 80)).expect("connected"))
+}
+
+/// Asks on a connection that was held, and returns which backend answers.
+fn ask_held(held: &mut TcpStream) -> String {
+    held.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    held.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("the connection lives");
+    let mut answer = String::new();
+    held.read_to_string(&mut answer).expect("and answers");
+    answer.trim_end().rsplit('\n').next().unwrap_or_default().to_owned()
+}
+
+fn a_killed_agent_with_filters_is_replaced() {
+    let (lab, agent) = served(2, &["--tc-attach", "clsact"]);
+    let load = wrk(&lab, 6, true);
+    let mut held = hold(&lab);
+    std::thread::sleep(Duration::from_secs(1));
+    agent.crash();
+
+    let mut next = start(&lab, &arguments(2), &["--tc-attach", "clsact"]);
+    next.wait_ready(2);
+    let report = load.wait_with_output().unwrap();
+    assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+    assert!(ask_held(&mut held).starts_with("backend "));
+    for device in ["up0", "br0", "be0", "be1"] {
+        assert_eq!(filters(&lab, device), 1, "{device}");
+    }
+
+    next.stop(Signal::SIGTERM);
+    assert_gone(&lab.instance());
+    assert_no_clsact(&lab);
+}
+
+fn instances_with_filters_share_an_uplink() {
+    let (lab, mut first) = served(2, &["--tc-attach", "clsact"]);
+    let backend = format!("{}:80", lab::backend(1));
+    let arguments = ["--publish", "81", "--uplink", "up0", "--backend", &backend, "--tc-attach", "clsact"];
+    let mut second = Agent::start(Some(&lab.balancer()), &format!("{}z", lab.instance()), &arguments);
+    second.wait_ready(1);
+    assert_eq!((filters(&lab, "up0"), filters(&lab, "be0"), filters(&lab, "be1")), (2, 1, 2));
+    assert_eq!(lab.get("http://198.18.1.1:81/"), "backend 1");
+    let mut answers = [lab.get("http://198.18.1.1/"), lab.get("http://198.18.1.1/")];
+    answers.sort();
+    assert_eq!(answers, ["backend 0", "backend 1"]);
+
+    // The one that has added the qdisc goes first; the other still works, and takes the qdisc away.
+    first.stop(Signal::SIGTERM);
+    assert_eq!(lab.get("http://198.18.1.1:81/"), "backend 1");
+    second.stop(Signal::SIGTERM);
+    assert_no_clsact(&lab);
+}
+
+fn filters_are_removed_in_their_namespace_alone() {
+    let (lab, agent) = served(1, &["--tc-attach", "clsact"]);
+    agent.crash();
+
+    let output = lb_user(&["detach", "--instance", &lab.instance()]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("another network namespace"), "{error}");
+    assert_eq!(lab.get("http://198.18.1.1/"), "backend 0", "everything is as it was");
+
+    let detached = lab.command(&lab.balancer(), &binary()).args(["detach", "--instance", &lab.instance()]).output();
+    assert!(detached.unwrap().status.success());
+    assert_gone(&lab.instance());
+    assert_no_clsact(&lab);
+
+    // Filters that went with their namespace keep nobody from removing the rest.
+    let (lab, agent) = served(1, &["--tc-attach", "clsact"]);
+    agent.crash();
+    let instance = lab.instance();
+    lab.remove_namespace(&lab.balancer());
+    wait_until("the namespace's filters are gone", Duration::from_secs(10), || {
+        lb_user(&["detach", "--instance", &instance]).status.success()
+    });
+    assert_gone(&instance);
 }
 
 fn xdp_serves_where_checksums_are_complete() {

@@ -16,6 +16,7 @@ use aya::{
     },
 };
 use lb_ebpf::abi::program;
+use nix::{errno::Errno, net::if_::if_indextoname};
 use serde::{Deserialize, Serialize};
 
 use super::{DatapathError, links::Framing, pins, pins::Pins, sys};
@@ -119,9 +120,20 @@ impl Door {
     pub fn device(&self) -> Device<'_> {
         Device { ifindex: self.ifindex, name: &self.interface, framing: self.framing }
     }
+
+    /// Returns whether it is a filter, which no pin holds and only its own network namespace knows.
+    pub fn is_filter(&self) -> bool {
+        matches!(self.attach, DoorAttach::Clsact { .. })
+    }
+
+    /// Returns whether the device's clsact qdisc was added for it.
+    pub fn owns_qdisc(&self) -> bool {
+        matches!(self.attach, DoorAttach::Clsact { own_qdisc: true, .. })
+    }
 }
 
-/// Attaches a TC program, replacing that of a former agent.
+/// Attaches a TC program, replacing that of a former agent. `is_qdisc_ours` tells whether an agent of ours has added the
+/// clsact qdisc that the device turns out to have.
 ///
 /// # Errors
 /// What the kernel said.
@@ -132,6 +144,7 @@ pub fn attach_tc(
     device: Device<'_>,
     how: TcAttach,
     former: Option<&Door>,
+    is_qdisc_ours: impl FnOnce() -> bool,
 ) -> Result<Door, DatapathError> {
     let Device { ifindex, name: interface, framing } = device;
     let name = kind.program(framing);
@@ -161,9 +174,7 @@ pub fn attach_tc(
     } else {
         let own_qdisc = match tc::qdisc_add_clsact(interface) {
             Ok(()) => true,
-            Err(TcError::AlreadyAttached) => {
-                former.is_some_and(|door| matches!(door.attach, DoorAttach::Clsact { own_qdisc: true, .. }))
-            }
+            Err(error) if is_there(&error) => former.is_some_and(Door::owns_qdisc) || is_qdisc_ours(),
             Err(error) => return Err(failed(error.into())),
         };
         let options = TcAttachOptions::Netlink(NlOptions::default());
@@ -181,6 +192,18 @@ pub fn attach_tc(
         remove_former(pins, former, attach);
     }
     Ok(Door { kind, ifindex, interface: interface.to_owned(), framing, attach })
+}
+
+/// Returns whether the clsact qdisc could not be added because there is one. The library has a word of its own for that,
+/// and does not use it.
+fn is_there(error: &TcError) -> bool {
+    match error {
+        TcError::AlreadyAttached => true,
+        TcError::NetlinkError(error) => error.raw_os_error() == Some(libc::EEXIST),
+        TcError::NulError(_) | TcError::IoError(_) | TcError::InvalidTcxAttach(_) | TcError::InvalidLinkOperation => {
+            false
+        }
+    }
 }
 
 /// Attaches XDP, replacing that of a former agent.
@@ -240,7 +263,7 @@ pub fn attach_cgroup(ebpf: &mut Ebpf, pins: &Pins) -> Result<Door, DatapathError
 /// Takes a door away; one that is gone already does not matter.
 ///
 /// # Errors
-/// What the file system said.
+/// What the file system or the kernel said.
 pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
     match door.attach {
         DoorAttach::Link if door.kind == DoorKind::Cgroup => {
@@ -248,22 +271,49 @@ pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
         }
         DoorAttach::Link => pins.remove(&Door::pin(door.kind, door.framing, door.ifindex)),
         DoorAttach::Clsact { priority, handle, own_qdisc } => {
-            if let Ok(link) = SchedClassifierLink::attached(
-                &door.interface,
-                TcAttachType::Ingress,
-                priority,
-                TcHandle::from(handle),
-                None,
-            ) && let Err(error) = link.detach()
-            {
-                tracing::debug!(interface = door.interface, %error, "the filter was gone already");
+            let failed = |source| DatapathError::Program {
+                action: format!("detach from {}", door.interface),
+                program: door.kind.program(door.framing),
+                cause: Box::new(source),
+            };
+            // By its number: another device may bear the name by now, with a filter of the same priority and handle.
+            let Some(interface) = device_name(door.ifindex).map_err(|source| failed(source.into()))? else {
+                return Ok(());
+            };
+            let handle = TcHandle::from(handle);
+            let link = SchedClassifierLink::attached(&interface, TcAttachType::Ingress, priority, handle, None)
+                .map_err(|source| failed(source.into()))?;
+            match link.detach() {
+                Ok(()) => {}
+                Err(error) if is_gone(&error) => {
+                    tracing::debug!(interface, %error, "the filter was gone already");
+                }
+                Err(error) => return Err(failed(error)),
             }
             if own_qdisc {
-                remove_qdisc(&door.interface);
+                remove_qdisc(&interface);
             }
             Ok(())
         }
     }
+}
+
+/// Returns the name of a device; nothing if it is gone.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn device_name(ifindex: u32) -> io::Result<Option<String>> {
+    match if_indextoname(ifindex) {
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Returns whether a filter could not be removed because it, its qdisc (`EINVAL`) or its device is gone.
+fn is_gone(error: &ProgramError) -> bool {
+    let ProgramError::NetlinkError(error) = error else { return false };
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
 }
 
 /// Loads every program of the object.
@@ -361,9 +411,11 @@ fn remove_former(pins: &Pins, former: &Door, present: DoorAttach) {
 
 /// Removes the clsact qdisc, which nothing but an agent of ours has asked for, if nobody else uses it by now.
 fn remove_qdisc(interface: &str) {
-    let shown = std::process::Command::new("tc").args(["filter", "show", "dev", interface, "ingress"]).output();
-    let used = shown.map_or(true, |output| !output.stdout.is_empty() || !output.status.success());
-    if used {
+    let is_used = |direction| {
+        let shown = std::process::Command::new("tc").args(["filter", "show", "dev", interface, direction]).output();
+        shown.map_or(true, |output| !output.stdout.is_empty() || !output.status.success())
+    };
+    if ["ingress", "egress"].into_iter().any(is_used) {
         return;
     }
     let removed = std::process::Command::new("tc").args(["qdisc", "del", "dev", interface, "clsact"]).status();

@@ -218,7 +218,12 @@ impl Datapath {
         let door = match kind {
             DoorKind::Xdp | DoorKind::XdpGeneric => doors::attach_xdp(&mut self.ebpf, &self.pins, kind, device)?,
             DoorKind::TcIngress | DoorKind::TcReply | DoorKind::Cgroup => {
-                doors::attach_tc(&mut self.ebpf, &self.pins, kind, device, self.tc_attach, former.as_ref())?
+                let own = self.doors.values().chain(self.former.values());
+                let is_own = own.filter(|door| door.ifindex == ifindex).any(Door::owns_qdisc);
+                let is_qdisc_ours =
+                    || is_own || other_owns_qdisc(&self.instance, self.record.netns_cookie, device.ifindex);
+                let (ebpf, pins) = (&mut self.ebpf, &self.pins);
+                doors::attach_tc(ebpf, pins, kind, device, self.tc_attach, former.as_ref(), is_qdisc_ours)?
             }
         };
         self.doors.insert((kind, ifindex), door);
@@ -297,7 +302,7 @@ impl Datapath {
 /// Removes whatever an instance has left, in whatever state a crash left it. Returns whether there was anything.
 ///
 /// # Errors
-/// [`DatapathError::InUse`] if an agent runs it, or what the file system said.
+/// [`DatapathError::InUse`] if an agent runs it, [`DatapathError::FiltersElsewhere`], or what the file system said.
 pub fn remove_leftovers(instance: &str) -> Result<bool, DatapathError> {
     let pins = Pins::of(instance);
     let _lock = pins::lock(instance)?;
@@ -305,13 +310,31 @@ pub fn remove_leftovers(instance: &str) -> Result<bool, DatapathError> {
     // Filters on clsact qdiscs have no pins; the report knows them, if it can be read.
     let mut detached = Ok(());
     if let Ok(maps) = Maps::open(&pins)
-        && let Ok((_, text)) = maps.read_report()
+        && let Ok((record, text)) = maps.read_report()
     {
-        detached = detach_all(&pins, Inheritance::parse(&text).doors.iter());
+        let doors = Inheritance::parse(&text).doors;
+        let here = netns::current_cookie().map_err(|source| DatapathError::Netns { source })?;
+        // Filters that went with their namespace keep nothing alive.
+        if record.netns_cookie != here && doors.iter().any(Door::is_filter) && maps.serve_filters()? {
+            return Err(DatapathError::FiltersElsewhere { instance: instance.to_owned() });
+        }
+        detached = detach_all(&pins, doors.iter());
     }
     let removed = pins.remove_all();
     pins::remove_lock(instance);
     detached.and(removed).map(|()| found)
+}
+
+/// Returns whether another instance in this network namespace has added the clsact qdisc of a device.
+fn other_owns_qdisc(instance: &str, netns_cookie: u64, ifindex: u32) -> bool {
+    pins::instances().into_iter().filter(|name| name != instance).any(|other| {
+        let report = Maps::open(&Pins::of(&other)).and_then(|maps| maps.read_report());
+        report.is_ok_and(|(record, text)| {
+            let doors = Inheritance::parse(&text).doors;
+            record.netns_cookie == netns_cookie
+                && doors.iter().any(|door| door.ifindex == ifindex && door.owns_qdisc())
+        })
+    })
 }
 
 /// Takes doors away, all that can be, and returns the first error.

@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::{
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    programs::{ProgramType, loaded_programs},
+};
 use lb_ebpf::abi::{
     AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow, LocalKey,
     MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
@@ -76,6 +79,18 @@ impl Maps {
             local_flows: Table::open(pins, map::LOCAL_FLOWS)?,
             local_datagrams: Table::open(pins, map::LOCAL_DATAGRAMS)?,
         })
+    }
+
+    /// Returns whether a TC program that works on these maps is loaded: one that no link holds is a filter's.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn serve_filters(&self) -> Result<bool, DatapathError> {
+        let id = self.flows.batches.info().map_err(failed(map::FLOWS))?.id();
+        // A program that goes meanwhile cannot be looked at, and need not be.
+        let mut classifiers =
+            loaded_programs().flatten().filter(|program| program.program_type() == ProgramType::SchedClassifier.into());
+        Ok(classifiers.any(|program| program.map_ids().is_ok_and(|ids| ids.is_some_and(|ids| ids.contains(&id)))))
     }
 
     /// Returns a counter, summed over the processors.

@@ -95,6 +95,15 @@ pub enum DatapathError {
         /// The instance.
         instance: String,
     },
+    /// Filters of the instance are in another network namespace.
+    #[error(
+        "instance {instance} has filters on clsact qdiscs in another network namespace, and only there can they be \
+         removed: run `lb-user detach --instance {instance}` there, as by `nsenter --net=/run/netns/NAME`"
+    )]
+    FiltersElsewhere {
+        /// The instance.
+        instance: String,
+    },
     /// Pinned by another version of the agent.
     #[error(
         "instance {instance} was pinned by another version of lb-user (ABI {found}, this one has {ours}): its \
