@@ -336,8 +336,7 @@ impl Agent {
             Answer::Looked(network) => {
                 self.is_looking = false;
                 self.is_report_old = true;
-                self.on_network(network);
-                Vec::new()
+                self.on_network(network)
             }
         }
     }

@@ -12,6 +12,7 @@ use anyhow::Result;
 use super::{Agent, Answer};
 use crate::{
     config::{Hook, RunConfig, Source},
+    control::Event,
     datapath::{
         Datapath, DatapathError,
         doors::{Device, DoorAttach, DoorKind},
@@ -226,15 +227,16 @@ impl Agent {
         });
     }
 
-    /// Follows interfaces and addresses that have changed.
-    pub(super) fn on_network(&mut self, looked: Result<Network>) {
+    /// Follows interfaces and addresses that have changed. Backends whose device is gone are looked for again.
+    pub(super) fn on_network(&mut self, looked: Result<Network>) -> Vec<Event> {
         let mut problems = Vec::new();
         match looked {
             Ok(mut network) => {
+        let mut lost = BTreeSet::new();
                 if network.addresses != self.network.addresses {
                     tracing::info!("the host's addresses have changed; the frontends follow");
                 }
-                self.datapath.forget_doors_except(&network.existing);
+                lost = self.datapath.forget_doors_except(&network.existing);
                 self.places.doubt_other_devices(&network.existing);
                 problems = std::mem::take(&mut network.problems);
                 problems.extend(network.follow(&mut self.datapath, &self.config));
@@ -251,3 +253,4 @@ impl Agent {
         self.network.problems = problems;
     }
 }
+        lost.into_iter().map(|id| Event::WayChanged { id }).collect()

@@ -18,9 +18,12 @@ use super::{
     netns,
     pins::{self, Lock, Pins},
     publish::{self, FrontendWish, Registry},
-    report::{Inheritance, Report},
+    report::{Inheritance, Report, Way},
 };
-use crate::config::{Hook, TcAttach};
+use crate::{
+    config::{Hook, TcAttach},
+    control::ContainerId,
+};
 
 /// What a datapath is opened with.
 #[derive(Clone, Debug)]
@@ -245,21 +248,26 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets doors whose device is gone, so that they are attached anew should it return. Devices by index.
-    pub fn forget_doors_except(&mut self, existing: &BTreeMap<u32, String>) {
-        let gone: Vec<_> = self
-            .doors
-            .keys()
-            .filter(|(_, ifindex)| *ifindex != 0 && !existing.contains_key(ifindex))
-            .copied()
-            .collect();
-        for key in gone {
-            if let Some(door) = self.doors.remove(&key)
+    /// Forgets doors whose device is gone, so that they are attached anew should it return. `existing` are devices by
+    /// index, as they were a while ago. Returns the containers whose reply door was among them.
+    pub fn forget_doors_except(&mut self, existing: &BTreeMap<u32, String>) -> BTreeSet<ContainerId> {
+        let gone = doors_gone(self.doors.keys(), existing, |ifindex| match doors::device_name(ifindex) {
+            Ok(name) => name.is_some(),
+            Err(error) => {
+                tracing::debug!(ifindex, %error, "whether a device is gone cannot be told: its doors are kept");
+                true
+            }
+        });
+        for key in &gone {
+            if let Some(door) = self.doors.remove(key)
                 && let Err(error) = doors::detach_door(&self.pins, &door)
             {
                 tracing::debug!(interface = door.interface, %error, "the pin of a device that is gone stays");
             }
         }
+        let has_lost_its_door = |way: &Way| gone.contains(&(DoorKind::TcReply, way.reply_ifindex));
+        let backends = self.registry.backends().filter(|backend| has_lost_its_door(&backend.way));
+        backends.map(|backend| backend.container.clone()).collect()
     }
 
     /// Returns where programs are attached.
@@ -325,14 +333,24 @@ pub fn remove_leftovers(instance: &str) -> Result<bool, DatapathError> {
     detached.and(removed).map(|()| found)
 }
 
+/// Returns the doors whose device is gone. One that came up after `existing` was listed is not in it: so each that is not
+/// is asked for.
+fn doors_gone<'a>(
+    doors: impl Iterator<Item = &'a (DoorKind, u32)>,
+    existing: &BTreeMap<u32, String>,
+    is_there: impl Fn(u32) -> bool,
+) -> BTreeSet<(DoorKind, u32)> {
+    let is_gone = |ifindex: u32| ifindex != 0 && !existing.contains_key(&ifindex) && !is_there(ifindex);
+    doors.filter(|(_, ifindex)| is_gone(*ifindex)).copied().collect()
+}
+
 /// Returns whether another instance in this network namespace has added the clsact qdisc of a device.
 fn other_owns_qdisc(instance: &str, netns_cookie: u64, ifindex: u32) -> bool {
     pins::instances().into_iter().filter(|name| name != instance).any(|other| {
         let report = Maps::open(&Pins::of(&other)).and_then(|maps| maps.read_report());
         report.is_ok_and(|(record, text)| {
             let doors = Inheritance::parse(&text).doors;
-            record.netns_cookie == netns_cookie
-                && doors.iter().any(|door| door.ifindex == ifindex && door.owns_qdisc())
+            record.netns_cookie == netns_cookie && doors.iter().any(|door| door.ifindex == ifindex && door.owns_qdisc())
         })
     })
 }
@@ -426,5 +444,26 @@ fn start_log(ebpf: &mut Ebpf) {
             });
         }
         Err(error) => tracing::warn!(%error, "the kernel object's log cannot be followed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_door_at_a_device_that_came_up_after_the_look_is_kept() {
+        let doors = [(DoorKind::TcIngress, 2), (DoorKind::TcReply, 7), (DoorKind::TcReply, 8), (DoorKind::Cgroup, 0)];
+        let existing = [(2, "eth0".to_owned())].into();
+
+        let gone = doors_gone(doors.iter(), &existing, |ifindex| ifindex == 8);
+
+        assert_eq!(gone, [(DoorKind::TcReply, 7)].into());
+    }
+
+    #[test]
+    fn a_device_is_asked_for_by_its_number() {
+        assert_eq!(doors::device_name(1).unwrap().as_deref(), Some("lo"));
+        assert_eq!(doors::device_name(i32::MAX as u32).unwrap(), None);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
-use futures_util::{StreamExt, TryStream, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStream, TryStreamExt};
 use rtnetlink::{
     Error as RtnetlinkError, Handle, RouteMessageBuilder, new_connection,
-    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressScope},
+        address::{AddressAttribute, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
@@ -20,6 +20,9 @@ use super::{Framing, Link, LinkError, LinkKind, Mac};
 
 /// The pauses between two looks at a neighbour that is being asked for; their sum is the time that it has.
 const ARP_PAUSES: [(u32, Duration); 2] = [(10, Duration::from_millis(1)), (99, Duration::from_millis(10))];
+
+/// How often a list is asked for that changes while the kernel writes it down.
+const LIST_TRIES: usize = 16;
 
 /// The connection to the kernel, closed when dropped.
 #[derive(Debug)]
@@ -68,8 +71,10 @@ impl Neighbour {
 
 impl Netlink {
     pub fn open() -> Result<Self, LinkError> {
-        let (connection, handle, _) = new_connection()
+        let (mut connection, handle, _) = new_connection()
             .map_err(|source| LinkError::Netlink { action: "open a socket for routes and links".into(), source })?;
+        // Of a short list, the end alone may tell that it is not whole.
+        connection.set_forward_done(true);
         Ok(Self { handle, lists: Mutex::default(), connection: tokio::spawn(connection) })
     }
 
@@ -86,18 +91,24 @@ impl Netlink {
 
     /// Returns the devices of the IPv4 default routes in the main table.
     pub async fn default_devices(&self) -> Result<Vec<u32>, LinkError> {
-        let _one_at_a_time = self.lists.lock().await;
         let question = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let routes: Vec<RouteMessage> =
-            self.handle.route().get(question).execute().try_collect().await.map_err(failed("list routes"))?;
-        Ok(routes.iter().flat_map(default_devices_of).collect())
+        let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
+        let routes = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        Ok(routes.flat_map(default_devices_of).collect())
     }
 
     pub async fn links(&self) -> Result<Vec<Link>, LinkError> {
-        let _one_at_a_time = self.lists.lock().await;
-        let question = self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
-        let links: Vec<LinkMessage> = question.execute().try_collect().await.map_err(failed("list interfaces"))?;
-        Ok(links.iter().map(link_of).collect())
+        let mut question = LinkMessage::default();
+        question.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let answers = self.list(RouteNetlinkMessage::GetLink(question), "list interfaces").await?;
+        let links = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        });
+        Ok(links.map(link_of).collect())
     }
 
     pub async fn link(&self, index: u32) -> Result<Link, LinkError> {
@@ -117,10 +128,11 @@ impl Netlink {
 
     /// Returns all IPv4 addresses of global scope with the index of their interface.
     pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>, LinkError> {
-        let _one_at_a_time = self.lists.lock().await;
-        let mut answers = self.handle.address().get().execute();
+        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.list(question, "list addresses").await?;
         let mut addresses = Vec::new();
-        while let Some(answer) = answers.try_next().await.map_err(failed("list addresses"))? {
+        for answer in answers {
+            let RouteNetlinkMessage::NewAddress(answer) = answer else { continue };
             if answer.header.family != AddressFamily::Inet || answer.header.scope != AddressScope::Universe {
                 continue;
             }
@@ -194,13 +206,36 @@ impl Netlink {
     }
 
     async fn port_among_all(&self, bridge: u32, mac: Mac) -> Result<Option<u32>, LinkError> {
+        let mut question = NeighbourMessage::default();
+        question.header.family = AddressFamily::Bridge;
+        let question = RouteNetlinkMessage::GetNeighbour(question);
+        Ok(self.list(question, "list the MAC addresses of bridges").await?.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(entry) => port_in(entry, bridge, mac),
+            _ => None,
+        }))
+    }
+
+    /// Asks for a list; again if what it tells of has changed meanwhile, because such a list may lack even what was there
+    /// all the while.
+    ///
+    /// # Source
+    /// Documentation/userspace-api/netlink/intro.rst, "Dump consistency".
+    async fn list(
+        &self,
+        question: RouteNetlinkMessage,
+        action: &'static str,
+    ) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
         let _one_at_a_time = self.lists.lock().await;
-        let mut answers = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
-        let mut port = None;
-        while let Some(entry) = answers.try_next().await.map_err(failed("list the MAC addresses of bridges"))? {
-            port = port.or(port_in(&entry, bridge, mac));
+        for _ in 0..LIST_TRIES {
+            let mut request = NetlinkMessage::from(question.clone());
+            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let answers = self.handle.clone().request(request).map_err(failed(action))?;
+            if let Some(list) = whole_list(answers).await.map_err(failed(action))? {
+                return Ok(list);
+            }
         }
-        Ok(port)
+        let source = io::Error::new(io::ErrorKind::Interrupted, "the list changed each time that it was read");
+        Err(LinkError::Netlink { action: action.to_owned(), source })
     }
 
     async fn one_neighbour(&self, question: NeighbourMessage) -> Result<Option<NeighbourMessage>, RtnetlinkError> {
@@ -216,6 +251,23 @@ impl Netlink {
         }
         Ok(None)
     }
+}
+
+/// Reads a list to its end; `None` if it is not whole.
+async fn whole_list(
+    answers: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>>,
+) -> Result<Option<Vec<RouteNetlinkMessage>>, RtnetlinkError> {
+    let mut answers = std::pin::pin!(answers);
+    let (mut list, mut is_whole) = (Vec::new(), true);
+    while let Some(answer) = answers.next().await {
+        is_whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(item) => list.push(item),
+            NetlinkPayload::Error(error) => return Err(RtnetlinkError::NetlinkError(error)),
+            _ => {}
+        }
+    }
+    Ok(is_whole.then_some(list))
 }
 
 fn neighbour_question(device: u32, backend: Ipv4Addr) -> NeighbourMessage {
@@ -369,7 +421,11 @@ fn errno(error: &RtnetlinkError) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::route::{RouteAddress, RouteNextHop};
+    use futures_util::stream;
+    use rtnetlink::{
+        packet_core::{DoneMessage, NetlinkHeader},
+        packet_route::route::{RouteAddress, RouteNextHop},
+    };
 
     use super::*;
 
@@ -483,6 +539,26 @@ mod tests {
         assert_eq!(port_in(&entry, 3, [2, 0, 0, 0, 0, 8]), None);
         entry.header.ifindex = 3;
         assert_eq!(port_in(&entry, 3, MAC), None);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_was_interrupted_is_not_whole() {
+        let item = || NetlinkMessage::from(RouteNetlinkMessage::NewLink(LinkMessage::default()));
+        let mut interrupted = item();
+        interrupted.header.flags |= NLM_F_DUMP_INTR;
+        let end = |flags| {
+            let mut end = NetlinkMessage::<RouteNetlinkMessage>::new(
+                NetlinkHeader::default(),
+                NetlinkPayload::Done(DoneMessage::default()),
+            );
+            end.header.flags = flags;
+            end
+        };
+
+        let whole = whole_list(stream::iter([item(), item(), end(0)])).await.unwrap();
+        assert_eq!(whole.map(|list| list.len()), Some(2));
+        assert_eq!(whole_list(stream::iter([item(), interrupted, end(0)])).await.unwrap(), None);
+        assert_eq!(whole_list(stream::iter([item(), end(NLM_F_DUMP_INTR)])).await.unwrap(), None);
     }
 
     #[test]
