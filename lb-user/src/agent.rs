@@ -479,6 +479,12 @@ fn adopt(
     let slotted = inheritance.containers_of(&former.ready);
     let served: BTreeSet<&ContainerId> = datapath.registry.backends().map(|backend| &backend.container).collect();
     for &id in &served {
+        if !is_to_be_shown(id, config) {
+            let endpoint =
+                datapath.registry.backends().find(|backend| backend.container == *id).map(|one| one.endpoint);
+            settings.adopted_leaving.extend(endpoint.map(|endpoint| (id.clone(), IpAddr::V4(*endpoint.ip()))));
+            continue;
+        }
         match datapath.registry.member(id).filter(|member| slotted.contains(id) && is_wanted(member, config)) {
             Some(member) => {
                 let address = member.endpoints.values().next().map(|endpoint| IpAddr::V4(*endpoint.ip()));
@@ -502,6 +508,15 @@ fn adopt(
         backends = settings.adopted_ready.len(),
         "taking over what a former agent has left; its connections go on"
     );
+}
+
+/// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
+fn is_to_be_shown(id: &ContainerId, config: &RunConfig) -> bool {
+    match (&config.source, id.0.parse::<SocketAddrV4>()) {
+        (Source::Static { backends }, Ok(address)) => backends.contains(&address),
+        (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
+        (Source::Docker(_), Err(_)) => true,
+    }
 }
 
 /// Returns whether a backend serves exactly what it would serve today.

@@ -90,6 +90,8 @@ pub(super) enum DrainCause {
     Failing,
     /// The agent ends.
     Shutdown,
+    /// It was served by a former agent and is nobody's by now: there is nothing to stop.
+    Unlisted,
 }
 
 /// What a probe's outcome changed.
@@ -174,6 +176,21 @@ impl Backend {
         // It is newer than every backend that has been seen.
         let sighting = Sighting { id, name, ordinal, address: None, running: true, created: u64::MAX, outdated: false };
         Backend { sighted: false, ..Backend::starting(sighting, now) }
+    }
+
+    /// Creates a backend that a former agent has served and nobody shows: on its way out from the first moment on.
+    pub fn leaving(id: ContainerId, address: IpAddr, ordinal: u32, now: Timestamp) -> Self {
+        let mut backend = Backend::started(id, ordinal, now);
+        backend.address = Some(address);
+        // Whether it has a slot is not known for sure, so the datapath has to confirm that it has none.
+        backend.held = Held::Slot;
+        backend.begin_drain(DrainCause::Unlisted, now);
+        backend
+    }
+
+    /// Returns whether it is nobody's: it leaves, and nothing is stopped.
+    pub fn is_unlisted(&self) -> bool {
+        matches!(&self.state, State::Draining(drain) if drain.cause == DrainCause::Unlisted)
     }
 
     /// Takes over what the provider shows of a running backend. One with another address is another server: it has to

@@ -171,7 +171,11 @@ impl Controller {
             phase: self.phase,
             min: bounds.map(Bounds::min),
             max: bounds.map(Bounds::max),
-            desired: if self.is_auto() { self.wish } else { self.backends.len() as u32 },
+            desired: if self.is_auto() {
+                self.wish
+            } else {
+                self.backends.values().filter(|backend| !backend.is_unlisted()).count() as u32
+            },
             load: self.load,
             standing: self.standing.clone(),
             backends,
@@ -393,6 +397,7 @@ impl Controller {
         self.stillborn.clear();
         if self.phase == Phase::Starting {
             self.phase = Phase::Running;
+            self.adopt_leaving(now);
             if let Some(bounds) = self.bounds() {
                 let active = self.backends.values().filter(|backend| backend.is_active()).count() as u32;
                 self.wish = bounds.clamp(active);
@@ -400,6 +405,19 @@ impl Controller {
             if self.stop_awaits_list {
                 self.stop_requested(now);
             }
+        }
+    }
+
+    /// Drains what a former agent has served and the list lacks.
+    fn adopt_leaving(&mut self, now: Timestamp) {
+        for (id, address) in std::mem::take(&mut self.settings.adopted_leaving) {
+            if self.backends.contains_key(&id) {
+                continue;
+            }
+            let ordinal = self.backends.values().map(|backend| backend.ordinal + 1).max().unwrap_or(0);
+            let backend = Backend::leaving(id.clone(), address, ordinal, now);
+            self.remark(DecisionKind::Drain, format!("{} is not in the list any more", backend.name), now);
+            self.backends.insert(id, backend);
         }
     }
 
@@ -673,6 +691,7 @@ impl Controller {
         for backend in self.backends.values_mut() {
             match &mut backend.state {
                 State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
+                State::Draining(drain) if drain.cause == DrainCause::Unlisted => {}
                 State::Draining(drain) => drain.cause = DrainCause::Shutdown,
                 State::Stopping(_) | State::Dead(_) => {}
             }
@@ -700,11 +719,18 @@ impl Controller {
             .map(|backend| backend.id.clone())
             .collect();
         for id in drained {
-            if !self.is_auto() {
+            let is_auto = self.is_auto();
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            if backend.is_unlisted() && backend.flows > 0 {
+                let reason = format!("{} leaves with {} connections left", backend.name, backend.flows);
+                self.remark(DecisionKind::DrainTimedOut, reason, now);
                 self.forget(&id);
                 continue;
             }
-            let Some(backend) = self.backends.get_mut(&id) else { continue };
+            if !is_auto || backend.is_unlisted() {
+                self.forget(&id);
+                continue;
+            }
             let cut = matches!(&backend.state, State::Draining(drain) if !drain.clear) && backend.may_have_flows();
             let reason = format!("{} is stopped with {} connections left", backend.name, backend.flows);
             let flows = backend.flows;

@@ -48,6 +48,9 @@ pub struct Settings {
     pub adopted_ready: BTreeMap<ContainerId, IpAddr>,
     /// Backends that are in no slot, but to which the kernel still leads flows: they keep them until they are drained.
     pub adopted_flows: BTreeSet<ContainerId>,
+    /// Backends that the kernel serves and that nobody will show: they get no new connections, and keep the others until
+    /// they are drained. With their addresses.
+    pub adopted_leaving: BTreeMap<ContainerId, IpAddr>,
     /// The generation that the kernel holds already; publications count on from there.
     pub adopted_generation: u64,
     /// What a former agent decided, oldest first.
@@ -75,6 +78,7 @@ impl Settings {
             start_limit: 4,
             adopted_ready: BTreeMap::new(),
             adopted_flows: BTreeSet::new(),
+            adopted_leaving: BTreeMap::new(),
             adopted_generation: 0,
             adopted_decisions: Vec::new(),
             stop_patience: Duration::from_secs(130),

@@ -454,6 +454,39 @@ fn what_a_former_agent_served_is_ready_without_a_check() {
 }
 
 #[test]
+fn what_is_served_and_not_listed_any_more_is_drained_and_never_stopped() {
+    for scaling in [Scaling::Fixed, Scaling::Auto(law(1, 1))] {
+        let settings = Settings {
+            adopted_ready: [(id("a"), sighting("", 1).address.unwrap())].into(),
+            adopted_leaving: [(id("b"), sighting("", 2).address.unwrap())].into(),
+            ..Settings::new(scaling)
+        };
+        let begin = || {
+            let mut script = Script::new(settings.clone());
+            let commands = script.effect(Event::Resynced(vec![sighting("a", 1)]));
+            assert_eq!(commands, [publish(1, &[1], &[2])], "it keeps its flows, and gets no more");
+            assert_eq!(script.kinds(), [DecisionKind::Adopted, DecisionKind::Drain]);
+            assert_eq!(script.controller.snapshot(script.now).desired, 1);
+            script.confirm(1);
+            script
+        };
+
+        let mut script = begin();
+        assert_eq!(script.at(3_000).effect(swept(2_000, &[(1, 5), (2, 1)])), []);
+        // A list that is repeated does not have it either.
+        assert_eq!(script.effect(Event::Resynced(vec![sighting("a", 1)])), []);
+        assert_eq!(script.at(5_000).effect(swept(4_000, &[(1, 5)])), [publish(2, &[1], &[])]);
+        assert_eq!(script.states(), [BackendState::Ready]);
+
+        let mut script = begin();
+        script.at(3_000).effect(swept(2_000, &[(2, 7)]));
+        assert_eq!(script.at(29_999).effect(Event::Tick), []);
+        assert_eq!(script.at(30_000).effect(Event::Tick), [publish(2, &[1], &[])]);
+        assert_eq!(script.kinds(), [DecisionKind::DrainTimedOut]);
+    }
+}
+
+#[test]
 fn what_is_lost_while_the_engine_is_away_is_found_when_it_returns() {
     let mut script = Script::running(3, 3, 3);
     script.at(1_000).tell(Event::ProviderLost { error: "connection refused".into() });
