@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
+use lb_ebpf::abi::{AgentRecord, map};
 use lb_tests::{
     agent::{Agent, assert_gone, assert_no_failure, binary, detach, lb_user},
     frames::{SYN, tcp},
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
             a_backend_that_leaves_the_list_keeps_its_connections,
         ),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
+        case("a_start_that_is_killed_keeps_no_other_out", a_start_that_is_killed_keeps_no_other_out),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }
@@ -782,6 +785,42 @@ fn a_takeover_that_fails_breaks_nothing() {
     let next = start(&lab, &arguments(2), &[]);
     next.wait_ready(2);
     lab.get("http://198.18.1.1/");
+}
+
+fn a_start_that_is_killed_keeps_no_other_out() {
+    let (lab, agent) = served(1, &[]);
+    agent.crash();
+    let folder = std::path::Path::new("/sys/fs/bpf/lb").join(lab.instance());
+    let pins = || {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    // As a run leaves it that dies between two maps: no link, no record, and not every map.
+    for pin in pins().iter().filter(|pin| !map::ALL.contains(&pin.as_str()) || *pin == map::FLOWS) {
+        std::fs::remove_file(folder.join(pin)).unwrap();
+    }
+    let record = MapData::from_pin(folder.join(map::AGENT)).and_then(Map::from_map_data).unwrap();
+    let mut record: Array<_, AgentRecord> = record.try_into().unwrap();
+    record.set(0, AgentRecord::default(), 0).unwrap();
+    drop(record);
+    let next = start(&lab, &arguments(1), &[]);
+    next.wait_ready(1);
+    assert_eq!(lab.get("http://198.18.1.1/"), "backend 0");
+    next.crash();
+    detach(&lab.instance(), false);
+
+    // And killed for real, with the first pin, the second, and so on.
+    for count in 1..=map::ALL.len() {
+        let agent = start(&lab, &arguments(1), &[]);
+        let begun = Instant::now();
+        while pins().len() < count {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{count} pins: {}", agent.log());
+        }
+        agent.crash();
+    }
+    let last = start(&lab, &arguments(1), &[]);
+    last.wait_ready(1);
+    assert_eq!(lab.get("http://198.18.1.1/"), "backend 0");
 }
 
 fn mistakes_are_explained_and_leave_nothing() {

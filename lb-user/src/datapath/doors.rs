@@ -93,6 +93,10 @@ const CGROUP_PROGRAMS: [&str; 8] = [
     program::SOCK_RELEASE,
 ];
 
+/// The programs of devices, with which the names of their pins begin.
+const DEVICE_PROGRAMS: [&str; 5] =
+    [program::TC_INGRESS, program::TC_INGRESS_L3, program::TC_REPLY, program::TC_REPLY_L3, program::XDP_INGRESS];
+
 /// How often a load that was interrupted is tried again.
 const LOAD_TRIES: usize = 5;
 
@@ -130,6 +134,12 @@ impl Door {
     pub fn owns_qdisc(&self) -> bool {
         matches!(self.attach, DoorAttach::Clsact { own_qdisc: true, .. })
     }
+}
+
+/// Returns whether a pin of this name is a link's.
+pub fn is_link_pin(name: &str) -> bool {
+    let of_device = |program: &str| name.strip_prefix(program).is_some_and(|rest| rest.starts_with('-'));
+    CGROUP_PROGRAMS.contains(&name) || DEVICE_PROGRAMS.into_iter().any(of_device)
 }
 
 /// Attaches a TC program, replacing that of a former agent. `is_qdisc_ours` tells whether an agent of ours has added the

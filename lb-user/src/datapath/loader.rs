@@ -81,7 +81,7 @@ impl Datapath {
         let netns_cookie = netns::current_cookie().map_err(|source| DatapathError::Netns { source })?;
         let lock = pins::lock(opening.instance)?;
         let pins = Pins::of(opening.instance);
-        let new = !pins.path(map::AGENT).exists();
+        let new = is_stillborn(&pins.names().unwrap_or_default(), || Maps::has_record(&pins));
         if new {
             // Whatever a run that died while it began has left serves nobody.
             pins.remove_all()?;
@@ -380,6 +380,19 @@ fn note_mark(instance: &str) -> u32 {
     instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) | 1
 }
 
+/// Returns whether what is pinned is nothing, or what a run has left that died while it began. Maps are pinned one by one,
+/// in no order, before anything is attached or reported: so one that is missing tells that nothing was, unless a link
+/// or a record tells otherwise.
+fn is_stillborn(names: &[String], has_record: impl FnOnce() -> bool) -> bool {
+    let is_pinned = |name: &str| names.iter().any(|pinned| pinned == name);
+    if !is_pinned(map::AGENT) {
+        return true;
+    }
+    let lacks_map = map::ALL.into_iter().any(|name| !is_pinned(name));
+    let has_link = names.iter().any(|name| doors::is_link_pin(name));
+    lacks_map && !has_link && !has_record()
+}
+
 /// Refuses to take over what belongs to another version or namespace.
 fn check_former(pins: &Pins, instance: &str, netns_cookie: u64) -> Result<(), DatapathError> {
     let other_abi = |found| DatapathError::OtherAbi { instance: instance.to_owned(), found, ours: ABI_VERSION };
@@ -465,5 +478,26 @@ mod tests {
     fn a_device_is_asked_for_by_its_number() {
         assert_eq!(doors::device_name(1).unwrap().as_deref(), Some("lo"));
         assert_eq!(doors::device_name(i32::MAX as u32).unwrap(), None);
+    }
+
+    #[test]
+    fn a_run_that_died_while_it_began_is_told_from_one_that_served() {
+        let all = || map::ALL.map(str::to_owned).to_vec();
+        let without = |missing: &str, more: &[&str]| {
+            let left = map::ALL.into_iter().filter(|name| *name != missing);
+            left.chain(more.iter().copied()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let cases = [
+            ("nothing", Vec::new(), false, true),
+            ("no record can be there", without(map::AGENT, &[]), true, true),
+            ("a map is missing", without(map::FLOWS, &[]), false, true),
+            ("a map is missing, and there was a report", without(map::FLOWS, &[]), true, false),
+            ("a map is missing, and a door is there", without(map::FLOWS, &["tc_reply-7"]), false, false),
+            ("a map is missing, and a hook of the cgroup is there", without(map::FLOWS, &["connect4"]), false, false),
+            ("all maps", all(), false, false),
+        ];
+        for (what, names, has_record, expected) in cases {
+            assert_eq!(is_stillborn(&names, || has_record), expected, "{what}");
+        }
     }
 }

@@ -81,6 +81,14 @@ impl Maps {
         })
     }
 
+    /// Returns whether an agent has written a record, as far as it can be told where other maps are missing.
+    pub fn has_record(pins: &Pins) -> bool {
+        let record = typed::<Array<MapData, AgentRecord>>(pins, map::AGENT)
+            .and_then(|agent| agent.get(&0, 0).map_err(failed(map::AGENT)));
+        // What cannot be read is of another version, and was written by it.
+        record.map_or(true, |record| record != AgentRecord::default())
+    }
+
     /// Returns whether a TC program that works on these maps is loaded: one that no link holds is a filter's.
     ///
     /// # Errors
