@@ -108,10 +108,8 @@ impl Registry {
             registry.frontends.insert(told.id, row);
         }
         for told in &former.backends {
-            let backend = maps.backends.get(&told.id, 0).map_err(failed(map::BACKENDS))?;
-            if backend.serves(told.generation) {
-                registry.backends.insert(told.id, told.clone());
-            }
+            let held = maps.backends.get(&told.id, 0).map_err(failed(map::BACKENDS))?;
+            registry.inherit(told, &held);
         }
         for id in 0..MAX_BACKENDS {
             let backend = maps.backends.get(&id, 0).map_err(failed(map::BACKENDS))?;
@@ -128,6 +126,17 @@ impl Registry {
         }
         registry.forget_strays(maps)?;
         Ok((registry, ready))
+    }
+
+    /// Takes a backend of which a former agent has told, if the map serves it. It may have died between the announcement
+    /// and the writing: then the map has another way, and the next publication writes the one that was told.
+    fn inherit(&mut self, told: &BackendReport, held: &Backend) {
+        if held.serves(told.generation) {
+            if *held != entry(told) {
+                self.unwritten.insert(told.id);
+            }
+            self.backends.insert(told.id, told.clone());
+        }
     }
 
     /// Removes endpoints and frontends that no row names.
@@ -525,6 +534,28 @@ mod tests {
         let again = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
 
         assert_eq!(again, plan);
+    }
+
+    #[test]
+    fn a_way_that_a_former_agent_has_announced_and_not_written_is_written() {
+        let mut former = registry();
+        let plan = former.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        settle(&mut former, plan);
+        let held = entry(&former.backends[&0]);
+        let moved = Member { way: Way { ifindex: 9, ..way() }, ..member("a", "198.19.0.2:5000") };
+        let plan = former.plan(&[&moved], &[]).unwrap();
+        former.announce(&plan);
+
+        let mut next = registry();
+        next.inherit(&former.backends[&0], &held);
+        assert_eq!(next.plan(&[&moved], &[]).unwrap().backends, plan.backends, "although it is no other way");
+
+        let mut next = registry();
+        next.inherit(&former.backends[&0], &entry(&former.backends[&0]));
+        assert!(next.plan(&[&moved], &[]).unwrap().backends.is_empty());
+        let mut next = registry();
+        next.inherit(&former.backends[&0], &held.freed());
+        assert!(next.backends.is_empty(), "what has ended is not taken over");
     }
 
     #[test]
