@@ -15,7 +15,11 @@ use lb_tests::{
     lab::{self, Lab, UPLINK, Wiring, inside, wait_until},
     suite::{self, Case, Need},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
+use serde_json::json;
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
             "a_backend_that_leaves_the_list_keeps_its_connections",
             a_backend_that_leaves_the_list_keeps_its_connections,
         ),
+        case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
         case("a_start_that_is_killed_keeps_no_other_out", a_start_that_is_killed_keeps_no_other_out),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
@@ -761,6 +766,34 @@ fn a_backend_that_leaves_the_list_keeps_its_connections() {
     next.wait_for("the other has left", Duration::from_secs(20), |status| {
         status["frontends"][0]["backends"].as_array().map(Vec::len) == Some(1) && status["scaling"]["draining"] == 0
     });
+}
+
+fn an_agent_waits_for_no_other_instance() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    // With a folder of its own for locks, so that nobody else waits for the one that is held here.
+    let own_run = "mount -t tmpfs run /run && exec \"$0\" \"$@\"";
+    let mut command = lab.command(&lab.balancer(), "unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", own_run, &binary()]);
+    let all = arguments(2);
+    let all: Vec<&str> =
+        all.iter().map(String::as_str).chain(["--health", "http:/", "--health-interval", "200ms"]).collect();
+    let agent = Agent::start_by(command, Some(&lab.balancer()), &lab.instance(), &all);
+    agent.wait_ready(2);
+    let lock = std::fs::File::open(format!("/proc/{}/root/run/lb/.frontends.lock", agent.pid())).expect("its lock");
+    let held = Flock::lock(lock, FlockArg::LockExclusiveNonblock).expect("nobody holds it");
+    lab::ip(&format!("-n {} addr add 198.18.1.9/24 dev up0", lab.balancer()));
+
+    agent.wait_for("the problem is told", Duration::from_secs(15), |status| {
+        status["problems"].to_string().contains("is choosing its frontends")
+    });
+    lab.stop_server(1);
+    agent.wait_for("the loop goes on", Duration::from_secs(10), |status| status["scaling"]["ready"] == 1);
+    drop(held);
+    agent.wait_for("the address is followed", Duration::from_secs(15), |status| {
+        status["frontends"][0]["addresses"].to_string().contains("198.18.1.9:80") && status["problems"] == json!([])
+    });
+    assert_eq!(lab.get("http://198.18.1.9/"), "backend 0");
 }
 
 fn a_takeover_that_fails_breaks_nothing() {

@@ -119,8 +119,9 @@ impl Network {
         for device in self.front_devices() {
             note(self.open(datapath, config, device));
         }
-        match pins::lock_frontends() {
-            Ok(_nobody_else_takes_one) => {
+        // The loop waits for nobody: who holds the lock is starting, or is hanging.
+        match pins::try_lock_frontends() {
+            Ok(Some(_nobody_else_takes_one)) => {
                 let mut wishes = self.wishes(config);
                 for wish in &mut wishes {
                     // An address that has come to the host may be another instance's by name.
@@ -134,6 +135,7 @@ impl Network {
                 }
                 note(datapath.serve(&wishes));
             }
+            Ok(None) => note(Err(DatapathError::FrontendsBusy)),
             Err(error) => note(Err(error)),
         }
         note(self.close_others(datapath));
@@ -230,9 +232,9 @@ impl Agent {
     /// Follows interfaces and addresses that have changed. Backends whose device is gone are looked for again.
     pub(super) fn on_network(&mut self, looked: Result<Network>) -> Vec<Event> {
         let mut problems = Vec::new();
+        let mut lost = BTreeSet::new();
         match looked {
             Ok(mut network) => {
-        let mut lost = BTreeSet::new();
                 if network.addresses != self.network.addresses {
                     tracing::info!("the host's addresses have changed; the frontends follow");
                 }
@@ -251,6 +253,6 @@ impl Agent {
             }
         }
         self.network.problems = problems;
+        lost.into_iter().map(|id| Event::WayChanged { id }).collect()
     }
 }
-        lost.into_iter().map(|id| Event::WayChanged { id }).collect()

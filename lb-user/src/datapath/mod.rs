@@ -129,6 +129,9 @@ pub enum DatapathError {
         instance: String,
     },
     /// The kernel object cannot be loaded.
+    /// Another instance is taking its frontends.
+    #[error("look after the frontends' addresses: another instance is choosing its frontends: tried again in a moment")]
+    FrontendsBusy,
     #[error("load the kernel object: {source}")]
     Load {
         /// What was wrong.

@@ -30,6 +30,8 @@ const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 const ROOT: &str = "/sys/fs/bpf/lb";
 /// Where locks are.
 const RUN: &str = "/run/lb";
+/// The lock under which frontends are given to instances, in it: no name of an instance begins with a dot.
+const FRONTENDS_LOCK: &str = ".frontends.lock";
 /// Where a unified cgroup hierarchy is mounted if there is none.
 const OWN_CGROUP2: &str = "/run/lb/cgroup2";
 
@@ -158,11 +160,18 @@ pub fn lock(instance: &str) -> Result<Lock, DatapathError> {
 /// [`DatapathError::Lock`].
 pub fn lock_frontends() -> Result<Lock, DatapathError> {
     loop {
-        // No name of an instance begins with a dot.
-        if let Some(lock) = lock_file(".frontends.lock", FlockArg::LockExclusive)? {
+        if let Some(lock) = lock_file(FRONTENDS_LOCK, FlockArg::LockExclusive)? {
             return Ok(lock);
         }
     }
+}
+
+/// Takes the lock under which frontends are given to instances; `None` if another process holds it.
+///
+/// # Errors
+/// [`DatapathError::Lock`].
+pub fn try_lock_frontends() -> Result<Option<Lock>, DatapathError> {
+    lock_file(FRONTENDS_LOCK, FlockArg::LockExclusiveNonblock)
 }
 
 /// Takes the lock of a file in [`RUN`]; `None` if another process holds it.
@@ -197,7 +206,7 @@ pub fn remove_lock(instance: &str) {
     if !others {
         let _was_not_ours_to_mount = umount2(OWN_CGROUP2, MntFlags::MNT_DETACH);
         let _is_in_use = fs::remove_dir(OWN_CGROUP2);
-        let _was_not_there = fs::remove_file(Path::new(RUN).join(".frontends.lock"));
+        let _was_not_there = fs::remove_file(Path::new(RUN).join(FRONTENDS_LOCK));
         let _others_remain = fs::remove_dir(RUN);
     }
 }
