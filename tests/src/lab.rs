@@ -12,6 +12,7 @@ use std::{
     ffi::CString,
     fs::File,
     io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpStream},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::fs::OpenOptionsExt as _,
@@ -336,6 +337,23 @@ pub fn send_frame(namespace: &str, device: &str, frame: &[u8]) {
         };
         assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
     });
+}
+
+/// Connects by MPTCP, which becomes TCP where the server has none; by TCP at once where this kernel has none.
+///
+/// # Source
+/// Documentation/networking/mptcp.rst.
+pub fn connect_mptcp(to: SocketAddrV4) -> TcpStream {
+    // SAFETY: a system call without pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+    if socket < 0 {
+        return TcpStream::connect(to).expect("connected");
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let address = nix::sys::socket::SockaddrIn::from(to);
+    nix::sys::socket::connect(socket.as_raw_fd(), &address).expect("connected");
+    socket.into()
 }
 
 /// Ends a process that a test has started.

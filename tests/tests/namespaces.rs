@@ -1,6 +1,7 @@
 //! Real clients and real servers through real namespaces, on a host whose firewall lets nothing be forwarded.
 
 use std::{
+    collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     process::ExitCode,
@@ -8,13 +9,14 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData};
-use lb_ebpf::abi::{AgentRecord, map};
+use lb_ebpf::abi::{AgentRecord, LocalFlow, map};
 use lb_tests::{
     agent::{Agent, assert_gone, assert_no_failure, binary, detach, lb_user},
     frames::{SYN, tcp},
     lab::{self, Lab, UPLINK, Wiring, inside, wait_until},
     suite::{self, Case, Need},
 };
+use lb_user::datapath::{Maps, Pins};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::Signal,
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
             "a_backend_that_leaves_the_list_keeps_its_connections",
             a_backend_that_leaves_the_list_keeps_its_connections,
         ),
+        case("sockets_that_are_gone_are_forgotten", sockets_that_are_gone_are_forgotten),
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
         case("a_start_that_is_killed_keeps_no_other_out", a_start_that_is_killed_keeps_no_other_out),
@@ -766,6 +769,36 @@ fn a_backend_that_leaves_the_list_keeps_its_connections() {
     next.wait_for("the other has left", Duration::from_secs(20), |status| {
         status["frontends"][0]["backends"].as_array().map(Vec::len) == Some(1) && status["scaling"]["draining"] == 0
     });
+}
+
+fn sockets_that_are_gone_are_forgotten() {
+    let (lab, agent) = served(1, &[]);
+    let mut maps = Maps::open(&Pins::of(&lab.instance())).unwrap();
+    let cookies = |maps: &Maps| {
+        let mut cookies = BTreeMap::new();
+        maps.local_flows.scan(|&cookie: &u64, flow: &LocalFlow| _ = cookies.insert(cookie, *flow)).unwrap();
+        cookies
+    };
+    let mut open = inside(&lab.balancer(), || TcpStream::connect(("127.0.0.1", 80)).expect("connected"));
+    let (of_open, flow) = cookies(&maps).pop_first().expect("its entry");
+    // The kernel says nothing when the subflow of such a connection is gone.
+    drop(inside(&lab.balancer(), || lab::connect_mptcp("127.0.0.1:80".parse().unwrap())));
+    agent.crash();
+    // All of them as if they were old, and one that never was.
+    for cookie in cookies(&maps).into_keys().chain([u64::MAX]) {
+        maps.local_flows.put(&cookie, &LocalFlow { last_seen: 1, ..flow }).unwrap();
+    }
+    assert!(cookies(&maps).len() >= 2);
+
+    let next = start(&lab, &arguments(1), &[]);
+    next.wait_ready(1);
+    wait_until("what is gone is forgotten", Duration::from_secs(30), || {
+        cookies(&maps).keys().copied().collect::<Vec<_>>() == [of_open]
+    });
+    assert_eq!(next.status()["frontends"][0]["connections_active"], 1, "the open one counts");
+    assert_eq!(ask_held(&mut open), "backend 0");
+    drop(open);
+    wait_until("the kernel tells of its end", Duration::from_secs(5), || cookies(&maps).is_empty());
 }
 
 fn an_agent_waits_for_no_other_instance() {

@@ -21,6 +21,11 @@ const SHARE: u32 = 20;
 /// How often reply halves that stand alone are looked for, too.
 const DEEP: Duration = Duration::from_secs(60);
 
+/// How often sockets are looked for that are gone without a word.
+const SOCKETS: Duration = Duration::from_secs(60);
+/// How soon a look that has missed some is followed by the one that tells.
+const SOCKETS_AGAIN: Duration = Duration::from_secs(5);
+
 /// A thread that sweeps when asked to.
 pub struct Sweeper {
     requests: thread_channel::Sender<Request>,
@@ -59,6 +64,7 @@ impl Sweeper {
             .name("sweeper".into())
             .spawn(move || {
                 let mut last_deep = Instant::now();
+                let mut sockets = Sockets::default();
                 while let Ok(Request { began, retiring }) = inbox.recv() {
                     let start = Instant::now();
                     let depth = if last_deep.elapsed() >= DEEP { sweep::Depth::All } else { sweep::Depth::Flows };
@@ -66,6 +72,7 @@ impl Sweeper {
                         last_deep = start;
                     }
                     let outcome = sweep::sweep(&maps, clock::ktime(), depth);
+                    sockets.sweep(&maps);
                     if outbox.send(Swept { began, retiring, outcome, took: start.elapsed() }).is_err() {
                         return;
                     }
@@ -95,5 +102,33 @@ impl Sweeper {
         self.busy = false;
         self.rest_until = Instant::now() + swept.took * SHARE;
         Ok(swept)
+    }
+}
+
+/// Looks for sockets that are gone without a word, when it is time to.
+#[derive(Default)]
+struct Sockets {
+    absent: sweep::Absent,
+    looked: Option<Instant>,
+    has_complained: bool,
+}
+
+impl Sockets {
+    fn sweep(&mut self, maps: &Maps) {
+        let pause = if self.absent.is_in_doubt() { SOCKETS_AGAIN } else { SOCKETS };
+        if self.looked.is_some_and(|looked| looked.elapsed() < pause) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        match sweep::sweep_sockets(maps, &mut self.absent, clock::ktime()) {
+            Ok(0) => {}
+            Ok(gone) => tracing::debug!(gone, "sockets of this host were gone without a word"),
+            // A kernel without inet_diag is no reason to call the instance degraded: what is left over is little.
+            Err(error) if !self.has_complained => {
+                self.has_complained = true;
+                tracing::warn!("look for sockets that are gone: {}", super::chain(&error));
+            }
+            Err(error) => tracing::debug!("look for sockets that are gone: {}", super::chain(&error)),
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod netns;
 pub mod pins;
 pub mod publish;
 pub mod report;
+pub mod sockets;
 pub mod sweep;
 mod sys;
 
@@ -128,10 +129,10 @@ pub enum DatapathError {
         /// Whose it is.
         instance: String,
     },
-    /// The kernel object cannot be loaded.
     /// Another instance is taking its frontends.
     #[error("look after the frontends' addresses: another instance is choosing its frontends: tried again in a moment")]
     FrontendsBusy,
+    /// The kernel object cannot be loaded.
     #[error("load the kernel object: {source}")]
     Load {
         /// What was wrong.
@@ -197,6 +198,12 @@ pub enum DatapathError {
         what: &'static str,
         /// How many there are.
         limit: u32,
+    },
+    /// The sockets of the network namespace cannot be listed.
+    #[error("list the sockets (inet_diag): {source}")]
+    Sockets {
+        /// What the kernel said.
+        source: io::Error,
     },
     /// The number of processors is not known.
     #[error("count the processors: {source}")]

@@ -4,17 +4,19 @@
 //! so there is little to delete: connections that went silent, and those of backends that are gone. An entry is looked
 //! at again right before it is deleted, because its key may be another connection's by then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
     abi::{Address, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, MAX_BACKENDS, Port, ReplyEntry, map},
     tcp_state::{State, lifetime_ns},
 };
 
-use super::{DatapathError, Maps, maps::failed};
+use super::{DatapathError, Maps, maps::failed, netns, sockets};
 
 /// How long a reply half may idle before it is asked whether its flow still exists.
 const REPLY_IDLE_NS: u64 = 60_000_000_000;
+/// How long after it connected a socket that is not listed may be in creation.
+const LOCAL_GRACE_NS: u64 = 60_000_000_000;
 /// How many entries are looked at again before they are deleted together.
 const CHUNK: usize = 64;
 
@@ -202,6 +204,72 @@ fn sweep_replies(maps: &Maps, backends: &Backends, now: KtimeNs) -> Result<u64, 
     Ok(count)
 }
 
+/// Connected sockets of this host that the last look did not find, by their cookies, with when they connected.
+#[derive(Debug, Default)]
+pub struct Absent(BTreeMap<u64, KtimeNs>);
+
+impl Absent {
+    /// Takes what is held, all of it longer than [`LOCAL_GRACE_NS`], and which sockets are listed; returns the cookies of
+    /// sockets that are gone: missed now and at the last look, without having connected in between. A single look may
+    /// miss one that is changing its state.
+    fn look(&mut self, held: &BTreeMap<u64, KtimeNs>, listed: &BTreeSet<u64>) -> Vec<u64> {
+        let missed: BTreeMap<u64, KtimeNs> = held
+            .iter()
+            .filter(|(cookie, _)| !listed.contains(cookie))
+            .map(|(&cookie, &since)| (cookie, since))
+            .collect();
+        let (gone, absent) = missed.into_iter().partition(|(cookie, since)| self.0.get(cookie) == Some(since));
+        self.0 = absent;
+        gone.into_keys().collect()
+    }
+
+    /// Returns whether a look missed a socket and the next has to tell.
+    pub fn is_in_doubt(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+/// Deletes the entries of connected sockets that are gone without a word: the kernel tells of the release of those that a
+/// process has made, not of its own, such as the subflows of MPTCP. Returns how many.
+///
+/// Sockets can be listed in the network namespace of the calling thread alone. That is the only one whose sockets are led
+/// to backends; should the datapath serve others as well, nothing is deleted, because an entry does not tell where its
+/// socket is.
+///
+/// # Errors
+/// What the kernel said.
+pub fn sweep_sockets(maps: &Maps, absent: &mut Absent, now: KtimeNs) -> Result<u64, DatapathError> {
+    let mut held = BTreeMap::new();
+    maps.local_flows.scan(|&cookie: &u64, flow: &LocalFlow| {
+        if now.saturating_sub(flow.last_seen) > LOCAL_GRACE_NS {
+            held.insert(cookie, flow.last_seen);
+        }
+    })?;
+    if held.is_empty() {
+        *absent = Absent::default();
+        return Ok(0);
+    }
+    let here = netns::current_cookie().map_err(|source| DatapathError::Netns { source })?;
+    let served: Vec<u64> = maps.local_netns.keys().collect::<Result<_, _>>().map_err(failed(map::LOCAL_NETNS))?;
+    if served != [here] {
+        return Ok(0);
+    }
+    let listed = sockets::cookies().map_err(|source| DatapathError::Sockets { source })?;
+    let gone = absent.look(&held, &listed);
+    let mut count = 0;
+    for chunk in gone.chunks(CHUNK) {
+        let mut keys = Vec::new();
+        for &cookie in chunk {
+            if maps.local_flows.get(&cookie)?.is_some_and(|flow| held.get(&cookie) == Some(&flow.last_seen)) {
+                keys.push(cookie);
+            }
+        }
+        maps.local_flows.delete(&keys)?;
+        count += keys.len() as u64;
+    }
+    Ok(count)
+}
+
 #[cfg(test)]
 mod tests {
     use lb_ebpf::{abi::Proto, tcp_state::Seen};
@@ -257,5 +325,20 @@ mod tests {
         let entry = in_state(State::Reset, 3, 10 * SECOND);
 
         assert_eq!(fate(&entry, &backends(), 9 * SECOND), Fate::Lingers);
+    }
+
+    #[test]
+    fn a_socket_is_gone_when_two_looks_in_a_row_have_missed_it() {
+        let mut absent = Absent::default();
+        let held = BTreeMap::from([(1, 10), (2, 10), (3, 10), (4, 10)]);
+
+        assert_eq!(absent.look(&held, &[1].into()), [0; 0]);
+        assert!(absent.is_in_doubt());
+        // The second was changing its state, and the third has connected anew.
+        let held = BTreeMap::from([(1, 10), (2, 10), (3, 20), (4, 10)]);
+        assert_eq!(absent.look(&held, &[1, 2].into()), [4]);
+        assert_eq!(absent.look(&held, &[1].into()), [3]);
+        assert_eq!(absent.look(&held, &[1, 2, 3, 4].into()), [0; 0], "missed once is not missed in a row");
+        assert!(!absent.is_in_doubt());
     }
 }
