@@ -313,10 +313,15 @@ pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
 /// # Errors
 /// If the kernel cannot be asked.
 pub fn device_name(ifindex: u32) -> io::Result<Option<String>> {
-    match if_indextoname(ifindex) {
-        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
-        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
-        Err(errno) => Err(errno.into()),
+    // nix 0.31 takes the null pointer for a success, and the name for empty, which no device's is.
+    let failure = match if_indextoname(ifindex) {
+        Ok(name) if !name.is_empty() => return Ok(Some(name.to_string_lossy().into_owned())),
+        Ok(_) => Errno::last(),
+        Err(errno) => errno,
+    };
+    match failure {
+        Errno::ENXIO | Errno::ENODEV => Ok(None),
+        errno => Err(errno.into()),
     }
 }
 
