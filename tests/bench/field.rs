@@ -76,8 +76,16 @@ impl Field {
         for namespace in
             [lab.client(), lab.balancer()].into_iter().chain((0..backends).map(|number| lab.backend(number)))
         {
-            // Bursts of new connections shall find ports and queues, whoever balances them.
-            let settings = ["net.ipv4.ip_local_port_range=1024 65535", "net.core.somaxconn=8192"];
+            let settings = [
+                // Bursts of new connections shall find ports and queues, whoever balances them.
+                "net.ipv4.ip_local_port_range=1024 65535",
+                "net.core.somaxconn=8192",
+                // A backend remembers a port that the client used in another system's turn (TIME-WAIT), and accepts it
+                // again only with a later timestamp (RFC 6191). By default timestamps begin anywhere for each
+                // destination, and systems differ in what the client's destination is: half of such connections would
+                // wait a second for their second SYN.
+                "net.ipv4.tcp_timestamps=2",
+            ];
             lab::run(lab.command(&namespace, "sysctl").arg("-qw").args(settings));
         }
         lab.start_servers();
