@@ -1,6 +1,6 @@
 //! The kernel object laid out for measurement: frontends, backends, and any number of established connections.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use lb_ebpf::{
     abi::{Address, Backend, BackendId, FlowKey, FrontendId, Port, Proto},
     yardstick::{FRAME_LEN, Pattern, client},
@@ -78,7 +78,8 @@ impl Kind {
         }
     }
 
-    const fn expected(self) -> Action {
+    /// Returns what the programs do with it.
+    pub const fn expected(self) -> Action {
         match self {
             Self::Established | Self::NewSyn | Self::Datagram | Self::Reply => Action::Redirect,
             Self::NotOurs | Self::Ipv6 => Action::Pass,
@@ -196,13 +197,6 @@ impl Bed {
         }
         let frame = frames::tcp((CLIENT, 1), FRONTEND, flags, sequence, acknowledgement, payload);
         Pattern { service_ports: self.ports, ..Pattern::new(&whole(frame)) }
-    }
-
-    /// Returns what so many packets of a kind cost on average by a door, in ns, their laying included.
-    pub fn cost(&mut self, door: Door, kind: Kind, times: u32, yardstick: &mut Yardstick) -> Result<f64> {
-        yardstick.lay(self.pattern(kind, times))?;
-        let took = yardstick.run(Called::Ours(door, self.object.program_fd(door)), times, kind.expected());
-        Ok(took.with_context(|| format!("{door:?}, {}", kind.name()))?.as_nanos() as f64)
     }
 
     /// Returns the program of a door.

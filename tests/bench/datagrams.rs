@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use lb_tests::lab;
 use nix::sys::socket::{self, MsgFlags, MultiHeaders, SockaddrIn, sockopt};
 
-use crate::field::PATIENCE;
+use crate::{field::PATIENCE, interrupt};
 
 /// Bytes of payload: with headers and frame check sequence, 64 bytes on a wire.
 const PAYLOAD: usize = 18;
@@ -74,7 +74,7 @@ pub fn send(namespace: &str, to: &[SocketAddrV4], duration: Duration, arrived: i
     let start = Instant::now();
     'burst: loop {
         for socket in &sockets {
-            if start.elapsed() >= duration {
+            if start.elapsed() >= duration || interrupt::asked() {
                 break 'burst;
             }
             // A port that is not reached answers once, by an error of the next call; that is a loss like any other.

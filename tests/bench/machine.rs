@@ -11,6 +11,8 @@ pub struct Machine {
     pub started: String,
     /// How long it took, in seconds.
     pub took_s: u64,
+    /// The revision that was measured, as git describes it.
+    pub commit: Option<String>,
     /// Kernel release.
     pub kernel: String,
     /// Processor model.
@@ -61,6 +63,7 @@ impl Machine {
         Self {
             started: humantime::format_rfc3339_seconds(started).to_string(),
             took_s: started.elapsed().unwrap_or_default().as_secs(),
+            commit: std::env::var("LB_COMMIT").ok(),
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             cpu: field(&cpuinfo, "model name"),
             cpus: thread::available_parallelism().map_or(1, std::num::NonZero::get),

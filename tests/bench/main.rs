@@ -8,11 +8,13 @@
 //! record ─▶ targets, report, chart
 //! ```
 
+mod awake;
 mod bed;
 mod chart;
 mod cpu;
 mod datagrams;
 mod field;
+mod interrupt;
 mod iperf;
 mod machine;
 mod options;
@@ -33,12 +35,7 @@ use std::{fs, path::PathBuf, process::ExitCode, time::SystemTime};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
-use crate::{
-    machine::Machine,
-    options::Options,
-    report::Report,
-    session::{Interrupted, Session},
-};
+use crate::{interrupt::Interrupted, machine::Machine, options::Options, report::Report, session::Session};
 
 #[derive(Parser)]
 struct Cli {

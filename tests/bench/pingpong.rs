@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use lb_ebpf::abi::Proto;
 use lb_tests::lab;
 
-use crate::field::PATIENCE;
+use crate::{awake::processors, field::PATIENCE, interrupt, yardstick::stay_on};
 
 /// Round trips before any is counted.
 const WARM_UP: usize = 200;
@@ -24,7 +24,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Sends back what comes, connection by connection.
 pub fn serve_tcp(listener: &TcpListener, stop: &Arc<AtomicBool>) {
-    if listener.set_nonblocking(true).is_err() {
+    // Its connections' threads stay there too.
+    if listener.set_nonblocking(true).is_err() || stay_on(processors() - 1).is_err() {
         return;
     }
     let mut connections = Vec::new();
@@ -64,7 +65,7 @@ fn send_back(mut stream: TcpStream, stop: &AtomicBool) {
 
 /// Sends back what comes.
 pub fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {
-    if socket.set_read_timeout(Some(PATIENCE)).is_err() {
+    if socket.set_read_timeout(Some(PATIENCE)).is_err() || stay_on(processors() - 1).is_err() {
         return;
     }
     let mut message = [0; 64];
@@ -75,8 +76,14 @@ pub fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// Returns the round-trip times of messages to a server, in µs, sorted.
+/// Returns the round-trip times of messages to a server, in µs, sorted. The client stays on the first processor, the
+/// servers stay on the last.
 pub fn measure(namespace: &str, proto: Proto, to: SocketAddrV4, duration: Duration) -> Result<Vec<f64>> {
+    let client = || stay_on(0).and_then(|()| ask(namespace, proto, to, duration));
+    thread::scope(|scope| scope.spawn(client).join()).unwrap_or_else(|_| Err(anyhow!("play ping-pong")))
+}
+
+fn ask(namespace: &str, proto: Proto, to: SocketAddrV4, duration: Duration) -> Result<Vec<f64>> {
     let mut times = match proto {
         Proto::Tcp => {
             let stream = lab::inside(namespace, || TcpStream::connect_timeout(&to.into(), LIMIT));
@@ -110,7 +117,7 @@ fn play(duration: Duration, mut round_trip: impl FnMut() -> std::io::Result<()>)
     }
     let mut times = Vec::new();
     let start = Instant::now();
-    while start.elapsed() < duration {
+    while start.elapsed() < duration && !interrupt::asked() {
         let before = Instant::now();
         round_trip().context("play ping-pong")?;
         times.push(before.elapsed().as_secs_f64() * 1e6);

@@ -22,6 +22,7 @@ pub enum Metric {
     CpuPerByte,
     PacketsPerSecond,
     Loss,
+    CpuPerPacket,
     RoundTripP50,
     RoundTripP99,
     PerPacket,
@@ -55,6 +56,7 @@ impl Metric {
             Self::CpuPerByte => "CPU ns/KiB",
             Self::PacketsPerSecond => "kpps",
             Self::Loss => "loss %",
+            Self::CpuPerPacket => "CPU µs/packet",
             Self::RoundTripP50 => "round trip p50 µs",
             Self::RoundTripP99 => "round trip p99 µs",
             Self::PerPacket => "ns/packet",
@@ -81,6 +83,7 @@ impl Metric {
             | Self::Failures
             | Self::CpuPerByte
             | Self::Loss
+            | Self::CpuPerPacket
             | Self::RoundTripP50
             | Self::RoundTripP99
             | Self::PerPacket
@@ -103,6 +106,7 @@ impl Metric {
             Self::CpuPerRequest
             | Self::SoftirqPerRequest
             | Self::ProcessPerRequest
+            | Self::CpuPerPacket
             | Self::RoundTripP50
             | Self::RoundTripP99
             | Self::PerPacket

@@ -45,15 +45,19 @@ const SUITES: [(&str, &str); 9] = [
     ("requests", "The same by 64 connections that stay."),
     (
         "throughput",
-        "TCP by iperf3, to one backend. UDP: 18 bytes of payload from 64 sockets of one sender that never waits; kpps are \
+        "TCP by iperf3, to one backend; its client stays on the first processor, its server on the last. UDP: 18 bytes of payload from 64 sockets of one sender that never waits; kpps are \
          those that arrive.",
     ),
-    ("latency", "One message at a time, there and back; nothing else happens."),
+    (
+        "latency",
+        "One message at a time, there and back; nothing else happens. The client stays on the first processor, the server \
+         on the last, and none of them sleeps: waking one takes longer than what is measured.",
+    ),
     (
         "packet",
         "Each program by BPF_PROG_TEST_RUN. A program of the benchmark lays a whole packet anew, of another flow each \
          time, and tail-calls the one that is measured; what laying and calling cost is measured in the same turn with a \
-         program that does nothing, and taken off. New SYNs meet tables that are full, as in a flood.",
+         program that does nothing, slice by slice, and taken off; a turn's value is the median of its slices. New SYNs meet tables that are full, as in a flood.",
     ),
     (
         "live",
@@ -156,6 +160,9 @@ impl<'a> Report<'a> {
             }
         }
         text += "\n## Versions and settings\n\n";
+        if let Some(commit) = &self.machine.commit {
+            let _infallible = writeln!(text, "- commit: {commit}");
+        }
         for (name, value) in self.machine.versions.iter().chain(&self.machine.settings) {
             let _infallible = writeln!(text, "- {name}: {value}");
         }
@@ -193,7 +200,8 @@ impl<'a> Report<'a> {
             if let Some(main) = main {
                 let ratio = self.reference(suite, case, &line.system).and_then(|to| {
                     let ratio = self.record.ratio(suite, case, main, &line.system, to)?;
-                    Some(format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.low, ratio.high))
+                    let spread = format!(" ({:.2}–{:.2})", ratio.low, ratio.high);
+                    Some(format!("{:.2}{}", ratio.median, if self.options.rounds > 1 { &spread } else { "" }))
                 });
                 row.push(ratio.unwrap_or_default());
             }

@@ -1,12 +1,9 @@
 //! A run of the benchmarks: its options, what it has measured, how far it is, and whether it is to end.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    panic::{self, AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
 
@@ -14,6 +11,8 @@ use anyhow::{Context as _, Result, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
+    field::{Field, Service},
+    interrupt::{self, Interrupted},
     options::Options,
     record::{Record, Values},
     systems::{self, System},
@@ -26,36 +25,36 @@ pub struct Session {
     /// What was measured.
     pub record: Record,
     progress: ProgressBar,
-    interrupted: Arc<AtomicBool>,
     failed: BTreeSet<(&'static str, String, String)>,
 }
 
-/// The run was asked to end.
-#[derive(Clone, Copy, Debug)]
-pub struct Interrupted;
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
 impl Session {
-    /// Begins a run that ends early on SIGINT, SIGTERM or SIGHUP; a second one ends it at once.
+    /// Begins a run that ends early if it is asked to.
     pub fn begin(options: Options) -> Result<Self> {
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register_conditional_default(signal, interrupted.clone())
-                .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
-                .context("watch for signals")?;
-        }
+        interrupt::watch()?;
+        let aloud = panic::take_hook();
+        panic::set_hook(Box::new(move |what| {
+            if CATCHING.get() == 0 {
+                aloud(what);
+            }
+        }));
         let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed} of about {duration}  {msg}");
         progress.set_style(style.context("the progress bar's style")?);
         progress.enable_steady_tick(Duration::from_secs(1));
-        Ok(Self { options, record: Record::default(), progress, interrupted, failed: BTreeSet::new() })
+        Ok(Self { options, record: Record::default(), progress, failed: BTreeSet::new() })
+    }
+
+    /// Returns those of the systems that can balance a service here; of the others it is said why they cannot.
+    pub fn able(&mut self, suite: &'static str, systems: &[System], field: &Field, service: &Service) -> Vec<System> {
+        let mut able = Vec::new();
+        for &system in systems {
+            match system.lacks(field, service) {
+                None => able.push(system),
+                Some(lack) => self.leave_out(suite, system.name(), &lack),
+            }
+        }
+        able
     }
 
     /// Returns the systems that take turns.
@@ -88,14 +87,14 @@ impl Session {
         round: u32,
         work: impl FnOnce() -> Result<Values>,
     ) -> Result<()> {
-        self.check()?;
+        interrupt::check()?;
         let place = (suite, case.to_owned(), system.to_owned());
         if !self.failed.contains(&place) {
             let case_text = if case.is_empty() { String::new() } else { format!(", {case}") };
             self.say(&format!("{suite}{case_text}: {system}, round {round} of {}", self.options.rounds));
             match caught(work) {
                 // What was interrupted has measured something else.
-                _ if self.interrupted.load(Ordering::Relaxed) => return Err(Interrupted.into()),
+                _ if interrupt::asked() => return Err(Interrupted.into()),
                 Ok(values) => self.record.add(suite, case, system, round, values),
                 Err(error) => {
                     let what = if case.is_empty() { system.to_owned() } else { format!("{system}, {case}") };
@@ -110,16 +109,9 @@ impl Session {
 
     /// Says that something is not measured, and why.
     pub fn leave_out(&mut self, suite: &'static str, what: &str, reason: &str) {
-        self.progress.suspend(|| eprintln!("{suite}: {what} is left out: {reason}"));
-        self.record.leave_out(suite, what, reason);
-    }
-
-    /// Ends the run if it is to end.
-    ///
-    /// # Errors
-    /// [`Interrupted`].
-    pub fn check(&self) -> Result<()> {
-        if self.interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+        self.progress.suspend(|| eprintln!("{suite}: {what} is left out: {}", reason.trim()));
+        // Some errors bring a log along.
+        self.record.leave_out(suite, what, reason.lines().next().unwrap_or_default().trim());
     }
 
     /// Ends the progress display.
@@ -128,9 +120,17 @@ impl Session {
     }
 }
 
+thread_local! {
+    /// How many [`caught`] there are around what this thread does.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
 /// Turns a panic of the harness, whose checks are made for tests, into an error.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))))
+    CATCHING.set(CATCHING.get() + 1);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    CATCHING.set(CATCHING.get() - 1);
+    outcome.unwrap_or_else(|panic| Err(anyhow!(said(&*panic))))
 }
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {

@@ -3,14 +3,14 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::SocketAddrV4,
-    path::PathBuf,
+    net::{SocketAddrV4, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_ebpf::abi::Proto;
 use lb_tests::{
     agent::Agent,
@@ -18,7 +18,8 @@ use lb_tests::{
 };
 
 use crate::{
-    field::{Field, Service},
+    field::{Field, HTTP, Service},
+    interrupt,
     options::Peer,
 };
 
@@ -106,13 +107,42 @@ impl System {
         matches!(self, Self::Direct | Self::DirectComplete | Self::DirectLocal)
     }
 
-    /// Returns why it cannot do what a service asks for, if so.
-    pub const fn refuses(self, proto: Proto) -> Option<&'static str> {
-        match (self, proto) {
-            (Self::Haproxy | Self::HaproxyHttp, Proto::Udp) => Some("HAProxy balances no UDP"),
-            _ => None,
+    /// Returns why it cannot balance a service on this machine, if so.
+    pub fn lacks(self, field: &Field, service: &Service) -> Option<String> {
+        let program = |name: &str| {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+            (!found).then(|| format!("{name} is not installed"))
+        };
+        match (self, service.proto) {
+            (Self::Direct | Self::DirectComplete | Self::DirectLocal | Self::Tc | Self::Xdp | Self::Socket, _) => None,
+            (Self::Haproxy | Self::HaproxyHttp, Proto::Udp) => Some("HAProxy balances no UDP".to_owned()),
+            (Self::HaproxyHttp, Proto::Tcp) if service.port != HTTP => Some("it balances HTTP only".to_owned()),
+            (Self::Haproxy | Self::HaproxyHttp, Proto::Tcp) => program("haproxy"),
+            (Self::Nginx, _) => program("nginx"),
+            (Self::Nftables, _) => program("nft"),
+            (Self::Flowtable, _) => program("nft").or_else(|| lacks_flowtables(&field.lab.balancer())),
+            (Self::Iptables, _) => program("iptables-nft-restore"),
+            (Self::Ipvs, _) => lacks_ipvs().or_else(|| program("ipvsadm")),
         }
     }
+}
+
+/// Returns what is wrong if the kernel knows no IPVS.
+fn lacks_ipvs() -> Option<String> {
+    let there = || Path::new("/proc/net/ip_vs").exists();
+    if !there() {
+        let _built_in_or_missing = Command::new("modprobe").args(["-q", "ip_vs"]).output();
+    }
+    (!there()).then(|| "this kernel has no IPVS (CONFIG_IP_VS)".to_owned())
+}
+
+/// Returns what is wrong if a flowtable cannot be made.
+fn lacks_flowtables(namespace: &str) -> Option<String> {
+    let made =
+        apply_nft(namespace, "table ip lbprobe { flowtable fast { hook ingress priority 0; devices = { br0 }; } }");
+    let _never_made = remove_table(namespace, "lbprobe").output();
+    made.err().map(|error| format!("this kernel makes no flowtable (CONFIG_NF_FLOW_TABLE): {error}"))
 }
 
 /// Returns the name of what a system is compared with: the same without a balancer, under the same conditions.
@@ -144,9 +174,6 @@ const START: Duration = Duration::from_secs(20);
 impl<'f> Running<'f> {
     /// Starts a system and waits until it balances.
     pub fn start(system: System, field: &'f Field, service: &Service) -> Result<Self> {
-        if let Some(reason) = system.refuses(service.proto) {
-            bail!(reason);
-        }
         let lab = &field.lab;
         let client = if matches!(system, System::DirectLocal | System::Socket) { lab.balancer() } else { lab.client() };
         let targets = if system.is_direct() { service.endpoints() } else { vec![service.frontend()] };
@@ -166,6 +193,9 @@ impl<'f> Running<'f> {
             System::Haproxy => running.start_haproxy(service, "tcp")?,
             System::HaproxyHttp => running.start_haproxy(service, "http")?,
             System::Nginx => running.start_nginx(service)?,
+        }
+        if running.child.is_some() {
+            running.wait_until_it_listens(service)?;
         }
         if service.bears_checks {
             running.wait_until_it_accepts()?;
@@ -273,7 +303,7 @@ impl<'f> Running<'f> {
         }
         let listen = match service.proto {
             Proto::Tcp => format!("listen {} backlog=8192;", service.frontend()),
-            Proto::Udp => format!("listen {} udp reuseport; proxy_responses 0; proxy_timeout 2s;", service.frontend()),
+            Proto::Udp => format!("listen {} udp reuseport; proxy_timeout 2s;", service.frontend()),
         };
         format!(
             "load_module modules/ngx_stream_module.so; user root; daemon off; worker_processes auto; \
@@ -292,25 +322,61 @@ impl<'f> Running<'f> {
         Ok(())
     }
 
+    fn wait_until_it_listens(&mut self, service: &Service) -> Result<()> {
+        let balancer = self.field.lab.balancer();
+        self.wait_until("it does not listen", || match listens(&balancer, service) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(anyhow!("no socket at {}/{}", service.frontend(), service.proto)),
+            Err(error) => Err(error.into()),
+        })
+    }
+
     fn wait_until_it_accepts(&mut self) -> Result<()> {
+        let (client, targets) = (self.client.clone(), self.targets.clone());
+        self.wait_until("it does not accept connections", || {
+            lab::inside(&client, || {
+                targets.iter().try_for_each(|&at| {
+                    TcpStream::connect_timeout(&at.into(), Duration::from_millis(300))
+                        .map(|_| ())
+                        .with_context(|| format!("connect to {at}"))
+                })
+            })
+        })
+    }
+
+    fn wait_until(&mut self, complaint: &'static str, attempt: impl Fn() -> Result<()>) -> Result<()> {
         let start = Instant::now();
         loop {
-            let attempt = lab::inside(&self.client, || {
-                self.targets.iter().try_for_each(|&at| {
-                    std::net::TcpStream::connect_timeout(&at.into(), Duration::from_millis(300)).map(|_| ())
-                })
-            });
-            let Err(error) = attempt else { return Ok(()) };
+            let Err(error) = attempt() else { return Ok(()) };
+            interrupt::check()?;
             if let Some(child) = &mut self.child
                 && let Some(status) = child.try_wait().context("look after the process")?
             {
                 let log = fs::read_to_string(self.file("log")).unwrap_or_default();
                 bail!("it ended, {status}: {}", log.lines().last().unwrap_or_default());
             }
-            ensure!(start.elapsed() < START, "it does not accept connections: {error}");
+            if start.elapsed() > START {
+                return Err(error.context(complaint));
+            }
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Returns whether there is a socket that waits for a service's clients.
+///
+/// # Source
+/// Documentation/networking/proc_net_tcp.rst: the second field is the local address, the fourth the state, 10 is
+/// TCP_LISTEN.
+fn listens(namespace: &str, service: &Service) -> std::io::Result<bool> {
+    let table = format!("/proc/thread-self/net/{}", service.proto);
+    let text = lab::inside(namespace, || fs::read_to_string(table))?;
+    let port = format!(":{:04X}", service.port);
+    Ok(text.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let local = fields.get(1).is_some_and(|local| local.ends_with(&port));
+        local && (service.proto == Proto::Udp || fields.get(3) == Some(&"0A"))
+    }))
 }
 
 impl Drop for Running<'_> {
@@ -408,7 +474,10 @@ pub fn checked(command: &mut Command) -> Result<()> {
     let program = command.get_args().nth(1).unwrap_or_default().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("start {program}"))?;
     let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program}: {}", complaint.trim().lines().next().unwrap_or_default());
+    // nft begins with the place in the file.
+    let complaint = complaint.trim().lines().next().unwrap_or_default();
+    let complaint = complaint.split_once("Error: ").map_or(complaint, |(_, what)| what);
+    ensure!(output.status.success(), "{program}: {complaint}");
     Ok(())
 }
 

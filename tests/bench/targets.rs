@@ -52,8 +52,8 @@ pub fn outcomes(record: &Record) -> Vec<Outcome> {
                     Bound::AtMost(bound) => (format!("≤ {bound}"), measured.median <= bound),
                 };
                 let unit = if target.versus.is_some() { "×" } else { "" };
-                let case =
-                    if case.is_empty() || target.what.contains(&case) { String::new() } else { format!(", {case}") };
+                // The name says it where there is only one case.
+                let case = if case == target.case { String::new() } else { format!(", {case}") };
                 let what = format!("{}{case}", target.what);
                 outcomes.push(Outcome { what, wanted: wanted + unit, measured, holds });
             }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     cpu::Cpu,
+    interrupt,
     record::{Metric, Values},
 };
 
@@ -69,7 +70,7 @@ fn ask(mut wrk: Command, targets: &[SocketAddrV4], threads: usize, duration: Dur
     }
     wrk.arg(format!("http://{first}/"));
     let before = Cpu::read()?;
-    let output = wrk.output().context("start wrk")?;
+    let output = interrupt::output(&mut wrk).context("wrk")?;
     let spent = Cpu::read()?.since(before);
     ensure!(output.status.success(), "wrk: {}", String::from_utf8_lossy(&output.stderr).trim());
     values(&String::from_utf8_lossy(&output.stdout), spent)

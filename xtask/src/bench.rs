@@ -1,6 +1,12 @@
 //! `cargo xtask bench`: sets up what the benchmarks need, builds them, and starts them.
 
-use std::{env, path::PathBuf, process::ExitCode, time::SystemTime};
+use std::{
+    env,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::SystemTime,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -44,10 +50,13 @@ impl Bench {
         };
         let mut bench = sh::as_root("env")?;
         bench.arg(format!("LB_BIN={}", agent.display())).arg(format!("LB_YARDSTICK={}", yardstick.display()));
+        if let Some(commit) = commit() {
+            bench.arg(format!("LB_COMMIT={commit}"));
+        }
         bench.arg(sh::target_dir()?.join("release").join("lb-bench")).args(passed_on()).arg("--out").arg(out);
         eprintln!("$ {}", sh::show(&bench));
-        let status = bench.status().context("start lb-bench")?;
-        Ok(status.code().map_or(ExitCode::FAILURE, |code| ExitCode::from(code as u8)))
+        // Becoming it, signals reach it, and nobody has the prompt back before it has cleaned up.
+        Err(bench.exec()).context("start lb-bench")
     }
 
     fn set_up(&self, suites: &[Suite]) -> Result<()> {
@@ -82,6 +91,13 @@ fn passed_on() -> Vec<String> {
         }
     }
     passed
+}
+
+/// Returns the revision that is measured; nothing if this is no clone.
+fn commit() -> Option<String> {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(sh::root()).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    sh::output(&mut git).ok().map(|text| text.trim().to_owned())
 }
 
 fn default_folder() -> Result<PathBuf> {

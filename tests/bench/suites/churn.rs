@@ -20,6 +20,7 @@ use nix::{
 
 use crate::{
     field::{Field, HTTP, Service},
+    interrupt,
     ours::Ours,
     record::{Metric, Values},
     session::Session,
@@ -57,10 +58,11 @@ const fn takes_part(system: System) -> bool {
 pub fn run(session: &mut Session) -> Result<()> {
     let systems: Vec<System> = session.systems().into_iter().filter(|&system| takes_part(system)).collect();
     let rounds = session.options.rounds.div_ceil(5);
-    session.expect(systems.len() * rounds as usize);
     session.say("making namespaces and servers");
     let field = Field::new(BACKENDS)?;
     let service = field.service(HTTP, Proto::Tcp);
+    let systems = session.able(SUITE, &systems, &field, &service);
+    session.expect(systems.len() * rounds as usize);
     let duration = session.options.duration;
     for round in 1..=rounds {
         for &system in &systems {
@@ -99,7 +101,7 @@ fn change_until(changing: &mut Changing<'_>, client: &str, end: Instant) -> Resu
             break;
         }
         changing.serve_by(if turn.is_multiple_of(2) { BACKENDS - 1 } else { BACKENDS })?;
-        thread::sleep((at + EVERY).saturating_duration_since(Instant::now()));
+        interrupt::sleep((at + EVERY).saturating_duration_since(Instant::now()))?;
         let (now, total) = (Instant::now(), connections_opened(client)?);
         if turn > 0 {
             seconds.push((total - opened) as f64 / (now - at).as_secs_f64());

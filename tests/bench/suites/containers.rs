@@ -57,7 +57,6 @@ struct Container {
 
 impl Container {
     fn start() -> Result<Self> {
-        docker(&["image", "inspect", IMAGE]);
         let site = Site::new(90);
         let at = |host: &str| format!("{host}:{PUBLISHED}:{INSIDE}");
         let (remote, local) = (at(&site.host_address()), at("127.0.0.1"));
@@ -86,6 +85,10 @@ pub fn run(session: &mut Session) -> Result<()> {
     let with_docker = peers.is_empty() || peers.contains(&Peer::Docker);
     let takes_part = |system: &&str| with_docker || ![DOCKER, DOCKER_LOCAL].contains(system);
     let turns: usize = CASES.iter().map(|(_, _, systems)| systems.iter().filter(|one| takes_part(one)).count()).sum();
+    if let Some(lack) = lacks_docker() {
+        session.leave_out(SUITE, "everything", &lack);
+        return Ok(());
+    }
     session.expect(turns * session.options.rounds as usize);
     session.say("containers: starting one");
     let container = caught(Container::start);
@@ -120,6 +123,18 @@ fn ask(container: &Container, system: &str, reuse: Reuse, duration: std::time::D
             agent.wait_ready(1);
             if system == OURS_LOCAL { local(frontend) } else { remote(frontend) }
         }
+    }
+}
+
+/// Returns what is wrong if no container of the sample API can be started.
+pub fn lacks_docker() -> Option<String> {
+    match Command::new("docker").args(["image", "inspect", "--format", "{{.Id}}", IMAGE]).output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            Some(format!("docker image inspect {IMAGE}: {}", complaint.lines().next().unwrap_or_default()))
+        }
+        Err(error) => Some(format!("docker: {error}")),
     }
 }
 

@@ -22,11 +22,11 @@ pub fn requests(session: &mut Session) -> Result<()> {
 }
 
 fn run(session: &mut Session, suite: &'static str, reuse: Reuse) -> Result<()> {
-    let systems = session.systems();
-    session.expect(systems.len() * session.options.rounds as usize);
     session.say("making namespaces and servers");
     let field = Field::new(BACKENDS)?;
     let service = field.service(HTTP, Proto::Tcp);
+    let systems = session.able(suite, &session.systems(), &field, &service);
+    session.expect(systems.len() * session.options.rounds as usize);
     let duration = session.options.duration;
     for round in 1..=session.options.rounds {
         for &system in &systems {

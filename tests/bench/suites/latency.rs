@@ -5,6 +5,7 @@ use lb_ebpf::abi::Proto;
 
 use super::BACKENDS;
 use crate::{
+    awake::Awake,
     field::{ECHO, Field},
     pingpong,
     record::{Metric, Values},
@@ -18,17 +19,21 @@ const PROTOCOLS: [(&str, Proto); 2] = [("TCP", Proto::Tcp), ("UDP", Proto::Udp)]
 
 /// Runs the suite.
 pub fn run(session: &mut Session) -> Result<()> {
-    let systems = session.systems();
-    session.expect(systems.len() * session.options.rounds as usize * PROTOCOLS.len());
     session.say("making namespaces and servers");
     let field = Field::new(BACKENDS)?;
+    let able = PROTOCOLS.map(|(case, proto)| {
+        let service = field.service(ECHO, proto);
+        (case, proto, session.able(SUITE, &session.systems(), &field, &service), service)
+    });
+    session.expect(able.iter().map(|(.., systems, _)| systems.len()).sum::<usize>() * session.options.rounds as usize);
     let duration = session.options.duration;
+    let _awake = Awake::begin()?;
     for round in 1..=session.options.rounds {
-        for &system in &systems {
-            for (case, proto) in PROTOCOLS {
+        for (case, proto, systems, service) in &able {
+            for &system in systems {
                 session.turn((SUITE, case), system.name(), round, || {
-                    let running = Running::start(system, &field, &field.service(ECHO, proto))?;
-                    let times = pingpong::measure(&running.client, proto, running.targets[0], duration)?;
+                    let running = Running::start(system, &field, service)?;
+                    let times = pingpong::measure(&running.client, *proto, running.targets[0], duration)?;
                     Ok(Values::from([
                         (Metric::RoundTripP50, quantile(&times, 0.5)),
                         (Metric::RoundTripP99, quantile(&times, 0.99)),

@@ -13,7 +13,9 @@ use lb_tests::{
 };
 
 use crate::{
+    awake::processors,
     bed::{Bed, Kind, Size},
+    interrupt,
     record::{Metric, Values},
     session::{Session, caught},
     yardstick::{Called, Yardstick, ifindex, stay_on},
@@ -29,11 +31,10 @@ const OURS: &str = "ours, XDP";
 
 /// Runs the suite.
 pub fn run(session: &mut Session) -> Result<()> {
-    let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let cases: Vec<usize> = if processors > 1 { vec![1, processors] } else { vec![1] };
+    let cases: Vec<usize> = if processors() > 1 { vec![1, processors()] } else { vec![1] };
     session.expect(session.options.rounds as usize * cases.len() * 2);
     if let Err(error) = caught(|| measure(session, &cases)) {
-        session.check()?;
+        interrupt::check()?;
         session.leave_out(SUITE, "the rest", &format!("{error:#}"));
     }
     Ok(())
@@ -104,7 +105,7 @@ fn send(lanes: &mut [Lane], namespace: &str, system: &str, from: u32, duration: 
                     lab::inside(namespace, || {
                         stay_on(processor)?;
                         let start = Instant::now();
-                        while start.elapsed() < duration {
+                        while start.elapsed() < duration && !interrupt::asked() {
                             let called = if system == ALONE { Called::Forward } else { lane.bed.called(Door::Xdp) };
                             lane.yardstick.run_live(called, CHUNK, from)?;
                         }

@@ -27,16 +27,19 @@ const SUITE: &str = "throughput";
 
 /// Runs the suite.
 pub fn run(session: &mut Session) -> Result<()> {
-    let systems = session.systems();
-    session.expect(systems.len() * session.options.rounds as usize * (TRANSFERS.len() + 1));
     session.say("making namespaces and servers");
     let field = Field::new(BACKENDS)?;
     let duration = session.options.duration;
     // iperf3 wants all streams of a transfer at one server.
     let bulk = field.service_of(BULK, Proto::Tcp, 1);
     let datagrams = field.service(SINK, Proto::Udp);
+    let (of_bulk, of_datagrams) = (
+        session.able(SUITE, &session.systems(), &field, &bulk),
+        session.able(SUITE, &session.systems(), &field, &datagrams),
+    );
+    session.expect((of_bulk.len() * TRANSFERS.len() + of_datagrams.len()) * session.options.rounds as usize);
     for round in 1..=session.options.rounds {
-        for &system in &systems {
+        for &system in &of_bulk {
             // Only while its turns last: systems would be in each other's way.
             let running = caught(|| Running::start(system, &field, &bulk));
             for (case, streams, way) in TRANSFERS {
@@ -45,7 +48,8 @@ pub fn run(session: &mut Session) -> Result<()> {
                     iperf::run(&running.client, running.targets[0], streams, way, duration)
                 })?;
             }
-            drop(running);
+        }
+        for &system in &of_datagrams {
             session.turn((SUITE, DATAGRAMS), system.name(), round, || {
                 let running = Running::start(system, &field, &datagrams)?;
                 burst(&running, duration, &field)
@@ -63,6 +67,6 @@ fn burst(running: &Running<'_>, duration: Duration, field: &Field) -> Result<Val
     Ok(Values::from([
         (Metric::PacketsPerSecond, arrived / burst.took.as_secs_f64() / 1e3),
         (Metric::Loss, (1.0 - arrived / sent).max(0.0) * 100.0),
-        (Metric::CpuPerRequest, spent.busy().as_secs_f64() * 1e6 / arrived.max(1.0)),
+        (Metric::CpuPerPacket, spent.busy().as_secs_f64() * 1e6 / arrived.max(1.0)),
     ]))
 }
