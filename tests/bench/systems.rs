@@ -137,10 +137,9 @@ fn lacks_ipvs() -> Option<String> {
     (!there()).then(|| "this kernel has no IPVS (CONFIG_IP_VS)".to_owned())
 }
 
-/// Returns what is wrong if a flowtable cannot be made.
+/// Returns what is wrong if the kernel makes no flowtable.
 fn lacks_flowtables(namespace: &str) -> Option<String> {
-    let made =
-        apply_nft(namespace, "table ip lbprobe { flowtable fast { hook ingress priority 0; devices = { br0 }; } }");
+    let made = apply_nft(namespace, &format!("table ip lbprobe {{\n{FLOWTABLE}}}\n"));
     let _never_made = remove_table(namespace, "lbprobe").output();
     made.err().map(|error| format!("this kernel makes no flowtable (CONFIG_NF_FLOW_TABLE): {error}"))
 }
@@ -447,10 +446,12 @@ fn iptables_rules(service: &Service) -> String {
     rules + "COMMIT\n"
 }
 
+/// For the devices between which packets are forwarded.
+const FLOWTABLE: &str = "flowtable fast {\nhook ingress priority 0; devices = { up0, br0 };\n}\n";
+
 fn flowtable_rules(service: &Service) -> String {
     format!(
-        "table ip lbbench {{\nflowtable fast {{\nhook ingress priority 0; devices = {{ up0, br0 }};\n}}\n\
-         chain forward {{\ntype filter hook forward priority filter; policy accept;\n\
+        "table ip lbbench {{\n{FLOWTABLE}chain forward {{\ntype filter hook forward priority filter; policy accept;\n\
          ip protocol {} flow add @fast\n}}\n}}\n",
         service.proto
     )

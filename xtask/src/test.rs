@@ -41,6 +41,9 @@ pub struct Test {
     arguments: Vec<String>,
 }
 
+/// The benchmarks are checked like everything else; one set of features for all suites builds dependencies once.
+const BENCH: [&str; 2] = ["--features", "lb-tests/bench"];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
     /// Formatting, lints and tests without root
@@ -70,11 +73,12 @@ impl Test {
         let mut suites = Vec::new();
         if unit {
             suites.push(check("format", sh::cargo().args(["fmt", "--all", "--check"])));
-            let lints = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+            let lints =
+                ["clippy", "--workspace", "--all-targets", BENCH[0], BENCH[1], "--quiet", "--", "-D", "warnings"];
             suites.push(check("lints", with_object(&mut sh::cargo()).args(lints)));
             let crates = ["-p", "lb-ebpf", "-p", "lb-user", "-p", "lb-api", "-p", "xtask"];
             suites.push(self.tests("unit", &crates, &[]));
-            suites.push(self.tests("harness", &["-p", "lb-tests", "--lib"], &[]));
+            suites.push(self.tests("harness", &["-p", "lb-tests", BENCH[0], BENCH[1], "--lib", "--bins"], &[]));
         }
 
         let mut environment = Vec::new();
@@ -86,7 +90,7 @@ impl Test {
             }
         }
         for target in self.targets()? {
-            suites.push(self.tests(&target, &["-p", "lb-tests", "--test", &target], &environment));
+            suites.push(self.tests(&target, &["-p", "lb-tests", BENCH[0], BENCH[1], "--test", &target], &environment));
         }
         Ok(summarise(&suites))
     }
@@ -183,7 +187,7 @@ fn group_of(target: &str) -> Group {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| target.starts_with(prefix));
     if starts(&["packet"]) {
         Group::Packet
-    } else if starts(&["namespace", "net"]) {
+    } else if starts(&["namespace", "net", "bench"]) {
         Group::Net
     } else if starts(&["docker"]) {
         Group::Docker
@@ -330,6 +334,7 @@ mod tests {
     fn a_test_program_belongs_to_the_group_of_its_name() {
         assert_eq!(group_of("packets"), Group::Packet);
         assert_eq!(group_of("namespaces"), Group::Net);
+        assert_eq!(group_of("benchmarks"), Group::Net);
         assert_eq!(group_of("docker"), Group::Docker);
         assert_eq!(group_of("tidy"), Group::Unit);
         assert_eq!(target_name(Path::new("/x/tests/tidy.rs")), Some("tidy".to_owned()));
