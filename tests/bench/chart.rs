@@ -18,6 +18,7 @@ use plotters::{
 use crate::{
     record::{Better, Line, Metric, Record},
     stats::Spread,
+    suites::packet::thousands,
 };
 
 /// A chart that was drawn.
@@ -72,8 +73,9 @@ pub fn draw_all(record: &Record, folder: &Path) -> Result<Vec<Chart>> {
             record.cases("packet").into_iter().filter(|case| case.ends_with(&format!(" by {what}"))).collect();
         if !cases.is_empty() {
             let (title, file) = (format!("packet: ns/packet by {what}"), format!("packet-by-{what}.svg"));
+            let name = |case: &str| case.split(", by ").next().unwrap_or_default().to_owned();
             let series: Vec<(String, Vec<(f64, Spread)>)> =
-                cases.iter().map(|case| (case.clone(), points(&record.lines("packet", case)))).collect();
+                cases.iter().map(|case| (name(case), points(&record.lines("packet", case)))).collect();
             growth(&folder.join(&file), &title, what, &series).map_err(|error| anyhow!("draw {file}: {error}"))?;
             charts.push(Chart { suite: "packet", title, file });
         }
@@ -139,10 +141,18 @@ fn growth(path: &Path, title: &str, what: &str, series: &[(String, Vec<(f64, Spr
     let mut chart = ChartBuilder::on(&area)
         .caption(format!("{title} (less is better)"), (FONT, 16).into_font())
         .margin(15)
+        .margin_right(40)
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d((least..most).log_scale(), 0.0..highest * 1.15)?;
-    chart.configure_mesh().x_desc(what).y_desc("ns").label_style((FONT, 12)).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(what)
+        .y_desc("ns")
+        .x_label_formatter(&|x| thousands(x.round() as u32))
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .label_style((FONT, 12))
+        .draw()?;
     for ((name, points), colour) in series.iter().zip(LINES.iter().cycle()) {
         let medians = points.iter().map(|&(x, spread)| (x, spread.median));
         chart

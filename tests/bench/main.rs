@@ -35,7 +35,13 @@ use std::{fs, path::PathBuf, process::ExitCode, time::SystemTime};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
-use crate::{interrupt::Interrupted, machine::Machine, options::Options, report::Report, session::Session};
+use crate::{
+    interrupt::Interrupted,
+    machine::Machine,
+    options::{Options, Suite},
+    report::Report,
+    session::Session,
+};
 
 #[derive(Parser)]
 struct Cli {
@@ -63,7 +69,10 @@ fn run(options: Options) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let mut session = Session::begin(options)?;
     let mut outcome = Ok(());
-    for suite in session.options.suites() {
+    // Micro-benchmarks are cargo's.
+    let suites: Vec<Suite> = session.options.suites().into_iter().filter(|&suite| suite != Suite::Micro).collect();
+    for (place, &suite) in suites.iter().enumerate() {
+        session.begin_suite(place + 1, suites.len());
         outcome = suites::run(suite, &mut session);
         if outcome.is_err() {
             break;

@@ -39,7 +39,8 @@ impl Session {
             }
         }));
         let progress = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {elapsed} of about {duration}  {msg}");
+        let style =
+            ProgressStyle::with_template("{prefix}  {bar:24} {pos}/{len}  {elapsed} of about {duration}  {msg}");
         progress.set_style(style.context("the progress bar's style")?);
         progress.enable_steady_tick(Duration::from_secs(1));
         Ok(Self { options, record: Record::default(), progress, failed: BTreeSet::new() })
@@ -62,7 +63,14 @@ impl Session {
         systems::chosen(&self.options.peers)
     }
 
-    /// Says that so many turns are to come.
+    /// Begins with a suite, the first one of so many being number 1: the display shows how far it is in this one.
+    pub fn begin_suite(&self, number: usize, of: usize) {
+        self.progress.reset();
+        self.progress.set_length(0);
+        self.progress.set_prefix(format!("suite {number} of {of}"));
+    }
+
+    /// Says that so many turns of the suite are to come.
     pub fn expect(&self, turns: usize) {
         self.progress.inc_length(turns as u64);
     }

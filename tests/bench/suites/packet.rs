@@ -186,8 +186,8 @@ const fn door_name(door: Door) -> &'static str {
     }
 }
 
-/// Writes a number with commas.
-fn thousands(number: u32) -> String {
+/// Returns a number with commas.
+pub fn thousands(number: u32) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
