@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 /// them alike. What a peer or a kernel lacks is said and left out.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
-  cargo xtask bench                                  everything, about half an hour
+  cargo xtask bench                                  everything, about 25 minutes
   cargo xtask bench connections requests             two suites
   cargo xtask bench requests --peers haproxy --rounds 3 --duration 2s
   cargo xtask bench packet                           what a packet costs, without any peer
@@ -24,11 +24,11 @@ pub struct Options {
     pub suites: Vec<Suite>,
 
     /// How often each system has its turn in a suite
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
     /// How long one turn takes, 100ms to 1m
-    #[arg(long, value_name = "DUR", default_value = "3s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DUR", default_value = "2s", value_parser = parse_duration)]
     pub duration: Duration,
 
     /// Compare with these only, separated by commas [default: all]

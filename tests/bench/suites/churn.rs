@@ -32,10 +32,10 @@ use crate::{
 const SUITE: &str = "churn";
 const BACKENDS: usize = 4;
 const THREADS: usize = 2;
-/// So many turns' time of changes: a minute, if a turn takes three seconds.
-const CHURN: u32 = 20;
+/// So many turns' time of changes: a minute, if a turn takes two seconds.
+const CHURN: u32 = 30;
 /// So many turns' time without changes before.
-const STEADY: u32 = 2;
+const STEADY: u32 = 3;
 /// Time between two changes.
 const EVERY: Duration = Duration::from_secs(1);
 
