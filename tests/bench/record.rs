@@ -6,10 +6,11 @@ use serde::Serialize;
 
 use crate::stats::Spread;
 
-/// What is measured.
+/// What is measured, in the order of columns; the first of a table is the one that ratios and spread are shown of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
+    Duration,
     RequestsPerSecond,
     LatencyP50,
     LatencyP99,
@@ -27,7 +28,6 @@ pub enum Metric {
     RoundTripP99,
     PerPacket,
     Lookups,
-    Duration,
     CpuShare,
     Resident,
     WorstSecond,

@@ -47,7 +47,7 @@ pub const AT_REST: &str = "2 backends, at rest";
 /// Runs the suite.
 pub fn run(session: &mut Session) -> Result<()> {
     let rounds = session.options.rounds;
-    session.expect(rounds as usize * (NUMBERS.len() + 2 + 2));
+    session.expect(rounds as usize * (NUMBERS.len() + 3 + 2));
     session.say("making namespaces and servers");
     let field = Field::new(2)?;
     let lab = &field.lab;
@@ -59,7 +59,9 @@ pub fn run(session: &mut Session) -> Result<()> {
             let system = publishing(number);
             session.turn((SUITE, TIMES), &system, round, || publish(&field, number))?;
         }
-        session.turn((SUITE, TIMES), "change to first packet", round, || first_packet(&field))?;
+        for (system, other) in [("change to first packet", Other::Known), ("new backend to first packet", Other::New)] {
+            session.turn((SUITE, TIMES), system, round, || first_packet(&field, other))?;
+        }
         session.turn((SUITE, TIMES), "agent start to first connection", round, || first_connection(&field))?;
     }
     needs(session, &field)?;
@@ -95,15 +97,28 @@ fn publish(field: &Field, number: u32) -> Result<Values> {
     })
 }
 
+/// The backend that is to get new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Other {
+    /// It was published before, without new flows.
+    Known,
+    /// It was not, so that the reply door at its device is opened with this change.
+    New,
+}
+
 /// From the decision that another backend gets new flows to the first datagram there.
-fn first_packet(field: &Field) -> Result<Values> {
+fn first_packet(field: &Field, other: Other) -> Result<Values> {
     let service = field.service(SINK, Proto::Udp);
     let mut ours = Ours::open(&field.lab, &service)?;
     let mut members = Vec::new();
     for at in service.endpoints() {
         members.push(ours.member(at, &ours.way_to(*at.ip())?));
     }
-    ours.publish(&members[..1], &[])?;
+    let draining = match other {
+        Other::Known => &members[1..],
+        Other::New => &[],
+    };
+    ours.publish(&members[..1], draining)?;
     let client = field.lab.client();
     let open = || lab::inside(&client, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
     let (one, other) = (open()?, open()?);
