@@ -27,6 +27,8 @@ use super::{
 
 /// The system call goes on; whether its address was changed is another matter.
 const PROCEED: i32 = 1;
+/// How many backends are tried for one that the socket does not know by another frontend.
+const CHOICES: u32 = 4;
 
 /// How the address in the system call is written.
 #[derive(Clone, Copy)]
@@ -54,6 +56,7 @@ fn connect(ctx: &SockAddrContext, family: Family) {
     let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
     match reachable(ctx).and_then(|()| lead(frontend, wanted)) {
         Ok(flow) => {
+            count_connection(&flow);
             if LOCAL_FLOWS.insert(cookie(ctx), flow, BPF_ANY.into()).is_err() {
                 maps::count_atomically(Event::LocalTableFull.index());
             }
@@ -82,8 +85,9 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
             return PROCEED;
         }
     }
-    match reachable(&ctx).and_then(|()| lead(frontend, wanted)) {
+    match reachable(&ctx).and_then(|()| lead_alone(&ctx, frontend, wanted)) {
         Ok(flow) => {
+            count_connection(&flow);
             remember(&ctx, &flow);
             set_peer(&ctx, Family::V4, &flow.given);
         }
@@ -142,16 +146,41 @@ pub fn sock_release(ctx: SockContext) -> i32 {
     PROCEED
 }
 
-/// Chooses the backend of a socket and counts its connection.
+/// Chooses the backend of a socket.
 #[inline(always)]
 fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
     let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
     let Some(proto) = wanted.proto() else { return Err(PassReason::Protocol) };
     let given = Endpoint::new(backend.address, backend.port, proto);
-    if let Some(traffic) = KernelTables.traffic(id) {
+    Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
+}
+
+/// Chooses a backend whose answers the socket does not take for another frontend's, which has the same server. If only
+/// such are found, its answers show the frontend that was asked last.
+#[inline(always)]
+fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
+    let mut flow = lead(frontend, wanted)?;
+    for _ in 1..CHOICES {
+        // SAFETY: a racing change can only be another flow's of the same socket, which is what is asked for.
+        match unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie(ctx), flow.given)) } {
+            Some(other)
+                if other.wanted != wanted
+                    && flow.last_seen.saturating_sub(other.last_seen) <= lifetime_ns(State::UdpReplied) =>
+            {
+                flow = lead(frontend, wanted)?;
+            }
+            Some(_) | None => break,
+        }
+    }
+    Ok(flow)
+}
+
+/// Counts a connection that begins.
+#[inline(always)]
+fn count_connection(flow: &LocalFlow) {
+    if let Some(traffic) = KernelTables.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }
-    Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
 }
 
 /// Notes where datagrams of a socket go, and whose answers they get. If there is no room, the next datagram chooses
