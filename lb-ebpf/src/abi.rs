@@ -36,8 +36,8 @@ pub mod map {
     /// The reply halves of those. As `DATAGRAMS`; one that went is put back within a second of its flow's traffic.
     pub const DATAGRAM_REPLIES: &str = "DATAGRAM_REPLIES";
     /// `socket cookie (u64) → LocalFlow`: connected sockets of this host that were led to a backend. Hash. Writer:
-    /// datapath, which removes an entry with its socket. Full: a socket works and is not counted as active, and its
-    /// process sees the backend as its peer.
+    /// datapath, which removes an entry with its socket; the agent removes those whose socket went without a word. Full:
+    /// a socket works and is not counted as active, and its process sees the backend as its peer.
     pub const LOCAL_FLOWS: &str = "LOCAL_FLOWS";
     /// `LocalKey → LocalFlow`: unconnected UDP sockets of this host, their datagrams and the answers. LRU hash. Writer:
     /// datapath. Full: the oldest goes; its next datagram takes the next backend.
@@ -671,6 +671,8 @@ pub struct ReplyEntry {
 
 /// Flag of [`ReplyEntry`]: the backend has answered.
 pub const REPLY_SEEN: u8 = 1;
+/// Flag of [`ReplyEntry`]: the backend has a connection of this key that goes past us.
+pub const REPLY_FOREIGN: u8 = 2;
 
 impl ReplyEntry {
     /// Makes the reply half of a flow.

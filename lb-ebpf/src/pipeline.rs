@@ -13,8 +13,8 @@
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_SEEN,
-        ReplyEntry,
+        Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN,
+        REPLY_SEEN, ReplyEntry,
     },
     packet::Headers,
     sched,
@@ -66,10 +66,16 @@ const OTHER_PORTS: u16 = 0x4000;
 const SILENCE_NS: KtimeNs = 2_500_000_000;
 /// For how long a claimed reply key is its claimant's although there is no flow: another processor may be about to add it.
 const CLAIM_NS: KtimeNs = 1_000_000_000;
+/// For how long a backend remembers a connection of TCP that is over, and may refuse another one's SYN from the same
+/// address and port: `TCP_TIMEWAIT_LEN`, include/net/tcp.h.
+const TIME_WAIT_NS: KtimeNs = 60_000_000_000;
+/// How far the acknowledgement of a SYN may be ahead of it: by the data that came with it, RFC 7413.
+const SYN_WINDOW: u32 = 1 << 16;
 /// How far a FIN may be ahead of what the backend has acknowledged, and be believed: all that may be in flight.
 const FIN_WINDOW: u32 = 1 << 24;
-/// The same for a RST, which ends a connection at once: one in 4096 for who has to guess.
-const RST_WINDOW: u32 = 1 << 20;
+/// The same for a RST, which ends a connection at once, and for a segment that comes by another device than those before:
+/// one in 4096 for who has to guess.
+const NARROW_WINDOW: u32 = 1 << 20;
 
 /// Decides what becomes of a packet that entered by an uplink.
 ///
@@ -147,6 +153,7 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     };
     let mut orphan = false;
     match going_on(table, packet, arrival, tables) {
+        GoingOn::Yes(known) if is_shut_out(packet, &known, tables) => orphan = true,
         GoingOn::Yes(known) => match packet.proto {
             Proto::Tcp => {
                 advance(packet, arrival, &known, tables);
@@ -191,6 +198,13 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     if packet.flags.opens() || late || moves {
         renew_reply(packet, arrival, known, tables);
     }
+    // A client that has given up may try again from the same port, by another sequence.
+    if packet.flags.opens()
+        && let Some(reply) = tables.reply(Table::HalfOpen, &reply_key(known.backend, flow, packet.proto))
+        && reply.flags() & REPLY_SEEN == 0
+    {
+        reply.set_acknowledged(packet.sequence.wrapping_add(1));
+    }
     if moves {
         flow.set_client(flow.client().with(Seen::PROVEN));
         promote(packet, known, tables);
@@ -229,11 +243,11 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
         Some(backend) if backend.serves(generation) => {}
         Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
     }
-    if packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged() {
-        reply.set_acknowledged(packet.acknowledgement);
-    }
     if packet.flags.moves() || first || late {
         note_reply(packet, arrival, (table, reply), (&to.reversed(), id, generation), tables)?;
+    }
+    if packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged() {
+        reply.set_acknowledged(packet.acknowledgement);
     }
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
@@ -246,8 +260,9 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
 /// # Errors
 /// The verdict, if the packet is none of the flow's. A SYN-ACK that no SYN of the flow has asked for answers somebody
 /// who has gone to the backend directly, from the port that a flow used before: that is none of ours, and neither is
-/// what follows it. A segment of a connection that the client's port has left for another backend ends here: its client
-/// would answer it with a reset.
+/// what follows it. What does not answer a SYN that waits for its answer is of a connection that was there before, and
+/// the repeated SYN takes another port. A segment of a connection that the client's port has left for another backend
+/// ends here: its client would answer it with a reset.
 #[inline(always)]
 fn note_reply<T: Tables>(
     packet: &Headers,
@@ -256,15 +271,22 @@ fn note_reply<T: Tables>(
     (key, id, generation): (&FlowKey, BackendId, u32),
     tables: &T,
 ) -> Result<(), Verdict> {
+    if reply.flags() & REPLY_FOREIGN != 0 && !answers(packet, reply) {
+        return Err(foreign(arrival, reply));
+    }
     let found = match table {
-        Table::Proven | Table::HalfOpen => match tables.flow(Table::Proven, key) {
-            Some(flow) => Some((Table::Proven, flow)),
-            None => tables.flow(Table::HalfOpen, key).map(|flow| (Table::HalfOpen, flow)),
-        },
+        Table::Proven | Table::HalfOpen => connection(key, tables),
         Table::Datagrams => tables.flow(Table::Datagrams, key).map(|flow| (Table::Datagrams, flow)),
     };
     match found.filter(|(_, flow)| flow.tag() == key.tag()) {
-        Some((at, flow)) if flow.backend() == id && flow.generation() == generation => {
+        Some((at, flow))
+            if flow.backend() == id
+                && flow.generation() == generation
+                && flow.seen_client_port() == packet.key.destination_port =>
+        {
+            if matches!(flow.state(), State::SynSent) && !answers(packet, reply) {
+                return Err(foreign(arrival, reply));
+            }
             let before = flow.server();
             if packet.flags.accepts() {
                 if flow.state().is_over() {
@@ -298,6 +320,42 @@ fn note_reply<T: Tables>(
     reply.set_last_seen(arrival.now);
     reply.set_flags(REPLY_SEEN);
     Ok(())
+}
+
+/// Looks for a connection where it can be. It may move from the second place to the first between the two looks there.
+#[inline(always)]
+fn connection<T: Tables>(key: &FlowKey, tables: &T) -> Option<(Table, Shared<FlowEntry>)> {
+    for table in [Table::Proven, Table::HalfOpen, Table::Proven] {
+        if let Some(flow) = tables.flow(table, key) {
+            return Some((table, flow));
+        }
+    }
+    None
+}
+
+/// Returns whether a segment answers the SYN of the flow, of which this is the reply half.
+#[inline(always)]
+fn answers(packet: &Headers, reply: Shared<ReplyEntry>) -> bool {
+    let acknowledges = packet.acknowledgement.wrapping_sub(reply.acknowledged()) < SYN_WINDOW;
+    packet.flags.any(Flags::ACK) && packet.flags.any(Flags::SYN | Flags::RST) && acknowledges
+}
+
+/// Notes that the reply key is another connection's, which goes past us.
+#[inline(always)]
+fn foreign(arrival: Arrival, reply: Shared<ReplyEntry>) -> Verdict {
+    reply.set_flags(REPLY_FOREIGN);
+    reply.set_last_seen(arrival.now);
+    Verdict::Pass(PassReason::NotReply)
+}
+
+/// Returns whether a repeated SYN meets, at its backend, a connection that goes past us and has the same ports.
+#[inline(always)]
+fn is_shut_out<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) -> bool {
+    packet.flags.opens()
+        && matches!(known.flow.state(), State::SynSent)
+        && tables
+            .reply(known.table, &reply_key(known.backend, known.flow, packet.proto))
+            .is_some_and(|reply| reply.flags() & REPLY_FOREIGN != 0)
 }
 
 /// Gives up a reply key: a connection that is none of ours has it.
@@ -378,7 +436,8 @@ fn proceed<'t, T: Tables>(
     Ok(ToBackend { to, backend, id })
 }
 
-/// Once a second at most: tells the entry that it is in use, and its reply half by which device the client comes.
+/// Once a second at most: tells the entry that it is in use, and its reply half by which device the client comes. Replies
+/// of UDP leave by the device of its first datagram.
 #[inline(always)]
 fn touch<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
     let flow = known.flow;
@@ -389,8 +448,12 @@ fn touch<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, table
     if matches!(known.table, Table::Datagrams) {
         renew_reply(packet, arrival, known, tables);
     }
+    // Only where the packet shows that its sender knows the connection: who can forge addresses must not draw replies to
+    // another device.
     if flow.ifindex() != arrival.ifindex
+        && matches!(packet.proto, Proto::Tcp)
         && let Some(reply) = tables.reply(known.table, &reply_key(known.backend, flow, packet.proto))
+        && packet.sequence.wrapping_sub(reply.acknowledged()) < NARROW_WINDOW
     {
         flow.set_ifindex(arrival.ifindex);
         reply.set_ifindex(arrival.ifindex);
@@ -411,7 +474,7 @@ fn note_end<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, ta
     }
     let reply_key = reply_key(known.backend, flow, packet.proto);
     let Some(reply) = tables.reply(known.table, &reply_key) else { return };
-    let window = if packet.flags.any(Flags::RST) { RST_WINDOW } else { FIN_WINDOW };
+    let window = if packet.flags.any(Flags::RST) { NARROW_WINDOW } else { FIN_WINDOW };
     if packet.sequence.wrapping_sub(reply.acknowledged()) >= window {
         tables.count(Event::OutOfWindow);
         return;
@@ -458,6 +521,7 @@ fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
                 Insert::Done => {
                     tables.remove_flow(Table::HalfOpen, &packet.key);
                     tables.count(Event::Proven);
+                    catch_up(packet, known, (&reply_key, reply), tables);
                     return;
                 }
                 // Another processor was faster.
@@ -467,6 +531,29 @@ fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
         }
     }
     tables.count(Event::FlowTableFull);
+}
+
+/// Tells a connection that has just been moved what its backend did meanwhile, on another processor, to the entry that it
+/// was copied from.
+#[inline(always)]
+fn catch_up<T: Tables>(
+    packet: &Headers,
+    known: &Known<'_>,
+    (reply_key, reply): (&FlowKey, Shared<ReplyEntry>),
+    tables: &T,
+) {
+    let before = known.flow.server();
+    if known.flow.tag() != packet.key.tag() {
+        return;
+    }
+    let Some(flow) = tables.flow(Table::Proven, &packet.key) else { return };
+    if flow.server().with(before.0) == flow.server() || flow.tag() != packet.key.tag() {
+        return;
+    }
+    flow.set_server(flow.server().with(before.0));
+    if flow.state().is_over() {
+        retire((&packet.key, flow), (reply_key, reply), tables);
+    }
 }
 
 /// Puts the reply half of a flow back, should it have been pushed out.
@@ -634,19 +721,23 @@ fn claim_key<T: Tables>(key: &FlowKey, reply: Shared<ReplyEntry>, proto: Proto, 
     }
 }
 
-/// Returns whether a reply half belongs to another flow that goes on.
+/// Returns whether a reply half belongs to another flow that goes on, or that the backend still remembers.
 #[inline(always)]
 fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, proto: Proto, tables: &T) -> bool {
     let key = holder.flow();
+    let silent_for = claimant.last_seen().saturating_sub(holder.last_seen());
+    if holder.flags() & REPLY_FOREIGN != 0 {
+        return silent_for < TIME_WAIT_NS;
+    }
     if key == claimant.flow() {
         return false;
     }
+    if matches!(proto, Proto::Tcp) && silent_for < TIME_WAIT_NS {
+        return true;
+    }
     let now = claimant.last_seen();
     let found = match proto {
-        Proto::Tcp => match tables.flow(Table::Proven, &key) {
-            Some(flow) => Some(flow),
-            None => tables.flow(Table::HalfOpen, &key),
-        },
+        Proto::Tcp => connection(&key, tables).map(|(_, flow)| flow),
         Proto::Udp => tables.flow(Table::Datagrams, &key),
     };
     match found.filter(|flow| flow.tag() == key.tag()) {
@@ -656,6 +747,6 @@ fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, 
                 && !flow.state().is_over()
                 && !flow.is_expired(now)
         }
-        None => now.saturating_sub(holder.last_seen()) < CLAIM_NS,
+        None => silent_for < CLAIM_NS,
     }
 }

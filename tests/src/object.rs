@@ -155,6 +155,19 @@ impl Object {
         replies.remove(&key(from, to, Proto::Udp)).unwrap();
     }
 
+    /// Makes a proven connection one whose client came by another device. Keys: of the client's packets, of the replies.
+    pub fn move_flow(&mut self, (from, to): (Side, Side), (backend, client): (Side, Side), ifindex: u32) {
+        let at = key(from, to, Proto::Tcp);
+        let mut flows: HashMap<&mut MapData, FlowKey, FlowEntry> = self.map(map::FLOWS);
+        let flow = flows.get(&at, 0).unwrap();
+        flows.insert(at, FlowEntry { ifindex, ..flow }, 0).unwrap();
+        let at = key(backend, client, Proto::Tcp);
+        let mut replies: HashMap<&mut MapData, FlowKey, ReplyEntry> = self.map(map::REPLIES);
+        let mut reply = replies.get(&at, 0).unwrap();
+        reply.ifindex = ifindex;
+        replies.insert(at, reply, 0).unwrap();
+    }
+
     /// Runs a packet through a program, with a buffer that is used again.
     pub fn run_into(&self, door: Door, frame: &[u8], out: &mut [u8]) -> (u32, usize) {
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };

@@ -45,6 +45,10 @@ fn main() -> ExitCode {
         case("a_freed_backend_ends_its_flows", a_freed_backend_ends_its_flows),
         case("a_new_generation_inherits_nothing", a_new_generation_inherits_nothing),
         case("a_direct_connection_is_not_hijacked", a_direct_connection_is_not_hijacked),
+        case("a_direct_connection_that_was_there_goes_on", a_direct_connection_that_was_there_goes_on),
+        case("a_client_that_gave_up_may_try_again", a_client_that_gave_up_may_try_again),
+        case("a_remembered_port_is_not_given_to_another", a_remembered_port_is_not_given_to_another),
+        case("replies_follow_only_who_knows_the_connection", replies_follow_only_who_knows_the_connection),
         case("the_fallback_hands_over_to_routing", the_fallback_hands_over_to_routing),
         case("sizes_and_options_survive", sizes_and_options_survive),
         case("what_is_not_ours_is_left_untouched", what_is_not_ours_is_left_untouched),
@@ -87,13 +91,14 @@ fn forwarded(object: &Object, door: Door, frame: &[u8]) -> Judged {
     out
 }
 
-/// Sends a packet that has to be passed, untouched, for a reason.
+/// Sends a packet that has to be passed, untouched, for a reason. What XDP passes is counted by TC, which sees it next.
 fn passed(object: &Object, door: Door, frame: &[u8], reason: PassReason) {
     let before = object.count(reason.index());
     let (did, out) = object.run(door, frame);
     assert_eq!(did, Action::Pass, "{door:?} {reason:?}");
     assert_eq!(out, frame, "{door:?} {reason:?}: changed");
-    assert_eq!(object.count(reason.index()), before + 1, "{door:?}: not counted as {reason:?}");
+    let counted = u64::from(door != Door::Xdp);
+    assert_eq!(object.count(reason.index()), before + counted, "{door:?}: not counted as {reason:?}");
 }
 
 /// Sends a packet that has to be ended, for a reason.
@@ -469,6 +474,72 @@ fn a_direct_connection_is_not_hijacked() {
     passed(&object, Door::Tc, &tcp(CLIENT, backend, SYN, 1, 0, &[]), PassReason::NotOurs);
     passed(&object, Door::Reply, &tcp(backend, CLIENT, SYN | ACK, 7, 2, &[]), PassReason::NotReply);
     passed(&object, Door::Reply, &tcp(backend, CLIENT, ACK, 8, 2, b"direct"), PassReason::NotReply);
+}
+
+fn a_direct_connection_that_was_there_goes_on() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        object.publish(0, &[0]);
+        let syn = tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]);
+        assert_eq!(forwarded(&object, door, &syn).from, CLIENT, "the direct connection has not been seen");
+
+        // Its data, and its answer to the SYN.
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 7000, 555, b"direct"), PassReason::NotReply);
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 7006, 555, &[]), PassReason::NotReply);
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, RST, 7006, 0, &[]), PassReason::NotReply);
+
+        let again = forwarded(&object, door, &syn);
+        assert_ne!(again.from, CLIENT, "{door:?}: that port is taken at the backend");
+        let accepted = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], again.from, SYN | ACK, 900, 101, &[]));
+        assert_eq!((accepted.from, accepted.to), (FRONTEND, CLIENT));
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[])).from, again.from);
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, FIN | ACK, 7006, 555, &[]), PassReason::NotReply);
+        assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Established);
+    }
+}
+
+fn a_client_that_gave_up_may_try_again() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let backend = forwarded(&object, door, &tcp(CLIENT, FRONTEND, SYN, 100, 0, &[])).to;
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, SYN, 0x9000_0000, 0, &[])).to, backend);
+
+        let accepted = forwarded(&object, Door::Reply, &tcp(backend, CLIENT, SYN | ACK, 900, 0x9000_0001, &[]));
+
+        assert_eq!((accepted.from, accepted.to), (FRONTEND, CLIENT), "{door:?}");
+    }
+}
+
+fn a_remembered_port_is_not_given_to_another() {
+    let mut object = object();
+    let other = ([198, 18, 1, 1], 81);
+    object.backend(9, 2, 1, BACKENDS[0]);
+    object.serve(2, other, Proto::Tcp, &[9]);
+    assert_eq!(open(&object, Door::Tc, CLIENT, FRONTEND), BACKENDS[0]);
+    close(&object, Door::Tc, CLIENT, FRONTEND, BACKENDS[0]);
+
+    let syn = forwarded(&object, Door::Tc, &tcp(CLIENT, other, SYN, 5, 0, &[]));
+
+    assert_eq!(syn.to, BACKENDS[0]);
+    assert_ne!(syn.from, CLIENT, "the backend is in TIME_WAIT for that port, and may refuse the SYN");
+}
+
+fn replies_follow_only_who_knows_the_connection() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let backend = open(&object, door, CLIENT, FRONTEND);
+        let here = object.reply(backend, CLIENT, Proto::Tcp).unwrap().ifindex;
+        object.move_flow((CLIENT, FRONTEND), (backend, CLIENT), here + 76);
+        let device = |object: &Object| object.reply(backend, CLIENT, Proto::Tcp).unwrap().ifindex;
+
+        std::thread::sleep(Duration::from_millis(1_100));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 0x7000_0000, 901, &[]));
+        assert_eq!(device(&object), here + 76, "{door:?}: a forged segment has drawn the replies to its device");
+
+        std::thread::sleep(Duration::from_millis(1_100));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"the client's"));
+        assert_eq!(device(&object), here, "{door:?}: replies go where the client comes from");
+    }
 }
 
 fn the_fallback_hands_over_to_routing() {

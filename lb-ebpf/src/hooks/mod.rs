@@ -13,7 +13,10 @@ use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::bpf_ktime_get_coarse_ns,
 };
-use lb_ebpf::{abi::KtimeNs, verdict::Verdict};
+use lb_ebpf::{
+    abi::KtimeNs,
+    verdict::{PassReason, Verdict},
+};
 
 /// What an XDP program leaves in front of a packet for `tc_ingress`: the packet is rewritten, and goes to this backend.
 #[repr(C)]
@@ -58,12 +61,15 @@ fn tc_action(verdict: Verdict) -> i32 {
     }
 }
 
-/// Counts a verdict and turns it into an XDP action.
+/// Counts a verdict and turns it into an XDP action. What is passed is counted by TC, which sees it next, but for the
+/// reason that only XDP knows.
 #[inline(always)]
 fn xdp_action(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass(reason) => {
-            maps::count(reason.index());
+            if matches!(reason, PassReason::NoMetadata) {
+                maps::count(reason.index());
+            }
             xdp_action::XDP_PASS
         }
         Verdict::Drop(reason) => {
