@@ -199,7 +199,8 @@ impl Registry {
     fn plan(&self, ready: &[&Member], draining: &[&Member]) -> Result<Plan, DatapathError> {
         let mut plan = Plan::default();
         let mut kept = BTreeSet::new();
-        let mut taken: BTreeSet<BackendId> = self.backends.keys().chain(self.retiring.keys()).copied().collect();
+        let taken: BTreeSet<BackendId> = self.backends.keys().chain(self.retiring.keys()).copied().collect();
+        let mut free = (0..MAX_BACKENDS).filter(|id| !taken.contains(id));
         let mut in_slots: BTreeMap<FrontendId, Vec<BackendId>> = BTreeMap::new();
         let ids: BTreeMap<&str, FrontendId> = self.frontends.iter().map(|(&id, row)| (row.name.as_str(), id)).collect();
         let known: BTreeMap<(FrontendId, &ContainerId, SocketAddrV4), &BackendReport> = self
@@ -218,10 +219,7 @@ impl Registry {
                         (known.id, known.generation, changed)
                     }
                     None => {
-                        let id = (0..MAX_BACKENDS)
-                            .find(|id| !taken.contains(id))
-                            .ok_or(DatapathError::Full { what: "backends", limit: MAX_BACKENDS })?;
-                        taken.insert(id);
+                        let id = free.next().ok_or(DatapathError::Full { what: "backends", limit: MAX_BACKENDS })?;
                         (id, self.generations.get(&id).map_or(1, |former| former.wrapping_add(1).max(1)), true)
                     }
                 };
