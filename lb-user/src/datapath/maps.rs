@@ -8,7 +8,7 @@ use aya::{
 };
 use lb_ebpf::abi::{
     AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow, LocalKey,
-    MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
+    MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -23,6 +23,8 @@ pub struct Maps {
     pub slots: Array<MapData, BackendId>,
     /// `BackendId → Backend`.
     pub backends: Array<MapData, Backend>,
+    /// The same, to be read in batches.
+    all_backends: MapData,
     /// `FrontendId → next ticket`.
     pub cursors: Array<MapData, u64>,
     /// `netns cookie → 1`.
@@ -65,6 +67,7 @@ impl Maps {
             frontends: typed(pins, map::FRONTENDS)?,
             slots: typed(pins, map::SLOTS)?,
             backends: typed(pins, map::BACKENDS)?,
+            all_backends: MapData::from_pin(pins.path(map::BACKENDS)).map_err(failed(map::BACKENDS))?,
             cursors: typed(pins, map::CURSORS)?,
             local_netns: typed(pins, map::LOCAL_NETNS)?,
             retired: typed(pins, map::RETIRED)?,
@@ -99,6 +102,17 @@ impl Maps {
         let mut classifiers =
             loaded_programs().flatten().filter(|program| program.program_type() == ProgramType::SchedClassifier.into());
         Ok(classifiers.any(|program| program.map_ids().is_ok_and(|ids| ids.is_some_and(|ids| ids.contains(&id)))))
+    }
+
+    /// Returns every place for a backend, by id: a sweep of each second should not make thousands of system calls.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn all_backends(&self) -> Result<Vec<Backend>, DatapathError> {
+        let mut all = Vec::with_capacity(MAX_BACKENDS as usize);
+        sys::scan(self.all_backends.fd().as_fd(), |_: &BackendId, backend: &Backend| all.push(*backend))
+            .map_err(|source| DatapathError::Scan { map: map::BACKENDS, source })?;
+        Ok(all)
     }
 
     /// Returns a counter, summed over the processors.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
-    abi::{Address, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, MAX_BACKENDS, Port, ReplyEntry, map},
+    abi::{Address, Backend, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, Port, ReplyEntry, map},
     tcp_state::{State, lifetime_ns},
 };
 
@@ -51,12 +51,9 @@ struct Backends(Vec<(u32, bool, Address, Port)>);
 
 impl Backends {
     fn read(maps: &Maps) -> Result<Self, DatapathError> {
-        let mut all = Vec::with_capacity(MAX_BACKENDS as usize);
-        for backend in maps.backends.iter() {
-            let backend = backend.map_err(failed(map::BACKENDS))?;
-            all.push((backend.generation, backend.is_active(), backend.address, backend.port));
-        }
-        Ok(Self(all))
+        let all = maps.all_backends()?;
+        let known = |backend: &Backend| (backend.generation, backend.is_active(), backend.address, backend.port);
+        Ok(Self(all.iter().map(known).collect()))
     }
 
     /// Returns whether flows of a backend go on. One that was published after the sweep had begun is younger than what

@@ -87,7 +87,7 @@ pub fn replace_program(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_UPDATE, &mut update) }.map(|_| ())
 }
 
-/// Shows every entry of a hash map. Entries that come or go meanwhile may be missed or shown; none is shown torn in its
+/// Shows every entry of a map. Entries of a hash map that come or go meanwhile may be missed or shown; none is shown torn in its
 /// key.
 ///
 /// # Errors

@@ -158,8 +158,7 @@ impl Reading {
         }
         let mut sum = self.maps.retired.get(&told.id, 0).map_err(crate::datapath::maps::failed(abi::map::RETIRED))?;
         // All backends that the frontend ever had and whose counters are not put away yet, be they gone or not.
-        for (id, backend) in (0..).zip(self.maps.backends.iter()) {
-            let backend = backend.map_err(crate::datapath::maps::failed(abi::map::BACKENDS))?;
+        for (id, backend) in (0..).zip(self.maps.all_backends()?) {
             if backend.generation != 0 && backend.frontend == told.id {
                 sum.add(&self.maps.traffic(id)?);
             }
