@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {
@@ -622,6 +622,12 @@ impl FlowEntry {
     #[inline(always)]
     pub const fn state(&self) -> crate::tcp_state::State {
         crate::tcp_state::State::of(crate::tcp_state::Seen(self.ingress), crate::tcp_state::Seen(self.egress))
+    }
+
+    /// Returns whether the connection is in another table, for which this entry keeps a place.
+    #[inline(always)]
+    pub const fn is_moved(&self) -> bool {
+        self.ingress & crate::tcp_state::Seen::MOVED != 0
     }
 
     /// Returns whether it has idled for longer than its state allows: it is as good as gone, whether it was swept or not.

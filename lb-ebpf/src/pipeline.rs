@@ -6,7 +6,8 @@
 //! 2. Not for a frontend: left to the host.
 //! 3. A connection whose client has proven nothing yet. The acknowledgement of the SYN-ACK proves it, and moves it to
 //!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
-//!    that the table of the proven holds what lives, with or without an agent.
+//!    that the table of the proven holds what lives, with or without an agent. Its old place is kept for that as long as
+//!    nobody else needs it.
 //! 4. A beginning: a SYN, or any datagram. The next backend in turn; the reply's key is claimed, so that no two flows
 //!    share one; where the client's port is taken on the backend's side, the flow gets another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
@@ -123,7 +124,7 @@ fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tab
     };
     let (silent, over) = (is_silent(packet, flow, arrival.now), restarts(packet, flow, arrival.now));
     // Between the look-up and here, the memory may have become another flow's; this one has been moved or removed then.
-    if flow.tag() != packet.key.tag() {
+    if flow.tag() != packet.key.tag() || flow.client().any(Seen::MOVED) {
         return GoingOn::No;
     }
     match serving {
@@ -326,7 +327,9 @@ fn note_reply<T: Tables>(
 #[inline(always)]
 fn connection<T: Tables>(key: &FlowKey, tables: &T) -> Option<(Table, Shared<FlowEntry>)> {
     for table in [Table::Proven, Table::HalfOpen, Table::Proven] {
-        if let Some(flow) = tables.flow(table, key) {
+        if let Some(flow) = tables.flow(table, key)
+            && !flow.client().any(Seen::MOVED)
+        {
             return Some((table, flow));
         }
     }
@@ -366,17 +369,36 @@ fn disown<T: Tables>(packet: &Headers, tables: &T) -> Verdict {
     Verdict::Pass(PassReason::NotReply)
 }
 
-/// Moves a connection that is over out of the proven ones. The copies come first: another processor finds it in one
-/// place or the other.
+/// Moves a connection that is over out of the proven ones, back to where it came from, if that place is still its own.
+/// That comes first: another processor finds it in one place or the other.
 #[inline(always)]
 fn retire<T: Tables>(
     (key, flow): (&FlowKey, Shared<FlowEntry>),
     (reply_key, reply): (&FlowKey, Shared<ReplyEntry>),
     tables: &T,
 ) {
-    if tables.put_flow(Table::HalfOpen, key, flow) == Insert::Done
-        && tables.put_reply(Table::HalfOpen, reply_key, reply) == Insert::Done
-    {
+    // To change what is there costs a tenth of an insertion.
+    let reply_is_back = match tables.reply(Table::HalfOpen, reply_key) {
+        Some(former) if former.is_of(reply_key, reply) => {
+            former.set_last_seen(reply.last_seen());
+            former.set_ifindex(reply.ifindex());
+            former.set_acknowledged(reply.acknowledged());
+            former.set_flags(reply.flags());
+            true
+        }
+        Some(_) | None => tables.put_reply(Table::HalfOpen, reply_key, reply) == Insert::Done,
+    };
+    let flow_is_back = match tables.flow(Table::HalfOpen, key) {
+        Some(former) if former.is_of(key, flow) => {
+            former.set_last_seen(flow.last_seen());
+            former.set_ifindex(flow.ifindex());
+            former.set_server(flow.server());
+            former.set_client(flow.client());
+            true
+        }
+        Some(_) | None => tables.put_flow(Table::HalfOpen, key, flow) == Insert::Done,
+    };
+    if reply_is_back && flow_is_back {
         tables.remove_flow(Table::Proven, key);
         tables.remove_reply(Table::Proven, reply_key);
     }
@@ -510,7 +532,8 @@ fn proves(packet: &Headers, flow: Shared<FlowEntry>) -> bool {
 /// Moves a connection to the proven ones: reply half first, so that the forward half never stands alone. If there is no
 /// room, it works on where it is, and is tried again a second later.
 ///
-/// The half-open reply stays behind and ages out: another processor may be between its two look-ups.
+/// Both halves stay behind, the forward one marked as moved, and age out unless the connection comes back when it is over:
+/// another processor may be between its two look-ups.
 #[inline(always)]
 fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
     let reply_key = reply_key(known.backend, known.flow, packet.proto);
@@ -519,7 +542,9 @@ fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
         if tables.put_reply(Table::Proven, &reply_key, reply) == Insert::Done {
             match tables.add_flow(Table::Proven, &packet.key, known.flow) {
                 Insert::Done => {
-                    tables.remove_flow(Table::HalfOpen, &packet.key);
+                    if known.flow.tag() == packet.key.tag() {
+                        known.flow.set_client(known.flow.client().with(Seen::MOVED));
+                    }
                     tables.count(Event::Proven);
                     catch_up(packet, known, (&reply_key, reply), tables);
                     return;
@@ -561,6 +586,10 @@ fn catch_up<T: Tables>(
 fn renew_reply<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
     let flow = known.flow;
     let reply_key = reply_key(known.backend, flow, packet.proto);
+    // An insertion that fails costs as much as one that does not.
+    if tables.reply(known.table, &reply_key).is_some() {
+        return;
+    }
     let whose = (flow.backend(), flow.generation(), flow.ifindex());
     if let Some(scratch) = tables.scratch() {
         let reply = scratch.reply(ReplyEntry::new(&reply_key, packet.key, whose, packet.sequence, arrival.now));

@@ -118,6 +118,16 @@ impl Shared<FlowEntry> {
         self.set_egress_bits(seen.0);
     }
 
+    /// Returns whether this is an entry of the same flow as another, under a key.
+    #[inline(always)]
+    pub fn is_of(self, key: &FlowKey, other: Self) -> bool {
+        self.tag() == key.tag()
+            && self.backend() == other.backend()
+            && self.generation() == other.generation()
+            && self.seen_client_port() == other.seen_client_port()
+            && self.seen_client() == other.seen_client()
+    }
+
     /// Returns how far the flow has come.
     #[inline(always)]
     pub fn state(self) -> State {
@@ -140,6 +150,26 @@ impl Shared<ReplyEntry> {
     field!(acknowledged, set_acknowledged, acknowledged, u32);
     field!(tag, tag, u32);
     field!(flags, set_flags, flags, u8);
+
+    /// Returns whether this is an entry of the same reply half as another, under a key.
+    #[inline(always)]
+    pub fn is_of(self, key: &FlowKey, other: Self) -> bool {
+        self.tag() == key.tag()
+            && self.backend() == other.backend()
+            && self.generation() == other.generation()
+            && self.has_flow_of(other)
+    }
+
+    /// Compares word by word: a program's stack has no room for two more keys.
+    #[inline(always)]
+    fn has_flow_of(self, other: Self) -> bool {
+        const WORDS: usize = size_of::<FlowKey>() / size_of::<u32>();
+        // SAFETY: `new`'s caller keeps the values allocated; a key is made of whole words, and aligned to them.
+        let word = |entry: Self, place: usize| unsafe {
+            (&raw const (*entry.0.as_ptr()).flow).cast::<u32>().add(place).read_volatile()
+        };
+        (0..WORDS).all(|place| word(self, place) == word(other, place))
+    }
 }
 
 /// Room for entries that are about to be inserted: a program's stack of 512 bytes has none.

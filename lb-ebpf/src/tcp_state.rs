@@ -76,6 +76,9 @@ impl Seen {
     /// The flow is one of datagrams. In the client's byte.
     pub const DATAGRAMS: u8 = 0x40;
 
+    /// The connection is among the proven ones; this entry is only kept for when it is over. In the client's byte.
+    pub const MOVED: u8 = 0x80;
+
     /// Returns whether any of `bits` is set.
     #[inline(always)]
     pub const fn any(self, bits: u8) -> bool {

@@ -204,7 +204,7 @@ impl Object {
     /// Returns a flow that is not proven, or over.
     pub fn half_open(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
         let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::HALF_OPEN).unwrap().try_into().unwrap();
-        flows.get(&key(from, to, proto), 0).ok()
+        flows.get(&key(from, to, proto), 0).ok().filter(|flow| !flow.is_moved())
     }
 
     /// Returns a flow of UDP.

@@ -636,6 +636,12 @@ fn a_flood_pushes_out_no_proven_flow() {
     for (from, backend) in proven {
         assert_eq!(forwarded(&object, Door::Tc, &tcp(from, FRONTEND, ACK, 101, 901, b"here")).to, backend);
         assert_eq!(forwarded(&object, Door::Reply, &tcp(backend, from, ACK, 901, 105, b"too")).from, FRONTEND);
+        // What was kept for when they are over has been pushed out: they find another place.
+        forwarded(&object, Door::Tc, &tcp(from, FRONTEND, FIN | ACK, 105, 904, &[]));
+        forwarded(&object, Door::Reply, &tcp(backend, from, FIN | ACK, 904, 106, &[]));
+        assert_eq!(object.half_open(from, FRONTEND, Proto::Tcp).map(|flow| flow.state()), Some(State::Closed));
+        assert!(object.flow(from, FRONTEND, Proto::Tcp).is_none());
+        forwarded(&object, Door::Tc, &tcp(from, FRONTEND, ACK, 106, 905, &[]));
     }
 }
 

@@ -155,7 +155,7 @@ enum Fate {
 fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
     if !backends.serves(entry.backend, entry.generation) || entry.is_expired(now) {
         Fate::Ended
-    } else if entry.state().is_over() {
+    } else if entry.state().is_over() || entry.is_moved() {
         Fate::Lingers
     } else {
         Fate::Active
