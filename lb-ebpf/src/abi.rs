@@ -27,7 +27,8 @@ pub mod map {
     /// `FlowKey as the backend sends it → ReplyEntry` of those. Hash. Writers and full: as `FLOWS`.
     pub const REPLIES: &str = "REPLIES";
     /// The same for TCP connections whose client has proven nothing yet, and for those that are over: late segments
-    /// still find home. LRU hash. Writer: datapath. Full: the oldest goes.
+    /// still find home. Also the former entries of the proven, marked as moved. LRU hash. Writer: datapath. Full: the
+    /// oldest goes.
     pub const HALF_OPEN: &str = "HALF_OPEN";
     /// The reply halves of those. As `HALF_OPEN`.
     pub const HALF_OPEN_REPLIES: &str = "HALF_OPEN_REPLIES";

@@ -199,13 +199,6 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     if packet.flags.opens() || late || moves {
         renew_reply(packet, arrival, known, tables);
     }
-    // A client that has given up may try again from the same port, by another sequence.
-    if packet.flags.opens()
-        && let Some(reply) = tables.reply(Table::HalfOpen, &reply_key(known.backend, flow, packet.proto))
-        && reply.flags() & REPLY_SEEN == 0
-    {
-        reply.set_acknowledged(packet.sequence.wrapping_add(1));
-    }
     if moves {
         flow.set_client(flow.client().with(Seen::PROVEN));
         promote(packet, known, tables);
@@ -244,11 +237,13 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
         Some(backend) if backend.serves(generation) => {}
         Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
     }
+    // Before that, the entry tells which acknowledgement answers the SYN. Later, it may be another flow's.
+    let acknowledges = packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged();
+    if acknowledges && (!first || answers(packet, reply)) {
+        reply.set_acknowledged(packet.acknowledgement);
+    }
     if packet.flags.moves() || first || late {
         note_reply(packet, arrival, (table, reply), (&to.reversed(), id, generation), tables)?;
-    }
-    if packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged() {
-        reply.set_acknowledged(packet.acknowledgement);
     }
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
@@ -586,13 +581,17 @@ fn catch_up<T: Tables>(
 fn renew_reply<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
     let flow = known.flow;
     let reply_key = reply_key(known.backend, flow, packet.proto);
-    // An insertion that fails costs as much as one that does not.
-    if tables.reply(known.table, &reply_key).is_some() {
-        return;
-    }
     let whose = (flow.backend(), flow.generation(), flow.ifindex());
-    if let Some(scratch) = tables.scratch() {
-        let reply = scratch.reply(ReplyEntry::new(&reply_key, packet.key, whose, packet.sequence, arrival.now));
+    let Some(scratch) = tables.scratch() else { return };
+    let expected = packet.sequence.wrapping_add(u32::from(packet.flags.opens()));
+    let reply = scratch.reply(ReplyEntry::new(&reply_key, packet.key, whose, expected, arrival.now));
+    // An insertion that fails costs as much as one that does not.
+    if let Some(there) = tables.reply(known.table, &reply_key) {
+        // A client that has given up may try again from the same port, by another sequence.
+        if packet.flags.opens() && there.flags() & REPLY_SEEN == 0 && there.is_of(&reply_key, reply) {
+            there.set_acknowledged(expected);
+        }
+    } else {
         let _taken_or_there = tables.add_reply(known.table, &reply_key, reply);
     }
 }

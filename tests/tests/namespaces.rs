@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         case("eight_parallel_streams_pass_both_ways", eight_parallel_streams_pass_both_ways),
         case("redis_is_served", redis_is_served),
         case("datagrams_stay_with_their_backend", datagrams_stay_with_their_backend),
+        case("a_socket_tells_two_frontends_of_one_server_apart", a_socket_tells_two_frontends_of_one_server_apart),
         case("clients_on_the_host_see_the_frontend", clients_on_the_host_see_the_frontend),
         case("a_backend_reaches_its_own_frontend", a_backend_reaches_its_own_frontend),
         case("no_backend_address_is_seen_on_the_wire", no_backend_address_is_seen_on_the_wire),
@@ -248,6 +249,26 @@ fn datagrams_stay_with_their_backend() {
         assert_eq!(senders.len(), 1, "one socket, one backend");
         connected.send(b"q").unwrap();
         assert_eq!(connected.recv_from(&mut room).expect("an answer").1, SocketAddr::from(([127, 0, 0, 1], 53)));
+    });
+}
+
+fn a_socket_tells_two_frontends_of_one_server_apart() {
+    let lab = Lab::new(2, Wiring::Bridge);
+    (0..2).for_each(|number| answer_datagrams(&lab, number));
+    let backends: Vec<String> = (0..2).map(|number| format!("{}:53", lab::backend(number))).collect();
+    let mut arguments = vec!["--publish", "53/udp", "--publish", "54/udp", "--uplink", "up0"];
+    backends.iter().for_each(|backend| arguments.extend(["--backend", backend]));
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(2);
+
+    inside(&lab.balancer(), || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        for port in [53, 54, 53, 54] {
+            socket.send_to(b"q", ("127.0.0.1", port)).unwrap();
+            let (_, from) = socket.recv_from(&mut [0; 16]).expect("an answer");
+            assert_eq!(from, SocketAddr::from(([127, 0, 0, 1], port)), "the answer is that of whom was asked");
+        }
     });
 }
 
