@@ -6,9 +6,9 @@ use clap::{Args, ValueEnum};
 
 /// Compare the balancer with what one would use instead, side by side on this machine.
 ///
-/// Everything runs in network namespaces that are made and removed by the run; `containers` and a part of `control` use Docker. Systems take
-/// turns round by round (A B C A B C), and a ratio compares two systems within one round, so that what else the machine does meets all of
-/// them alike. What a peer or a kernel lacks is said and left out.
+/// Everything runs in network namespaces that are made and removed by the run; `containers` and a part of `control` use
+/// Docker. Systems take turns round by round (A B C A B C), and a ratio compares two systems within one round, so that
+/// what else the machine does meets all of them alike. What a peer or a kernel lacks is said and left out.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
   cargo xtask bench                                  everything, about 25 minutes

@@ -18,7 +18,7 @@ use crate::{
     setup, sh,
 };
 
-/// What of the command line `lb-bench` is not told, but cargo.
+// Without a text of its own, so that `--help` shows that of the options.
 #[derive(Args)]
 pub struct Bench {
     #[command(flatten)]
