@@ -32,7 +32,8 @@ pub mod map {
     pub const HALF_OPEN: &str = "HALF_OPEN";
     /// The reply halves of those. As `HALF_OPEN`.
     pub const HALF_OPEN_REPLIES: &str = "HALF_OPEN_REPLIES";
-    /// The same for UDP. LRU hash. Writer: datapath. Full: the oldest goes; its next datagram takes the next backend.
+    /// The same for UDP. LRU hash. Writer: datapath; the agent deletes those whose client's device is gone. Full: the
+    /// oldest goes; its next datagram takes the next backend.
     pub const DATAGRAMS: &str = "DATAGRAMS";
     /// The reply halves of those. As `DATAGRAMS`; one that went is put back within a second of its flow's traffic.
     pub const DATAGRAM_REPLIES: &str = "DATAGRAM_REPLIES";

@@ -197,11 +197,11 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     let proven = flow.client().any(Seen::PROVEN);
     let moves = if proven { late && !flow.state().is_over() } else { proves(packet, flow) };
     if packet.flags.opens() || late || moves {
-        renew_reply(packet, arrival, known, tables);
-    }
-    if moves {
-        flow.set_client(flow.client().with(Seen::PROVEN));
-        promote(packet, known, tables);
+        let reply = renew_reply(packet, arrival, known, tables);
+        if moves {
+            flow.set_client(flow.client().with(Seen::PROVEN));
+            promote(packet, known, reply, tables);
+        }
     }
 }
 
@@ -268,7 +268,7 @@ fn note_reply<T: Tables>(
     tables: &T,
 ) -> Result<(), Verdict> {
     if reply.flags() & REPLY_FOREIGN != 0 && !answers(packet, reply) {
-        return Err(foreign(arrival, reply));
+        return Err(foreign(packet, arrival, reply));
     }
     let found = match table {
         Table::Proven | Table::HalfOpen => connection(key, tables),
@@ -281,7 +281,7 @@ fn note_reply<T: Tables>(
                 && flow.seen_client_port() == packet.key.destination_port =>
         {
             if matches!(flow.state(), State::SynSent) && !answers(packet, reply) {
-                return Err(foreign(arrival, reply));
+                return Err(foreign(packet, arrival, reply));
             }
             let before = flow.server();
             if packet.flags.accepts() {
@@ -297,6 +297,15 @@ fn note_reply<T: Tables>(
             };
             if after != before && flow.tag() == key.tag() {
                 flow.set_server(after);
+                // It may have been moved meanwhile: this side or that of `promote` sees what the other has written, but for
+                // the nanoseconds that a store waits; then the connection counts as open until it has idled out.
+                if matches!(at, Table::HalfOpen)
+                    && flow.client().any(Seen::MOVED)
+                    && let Some(moved) = tables.flow(Table::Proven, key)
+                    && moved.tag() == key.tag()
+                {
+                    moved.set_server(moved.server().with(after.0));
+                }
                 // Read again: the client's FIN may have come on another processor since.
                 if matches!((at, table), (Table::Proven, Table::Proven)) && flow.state().is_over() {
                     retire((key, flow), (&packet.key, reply), tables);
@@ -340,9 +349,11 @@ fn answers(packet: &Headers, reply: Shared<ReplyEntry>) -> bool {
 
 /// Notes that the reply key is another connection's, which goes past us.
 #[inline(always)]
-fn foreign(arrival: Arrival, reply: Shared<ReplyEntry>) -> Verdict {
-    reply.set_flags(REPLY_FOREIGN);
-    reply.set_last_seen(arrival.now);
+fn foreign(packet: &Headers, arrival: Arrival, reply: Shared<ReplyEntry>) -> Verdict {
+    if reply.tag() == packet.key.tag() {
+        reply.set_flags(REPLY_FOREIGN);
+        reply.set_last_seen(arrival.now);
+    }
     Verdict::Pass(PassReason::NotReply)
 }
 
@@ -372,7 +383,8 @@ fn retire<T: Tables>(
     (reply_key, reply): (&FlowKey, Shared<ReplyEntry>),
     tables: &T,
 ) {
-    // To change what is there costs a tenth of an insertion.
+    // To change what is there costs a tenth of an insertion. Should the place become another flow's right now, that one
+    // takes this one's end for its own, and is scheduled anew by its next SYN.
     let reply_is_back = match tables.reply(Table::HalfOpen, reply_key) {
         Some(former) if former.is_of(reply_key, reply) => {
             former.set_last_seen(reply.last_seen());
@@ -463,7 +475,7 @@ fn touch<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, table
         flow.set_last_seen(arrival.now);
     }
     if matches!(known.table, Table::Datagrams) {
-        renew_reply(packet, arrival, known, tables);
+        let _taken_or_there = renew_reply(packet, arrival, known, tables);
     }
     // Only where the packet shows that its sender knows the connection: who can forge addresses must not draw replies to
     // another device.
@@ -530,18 +542,22 @@ fn proves(packet: &Headers, flow: Shared<FlowEntry>) -> bool {
 /// Both halves stay behind, the forward one marked as moved, and age out unless the connection comes back when it is over:
 /// another processor may be between its two look-ups.
 #[inline(always)]
-fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
+fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, reply: Option<Shared<ReplyEntry>>, tables: &T) {
     let reply_key = reply_key(known.backend, known.flow, packet.proto);
-    if let Some(reply) = tables.reply(Table::HalfOpen, &reply_key) {
+    if let Some(reply) = reply {
+        let before = known.flow.server();
         reply.set_flags(REPLY_SEEN);
         if tables.put_reply(Table::Proven, &reply_key, reply) == Insert::Done {
             match tables.add_flow(Table::Proven, &packet.key, known.flow) {
                 Insert::Done => {
                     if known.flow.tag() == packet.key.tag() {
                         known.flow.set_client(known.flow.client().with(Seen::MOVED));
+                        let after = known.flow.server();
+                        if after != before {
+                            catch_up(packet, after, (&reply_key, reply), tables);
+                        }
                     }
                     tables.count(Event::Proven);
-                    catch_up(packet, known, (&reply_key, reply), tables);
                     return;
                 }
                 // Another processor was faster.
@@ -556,43 +572,45 @@ fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) {
 /// Tells a connection that has just been moved what its backend did meanwhile, on another processor, to the entry that it
 /// was copied from.
 #[inline(always)]
-fn catch_up<T: Tables>(
-    packet: &Headers,
-    known: &Known<'_>,
-    (reply_key, reply): (&FlowKey, Shared<ReplyEntry>),
-    tables: &T,
-) {
-    let before = known.flow.server();
-    if known.flow.tag() != packet.key.tag() {
-        return;
-    }
+fn catch_up<T: Tables>(packet: &Headers, server: Seen, (reply_key, reply): (&FlowKey, Shared<ReplyEntry>), tables: &T) {
     let Some(flow) = tables.flow(Table::Proven, &packet.key) else { return };
-    if flow.server().with(before.0) == flow.server() || flow.tag() != packet.key.tag() {
+    if flow.tag() != packet.key.tag() {
         return;
     }
-    flow.set_server(flow.server().with(before.0));
+    flow.set_server(flow.server().with(server.0));
     if flow.state().is_over() {
         retire((&packet.key, flow), (reply_key, reply), tables);
     }
 }
 
-/// Puts the reply half of a flow back, should it have been pushed out.
+/// Puts the reply half of a flow back, should it have been pushed out, and returns it, unless its key is another flow's by
+/// now.
 #[inline(always)]
-fn renew_reply<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tables: &T) {
+fn renew_reply<T: Tables>(
+    packet: &Headers,
+    arrival: Arrival,
+    known: &Known<'_>,
+    tables: &T,
+) -> Option<Shared<ReplyEntry>> {
     let flow = known.flow;
     let reply_key = reply_key(known.backend, flow, packet.proto);
-    let whose = (flow.backend(), flow.generation(), flow.ifindex());
-    let Some(scratch) = tables.scratch() else { return };
     let expected = packet.sequence.wrapping_add(u32::from(packet.flags.opens()));
-    let reply = scratch.reply(ReplyEntry::new(&reply_key, packet.key, whose, expected, arrival.now));
     // An insertion that fails costs as much as one that does not.
     if let Some(there) = tables.reply(known.table, &reply_key) {
+        if there.tag() != reply_key.tag() || !there.leads_to(&packet.key) {
+            return None;
+        }
         // A client that has given up may try again from the same port, by another sequence.
-        if packet.flags.opens() && there.flags() & REPLY_SEEN == 0 && there.is_of(&reply_key, reply) {
+        if packet.flags.opens() && there.flags() & REPLY_SEEN == 0 {
             there.set_acknowledged(expected);
         }
-    } else {
-        let _taken_or_there = tables.add_reply(known.table, &reply_key, reply);
+        return Some(there);
+    }
+    let whose = (flow.backend(), flow.generation(), flow.ifindex());
+    let reply = tables.scratch()?.reply(ReplyEntry::new(&reply_key, packet.key, whose, expected, arrival.now));
+    match tables.add_reply(known.table, &reply_key, reply) {
+        Insert::Done => tables.reply(known.table, &reply_key),
+        Insert::Exists | Insert::Full => None,
     }
 }
 

@@ -157,18 +157,20 @@ impl Shared<ReplyEntry> {
         self.tag() == key.tag()
             && self.backend() == other.backend()
             && self.generation() == other.generation()
-            && self.has_flow_of(other)
+            // SAFETY: `new`'s caller keeps the value allocated.
+            && self.leads_to(unsafe { &(*other.0.as_ptr()).flow })
     }
 
-    /// Compares word by word: a program's stack has no room for two more keys.
+    /// Returns whether this is the reply half of a flow. Compares word by word: a program's stack has no room for one key
+    /// more.
     #[inline(always)]
-    fn has_flow_of(self, other: Self) -> bool {
+    pub fn leads_to(self, flow: &FlowKey) -> bool {
         const WORDS: usize = size_of::<FlowKey>() / size_of::<u32>();
-        // SAFETY: `new`'s caller keeps the values allocated; a key is made of whole words, and aligned to them.
-        let word = |entry: Self, place: usize| unsafe {
-            (&raw const (*entry.0.as_ptr()).flow).cast::<u32>().add(place).read_volatile()
-        };
-        (0..WORDS).all(|place| word(self, place) == word(other, place))
+        // SAFETY: `new`'s caller keeps the value allocated; a key is made of whole words, and aligned to them.
+        let word = |key: *const FlowKey, place: usize| unsafe { key.cast::<u32>().add(place).read_volatile() };
+        // SAFETY: a field of a value that `new`'s caller keeps allocated.
+        let own = unsafe { &raw const (*self.0.as_ptr()).flow };
+        (0..WORDS).all(|place| word(own, place) == word(flow, place))
     }
 }
 

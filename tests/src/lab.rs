@@ -88,12 +88,7 @@ impl Lab {
             ip(&format!("netns add {name}"));
             ip(&format!("-n {name} link set lo up"));
         }
-        ip(&format!("link add cl0 netns {client} type veth peer name up0 netns {balancer}"));
-        ip(&format!("-n {client} addr add {CLIENT}/24 dev cl0"));
-        ip(&format!("-n {client} link set cl0 up"));
-        ip(&format!("-n {client} route add default via {UPLINK}"));
-        ip(&format!("-n {balancer} addr add {UPLINK}/24 dev up0"));
-        ip(&format!("-n {balancer} link set up0 up"));
+        lab.add_uplink();
         if wiring == Wiring::Bridge {
             ip(&format!("-n {balancer} link add br0 type bridge"));
             ip(&format!("-n {balancer} addr add 198.18.2.1/24 dev br0"));
@@ -104,6 +99,22 @@ impl Lab {
         }
         run(lab.command(&balancer, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
         lab
+    }
+
+    fn add_uplink(&self) {
+        let (client, balancer) = (self.client(), self.balancer());
+        ip(&format!("link add cl0 netns {client} type veth peer name up0 netns {balancer}"));
+        ip(&format!("-n {client} addr add {CLIENT}/24 dev cl0"));
+        ip(&format!("-n {client} link set cl0 up"));
+        ip(&format!("-n {client} route add default via {UPLINK}"));
+        ip(&format!("-n {balancer} addr add {UPLINK}/24 dev up0"));
+        ip(&format!("-n {balancer} link set up0 up"));
+    }
+
+    /// Takes the uplink away and makes another one of the same name and addresses.
+    pub fn replace_uplink(&self) {
+        ip(&format!("-n {} link del up0", self.balancer()));
+        self.add_uplink();
     }
 
     fn add_backend(&self, number: usize, wiring: Wiring) {

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         case("redis_is_served", redis_is_served),
         case("datagrams_stay_with_their_backend", datagrams_stay_with_their_backend),
         case("a_socket_tells_two_frontends_of_one_server_apart", a_socket_tells_two_frontends_of_one_server_apart),
+        case("datagrams_go_on_by_an_uplink_that_was_replaced", datagrams_go_on_by_an_uplink_that_was_replaced),
         case("clients_on_the_host_see_the_frontend", clients_on_the_host_see_the_frontend),
         case("a_backend_reaches_its_own_frontend", a_backend_reaches_its_own_frontend),
         case("no_backend_address_is_seen_on_the_wire", no_backend_address_is_seen_on_the_wire),
@@ -270,6 +271,31 @@ fn a_socket_tells_two_frontends_of_one_server_apart() {
             assert_eq!(from, SocketAddr::from(([127, 0, 0, 1], port)), "the answer is that of whom was asked");
         }
     });
+}
+
+fn datagrams_go_on_by_an_uplink_that_was_replaced() {
+    let lab = Lab::new(1, Wiring::Bridge);
+    answer_datagrams(&lab, 0);
+    let backend = format!("{}:53", lab::backend(0));
+    let arguments = ["--publish", "53/udp", "--uplink", "up0", "--backend", &backend];
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+    let socket = inside(&lab.client(), || UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let asks = || {
+        // While there is no route, it cannot even be sent.
+        let _lost = socket.send_to(b"q", (UPLINK, 53));
+        socket.recv_from(&mut [0; 16]).is_ok()
+    };
+    assert!(asks(), "the first is answered");
+
+    lab.replace_uplink();
+
+    // The agent looks at the interfaces every five seconds. The client is never quiet, so that no flow of it idles out.
+    let start = Instant::now();
+    while !asks() {
+        assert!(start.elapsed() < Duration::from_secs(20), "replies go to the device that is gone");
+    }
 }
 
 fn clients_on_the_host_see_the_frontend() {

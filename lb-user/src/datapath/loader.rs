@@ -81,7 +81,14 @@ impl Datapath {
         let netns_cookie = netns::current_cookie().map_err(|source| DatapathError::Netns { source })?;
         let lock = pins::lock(opening.instance)?;
         let pins = Pins::of(opening.instance);
-        let new = is_stillborn(&pins.names().unwrap_or_default(), || Maps::has_record(&pins));
+        let names = match pins.names() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            // What cannot be read may be serving, and is not to be removed.
+            names => {
+                names.map_err(|source| DatapathError::Pin { action: "read", path: pins.folder().to_owned(), source })?
+            }
+        };
+        let new = is_stillborn(&names, || Maps::has_record(&pins));
         if new {
             // Whatever a run that died while it began has left serves nobody.
             pins.remove_all()?;

@@ -43,6 +43,8 @@ pub struct Maps {
     pub half_open: Table<FlowKey, FlowEntry>,
     /// UDP flows.
     pub datagrams: Table<FlowKey, FlowEntry>,
+    /// Reply halves of those.
+    pub datagram_replies: Table<FlowKey, ReplyEntry>,
     /// Connected sockets of this host, by their cookies.
     pub local_flows: Table<u64, LocalFlow>,
     /// Unconnected UDP sockets of this host.
@@ -79,6 +81,7 @@ impl Maps {
             replies: Table::open(pins, map::REPLIES)?,
             half_open: Table::open(pins, map::HALF_OPEN)?,
             datagrams: Table::open(pins, map::DATAGRAMS)?,
+            datagram_replies: Table::open(pins, map::DATAGRAM_REPLIES)?,
             local_flows: Table::open(pins, map::LOCAL_FLOWS)?,
             local_datagrams: Table::open(pins, map::LOCAL_DATAGRAMS)?,
         })

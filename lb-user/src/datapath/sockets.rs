@@ -80,17 +80,23 @@ mod tests {
 
     #[test]
     fn sockets_are_listed_as_long_as_they_are_open() {
+        // So many that no other process explains them.
+        const MANY: usize = 100;
         let before = cookies().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listeners: Vec<_> = (0..MANY).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let with_listeners = cookies().unwrap();
+        let streams: Vec<_> =
+            listeners.iter().map(|listener| TcpStream::connect(listener.local_addr().unwrap()).unwrap()).collect();
+        let with_streams = cookies().unwrap();
+        let datagrams: Vec<_> = (0..MANY).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let with_datagrams = cookies().unwrap();
+        drop(datagrams);
+        let without_datagrams = cookies().unwrap();
 
-        let during = cookies().unwrap();
-        drop((listener, stream, datagrams));
-        let after = cookies().unwrap();
-
-        let come: BTreeSet<_> = during.difference(&before).collect();
-        assert!(come.len() >= 3, "{come:?}");
-        assert!(come.iter().any(|cookie| !after.contains(cookie)), "a UDP socket lingers in no state");
+        assert!(with_listeners.difference(&before).count() >= MANY);
+        assert!(with_streams.difference(&with_listeners).count() >= 2 * MANY, "both ends");
+        assert!(with_datagrams.difference(&with_streams).count() >= MANY);
+        assert!(with_datagrams.difference(&without_datagrams).count() >= MANY, "a UDP socket lingers in no state");
+        drop((listeners, streams));
     }
 }

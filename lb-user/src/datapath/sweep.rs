@@ -11,7 +11,7 @@ use lb_ebpf::{
     tcp_state::{State, lifetime_ns},
 };
 
-use super::{DatapathError, Maps, maps::failed, netns, sockets};
+use super::{DatapathError, Maps, doors, maps::failed, netns, sockets};
 
 /// How long a reply half may idle before it is asked whether its flow still exists.
 const REPLY_IDLE_NS: u64 = 60_000_000_000;
@@ -93,6 +93,7 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
         maps.replies.delete(&reply_keys)?;
         census.ended += keys.len() as u64;
     }
+    census.ended += sweep_lost(maps)?;
     if depth == Depth::All {
         census.ended += sweep_replies(maps, &backends, now)?;
     }
@@ -173,6 +174,35 @@ fn reply_key(
     let Some(proto) = key.proto() else { return Ok(None) };
     let reply_key = FlowKey::new(address, port, entry.seen_client, entry.seen_client_port, proto);
     Ok(maps.replies.get(&reply_key)?.filter(|reply| reply.flow == *key).map(|_| reply_key))
+}
+
+/// Deletes flows of UDP whose client came by a device that is gone: replies leave by no other, and the client's datagrams
+/// would keep them alive. The next of those begins anew.
+fn sweep_lost(maps: &Maps) -> Result<u64, DatapathError> {
+    let mut devices = BTreeSet::new();
+    maps.datagrams.scan(|_, flow: &FlowEntry| {
+        devices.insert(flow.ifindex);
+    })?;
+    // What cannot be told is kept.
+    devices.retain(|&ifindex| matches!(doors::device_name(ifindex), Ok(None)));
+    if devices.is_empty() {
+        return Ok(0);
+    }
+    let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
+    maps.datagrams.scan(|key: &FlowKey, flow: &FlowEntry| {
+        if devices.contains(&flow.ifindex) {
+            keys.push(*key);
+        }
+    })?;
+    maps.datagram_replies.scan(|key: &FlowKey, reply: &ReplyEntry| {
+        if devices.contains(&reply.ifindex) {
+            reply_keys.push(*key);
+        }
+    })?;
+    // First the replies: a flow that begins meanwhile has claimed its own by then, or finds the key free.
+    maps.datagram_replies.delete(&reply_keys)?;
+    maps.datagrams.delete(&keys)?;
+    Ok(keys.len() as u64)
 }
 
 /// Deletes reply halves that stand alone.

@@ -264,6 +264,9 @@ async fn whole_list(
         match answer.payload {
             NetlinkPayload::InnerMessage(item) => list.push(item),
             NetlinkPayload::Error(error) => return Err(RtnetlinkError::NetlinkError(error)),
+            // The kernel has given up on the way, or had more to say than it found room for.
+            NetlinkPayload::Done(end) => is_whole &= end.code == 0,
+            NetlinkPayload::Overrun(_) => is_whole = false,
             _ => {}
         }
     }
