@@ -90,21 +90,16 @@ fn version(name: &str, arguments: &[&str]) -> Option<(String, String)> {
     Some((name.to_owned(), line.trim().to_owned()))
 }
 
-/// Returns a time as part of a file's name.
-pub fn stamp(time: SystemTime) -> String {
-    let text = humantime::format_rfc3339_seconds(time).to_string();
-    text.trim_end_matches('Z').replace(':', "").replace('T', "-")
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::options::folder_name;
 
     #[test]
-    fn a_stamp_is_a_file_name() {
-        assert_eq!(stamp(UNIX_EPOCH + Duration::from_secs(1_780_000_000)), "2026-05-28-202640");
+    fn the_folder_of_a_run_has_its_time() {
+        assert_eq!(folder_name(UNIX_EPOCH + Duration::from_secs(1_780_000_000)), "2026-05-28-202640");
     }
 
     #[test]

@@ -65,7 +65,8 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Result<()> {
     let started = SystemTime::now();
-    let folder = options.out.clone().unwrap_or_else(|| PathBuf::from("target/bench").join(machine::stamp(started)));
+    let folder =
+        options.out.clone().unwrap_or_else(|| PathBuf::from("target/bench").join(options::folder_name(started)));
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let mut session = Session::begin(options)?;
     let mut outcome = Ok(());

@@ -1,6 +1,9 @@
 //! What can be said to the benchmarks. `xtask` has the same command line and passes it on.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use clap::{Args, ValueEnum};
 
@@ -84,6 +87,12 @@ pub enum Peer {
     Ipvs,
     /// A port that Docker publishes, and its proxy for local clients
     Docker,
+}
+
+/// Returns the name of the folder for the results of a run that starts now, such as `2026-05-28-202640`.
+pub fn folder_name(started: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(started).to_string();
+    text.trim_end_matches('Z').replace(':', "").replace('T', "-")
 }
 
 /// Reads a duration.

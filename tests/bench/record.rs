@@ -25,6 +25,7 @@ pub enum Metric {
     Loss,
     CpuPerPacket,
     RoundTripP50,
+    RoundTripAdded,
     RoundTripP99,
     PerPacket,
     Lookups,
@@ -58,6 +59,7 @@ impl Metric {
             Self::Loss => "loss %",
             Self::CpuPerPacket => "CPU µs/packet",
             Self::RoundTripP50 => "round trip p50 µs",
+            Self::RoundTripAdded => "added µs",
             Self::RoundTripP99 => "round trip p99 µs",
             Self::PerPacket => "ns/packet",
             Self::Lookups => "in LRU look-ups",
@@ -85,6 +87,7 @@ impl Metric {
             | Self::Loss
             | Self::CpuPerPacket
             | Self::RoundTripP50
+            | Self::RoundTripAdded
             | Self::RoundTripP99
             | Self::PerPacket
             | Self::Lookups
@@ -108,6 +111,7 @@ impl Metric {
             | Self::ProcessPerRequest
             | Self::CpuPerPacket
             | Self::RoundTripP50
+            | Self::RoundTripAdded
             | Self::RoundTripP99
             | Self::PerPacket
             | Self::Resident

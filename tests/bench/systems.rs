@@ -242,6 +242,7 @@ impl<'f> Running<'f> {
 
     fn start_nftables(&mut self, rules: &str) -> Result<()> {
         let balancer = self.field.lab.balancer();
+        forget_connections(&balancer)?;
         apply_nft(&balancer, rules)?;
         self.undo.push(remove_table(&balancer, "lbbench"));
         Ok(())
@@ -250,6 +251,7 @@ impl<'f> Running<'f> {
     /// By the nftables back end of iptables, which is what distributions have: its tables can be removed whole.
     fn start_iptables(&mut self, service: &Service) -> Result<()> {
         let balancer = self.field.lab.balancer();
+        forget_connections(&balancer)?;
         self.undo.push(remove_table(&balancer, "nat"));
         replace_iptables(&balancer, service)
     }
@@ -468,6 +470,11 @@ fn remove_table(namespace: &str, table: &str) -> Command {
     let mut command = lab::command_in(namespace, "nft");
     command.args(["delete", "table", "ip", table]);
     command
+}
+
+/// Empties the table of tracked connections, which outlast the rules that made them: a turn must not pay for those before.
+fn forget_connections(namespace: &str) -> Result<()> {
+    checked(lab::command_in(namespace, "conntrack").arg("--flush"))
 }
 
 /// Runs a command that has to succeed.

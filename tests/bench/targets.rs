@@ -37,7 +37,7 @@ pub struct Outcome {
     pub wanted: String,
     /// What was measured.
     pub measured: Spread,
-    /// Whether the median is as wanted.
+    /// Whether the median is as wanted; of failures, every round.
     pub holds: bool,
 }
 
@@ -49,6 +49,10 @@ pub fn outcomes(record: &Record) -> Vec<Outcome> {
             if let Some(measured) = measured(&target, record, &case) {
                 let (wanted, holds) = match target.bound {
                     Bound::AtLeast(bound) => (format!("≥ {bound}"), measured.median >= bound),
+                    // One failure in one round is one too many.
+                    Bound::AtMost(bound) if target.metric == Metric::Failures => {
+                        (format!("≤ {bound}"), measured.high <= bound)
+                    }
                     Bound::AtMost(bound) => (format!("≤ {bound}"), measured.median <= bound),
                 };
                 let unit = if target.versus.is_some() { "×" } else { "" };
@@ -176,6 +180,18 @@ mod tests {
 
         let told: Vec<(&str, bool)> = outcomes.iter().map(|outcome| (outcome.what.as_str(), outcome.holds)).collect();
         assert_eq!(told, [("TC to direct: new connections", true), ("TC to HAProxy: new connections", false)]);
+    }
+
+    #[test]
+    fn one_failure_in_one_round_is_one_too_many() {
+        let mut record = Record::default();
+        for (round, failures) in [(1, 0.0), (2, 5.0), (3, 0.0)] {
+            record.add("churn", "", "ours, TC", round, Values::from([(Metric::Failures, failures)]));
+        }
+
+        let told: Vec<bool> = outcomes(&record).iter().map(|outcome| outcome.holds).collect();
+
+        assert_eq!(told, [false]);
     }
 
     #[test]

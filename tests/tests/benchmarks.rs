@@ -22,6 +22,7 @@ const TOOLS: &[Need] = &[
     Need::Program("ip"),
     Need::Program("nsenter"),
     Need::Program("nft"),
+    Need::Program("conntrack"),
     Need::Program("curl"),
     Need::Program("nginx"),
     Need::Program("wrk"),

@@ -3,7 +3,6 @@
 use std::{
     env,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
     process::{Command, ExitCode},
     time::SystemTime,
 };
@@ -14,7 +13,7 @@ use clap::Args;
 use crate::{
     build::{self, Profile},
     image,
-    options::{Options, Peer, Suite},
+    options::{self, Options, Peer, Suite},
     setup, sh,
 };
 
@@ -46,7 +45,7 @@ impl Bench {
 
         let out = match &self.options.out {
             Some(out) => out.clone(),
-            None => default_folder()?,
+            None => sh::target_dir()?.join("bench").join(options::folder_name(SystemTime::now())),
         };
         let mut bench = sh::as_root("env")?;
         bench.arg(format!("LB_BIN={}", agent.display())).arg(format!("LB_YARDSTICK={}", yardstick.display()));
@@ -98,11 +97,4 @@ fn commit() -> Option<String> {
     let mut git = Command::new("git");
     git.arg("-C").arg(sh::root()).args(["describe", "--always", "--dirty", "--abbrev=12"]);
     sh::output(&mut git).ok().map(|text| text.trim().to_owned())
-}
-
-fn default_folder() -> Result<PathBuf> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the clock")?;
-    let text = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + now).to_string();
-    let stamp = text.trim_end_matches('Z').replace(':', "").replace('T', "-");
-    Ok(sh::target_dir()?.join("bench").join(stamp))
 }

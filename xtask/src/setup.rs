@@ -144,7 +144,7 @@ struct Tool {
     package: &'static str,
 }
 
-const TEST_TOOLS: [Tool; 12] = [
+const TEST_TOOLS: [Tool; 13] = [
     Tool { program: "ip", package: "iproute2" },
     Tool { program: "nsenter", package: "util-linux" },
     Tool { program: "ethtool", package: "ethtool" },
@@ -155,6 +155,7 @@ const TEST_TOOLS: [Tool; 12] = [
     Tool { program: "redis-server", package: "redis-server" },
     Tool { program: "redis-benchmark", package: "redis-tools" },
     Tool { program: "nft", package: "nftables" },
+    Tool { program: "conntrack", package: "conntrack" },
     Tool { program: "stress-ng", package: "stress-ng" },
     Tool { program: "tcpdump", package: "tcpdump" },
 ];
@@ -181,9 +182,13 @@ pub fn ensure_tests() -> Result<()> {
 }
 
 /// What the balancer is compared with. Each can do without the others: what cannot be installed is left out, and told.
-const PEERS: [(Peer, Tool); 6] = [
+const PEERS: [(Peer, Tool); 10] = [
     (Peer::Nftables, Tool { program: "nft", package: "nftables" }),
+    (Peer::Nftables, Tool { program: "conntrack", package: "conntrack" }),
+    (Peer::Flowtable, Tool { program: "nft", package: "nftables" }),
+    (Peer::Flowtable, Tool { program: "conntrack", package: "conntrack" }),
     (Peer::Iptables, Tool { program: "iptables-nft", package: "iptables" }),
+    (Peer::Iptables, Tool { program: "conntrack", package: "conntrack" }),
     (Peer::Haproxy, Tool { program: "haproxy", package: "haproxy" }),
     (Peer::HaproxyHttp, Tool { program: "haproxy", package: "haproxy" }),
     (Peer::Nginx, Tool { program: "nginx", package: "nginx-light" }),

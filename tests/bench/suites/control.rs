@@ -122,8 +122,9 @@ fn first_packet(field: &Field, other: Other) -> Result<Values> {
     let client = field.lab.client();
     let open = || lab::inside(&client, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
     let (one, other) = (open()?, open()?);
+    let before = field.arrived_at(0);
     one.send_to(b"which", service.frontend())?;
-    wait_for("the first datagram", || field.arrived_at(0) > 0)?;
+    wait_for("the first datagram", || field.arrived_at(0) > before)?;
     let before = field.arrived_at(1);
     let start = Instant::now();
     ours.publish(&members[1..], &members[..1])?;
@@ -169,7 +170,7 @@ fn needs(session: &mut Session, field: &Field) -> Result<()> {
             agent.wait_for("all backends are ready", Duration::from_secs(60), |status| {
                 status["scaling"]["ready"] == ready
             });
-            establish(&field.lab.instance(), flows)?;
+            establish(&field.lab.instance(), flows, ready as u32)?;
             thread::sleep(Duration::from_secs(2)); // what starting has cost is behind it
             Ok(agent)
         });
@@ -188,16 +189,20 @@ fn needs(session: &mut Session, field: &Field) -> Result<()> {
 }
 
 /// Writes connections into the tables of a running instance as if packets had.
-fn establish(instance: &str, flows: u32) -> Result<()> {
+fn establish(instance: &str, flows: u32, backends: u32) -> Result<()> {
     let mut maps = Maps::open(&Pins::of(instance))?;
     let now = clock::ktime();
     for number in 0..flows {
         let client = Address::from_v4(Ipv4Addr::from(0x0a00_0000 + number).octets());
-        let backend = maps.backends.get(&(number % 2), 0).context("find the backend")?;
+        if number % 4096 == 0 {
+            interrupt::check()?;
+        }
+        let id = number % backends;
+        let backend = maps.backends.get(&id, 0).context("find the backend")?;
         let frontend = (Address::from_v4(lab::UPLINK.parse::<Ipv4Addr>()?.octets()), Port::new(HTTP));
         let key = FlowKey::new(client, Port::new(40_000), frontend.0, frontend.1, Proto::Tcp);
         let reply = FlowKey::new(backend.address, backend.port, client, Port::new(40_000), Proto::Tcp);
-        let whose = (number % 2, backend.generation);
+        let whose = (id, backend.generation);
         let mut entry = FlowEntry::new(&key, whose, 1, lb_ebpf::tcp_state::Seen::PROVEN, now);
         entry.egress = lb_ebpf::tcp_state::Seen::ANSWERED;
         let entry = FlowEntry { seen_client: client, seen_client_port: Port::new(40_000), ..entry };

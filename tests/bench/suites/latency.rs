@@ -1,5 +1,7 @@
 //! `latency`: round trips of one message at a time.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use lb_ebpf::abi::Proto;
 
@@ -11,7 +13,7 @@ use crate::{
     record::{Metric, Values},
     session::Session,
     stats::quantile,
-    systems::Running,
+    systems::{Running, reference},
 };
 
 const SUITE: &str = "latency";
@@ -30,14 +32,24 @@ pub fn run(session: &mut Session) -> Result<()> {
     let _awake = Awake::begin()?;
     for round in 1..=session.options.rounds {
         for (case, proto, systems, service) in &able {
+            // Those without a balancer have their turns before those that are compared with them.
+            let mut without = BTreeMap::new();
             for &system in systems {
                 session.turn((SUITE, case), system.name(), round, || {
                     let running = Running::start(system, &field, service)?;
                     let times = pingpong::measure(&running.client, *proto, running.targets[0], duration)?;
-                    Ok(Values::from([
-                        (Metric::RoundTripP50, quantile(&times, 0.5)),
-                        (Metric::RoundTripP99, quantile(&times, 0.99)),
-                    ]))
+                    let p50 = quantile(&times, 0.5);
+                    let mut values =
+                        Values::from([(Metric::RoundTripP50, p50), (Metric::RoundTripP99, quantile(&times, 0.99))]);
+                    match reference(system.name()) {
+                        Some(direct) => {
+                            values.extend(without.get(direct).map(|least| (Metric::RoundTripAdded, p50 - least)));
+                        }
+                        None => {
+                            without.insert(system.name(), p50);
+                        }
+                    }
+                    Ok(values)
                 })?;
             }
         }

@@ -69,7 +69,10 @@ fn measure(session: &mut Session, cases: &[usize]) -> Result<()> {
                     let start = Instant::now();
                     send(&mut lanes[..processors], &balancer, system, from, duration)?;
                     let (took, dropped) = (start.elapsed(), sink.sunk()? - before);
-                    Ok(Values::from([(Metric::PacketsPerSecond, dropped as f64 / took.as_secs_f64() / 1e3)]))
+                    Ok(Values::from([(
+                        Metric::PacketsPerSecond,
+                        dropped as f64 / took.as_secs_f64() / processors as f64 / 1e3,
+                    )]))
                 })?;
             }
         }
