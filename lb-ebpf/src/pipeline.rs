@@ -242,8 +242,12 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
     if acknowledges && (!first || answers(packet, reply)) {
         reply.set_acknowledged(packet.acknowledgement);
     }
-    if packet.flags.moves() || first || late {
+    // The client's acknowledgements keep a proven connection, not what its backend sends.
+    let is_proven = matches!(table, Table::Proven);
+    if packet.flags.moves() || first || (late && !is_proven) {
         note_reply(packet, arrival, (table, reply), (&to.reversed(), id, generation), tables)?;
+    } else if late {
+        reply.set_last_seen(arrival.now);
     }
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
@@ -363,7 +367,7 @@ fn is_shut_out<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) -> bo
     packet.flags.opens()
         && matches!(known.flow.state(), State::SynSent)
         && tables
-            .reply(known.table, &reply_key(known.backend, known.flow, packet.proto))
+            .reply(known.table, &reply_key(packet, known))
             .is_some_and(|reply| reply.flags() & REPLY_FOREIGN != 0)
 }
 
@@ -448,7 +452,7 @@ fn proceed<'t, T: Tables>(
 ) -> Result<ToBackend<'t>, Verdict> {
     let Known { flow, backend, .. } = *known;
     let id = flow.backend();
-    let to = FlowKey::new(flow.seen_client(), flow.seen_client_port(), backend.address, backend.port, packet.proto);
+    let to = to_backend(packet, known);
     let late = is_late(arrival, flow.last_seen());
     if flow.tag() != packet.key.tag() {
         return Err(Verdict::Drop(DropReason::Raced));
@@ -481,7 +485,7 @@ fn touch<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, table
     // another device.
     if flow.ifindex() != arrival.ifindex
         && matches!(packet.proto, Proto::Tcp)
-        && let Some(reply) = tables.reply(known.table, &reply_key(known.backend, flow, packet.proto))
+        && let Some(reply) = tables.reply(known.table, &reply_key(packet, known))
         && packet.sequence.wrapping_sub(reply.acknowledged()) < NARROW_WINDOW
     {
         flow.set_ifindex(arrival.ifindex);
@@ -501,7 +505,7 @@ fn note_end<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, ta
     if after == before {
         return;
     }
-    let reply_key = reply_key(known.backend, flow, packet.proto);
+    let reply_key = reply_key(packet, known);
     let Some(reply) = tables.reply(known.table, &reply_key) else { return };
     let window = if packet.flags.any(Flags::RST) { NARROW_WINDOW } else { FIN_WINDOW };
     if packet.sequence.wrapping_sub(reply.acknowledged()) >= window {
@@ -543,7 +547,7 @@ fn proves(packet: &Headers, flow: Shared<FlowEntry>) -> bool {
 /// another processor may be between its two look-ups.
 #[inline(always)]
 fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, reply: Option<Shared<ReplyEntry>>, tables: &T) {
-    let reply_key = reply_key(known.backend, known.flow, packet.proto);
+    let reply_key = reply_key(packet, known);
     if let Some(reply) = reply {
         let before = known.flow.server();
         reply.set_flags(REPLY_SEEN);
@@ -593,7 +597,7 @@ fn renew_reply<T: Tables>(
     tables: &T,
 ) -> Option<Shared<ReplyEntry>> {
     let flow = known.flow;
-    let reply_key = reply_key(known.backend, flow, packet.proto);
+    let reply_key = reply_key(packet, known);
     let expected = packet.sequence.wrapping_add(u32::from(packet.flags.opens()));
     // An insertion that fails costs as much as one that does not.
     if let Some(there) = tables.reply(known.table, &reply_key) {
@@ -616,8 +620,16 @@ fn renew_reply<T: Tables>(
 
 /// Returns the key of what a backend sends to the client of a flow.
 #[inline(always)]
-fn reply_key(backend: &Backend, flow: Shared<FlowEntry>, proto: Proto) -> FlowKey {
-    FlowKey::new(backend.address, backend.port, flow.seen_client(), flow.seen_client_port(), proto)
+fn reply_key(packet: &Headers, known: &Known<'_>) -> FlowKey {
+    to_backend(packet, known).reversed()
+}
+
+/// Returns the addresses and ports by which a backend is sent what a client of a flow sends.
+#[inline(always)]
+fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
+    let Known { flow, backend, .. } = *known;
+    let client = flow.client().address(packet.key.source, backend.host_address);
+    FlowKey::new(client, flow.seen_client_port(), backend.address, backend.port, packet.proto)
 }
 
 /// Chooses the backend whose turn it is.
@@ -662,14 +674,14 @@ fn schedule<'t, T: Tables>(
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own.
-    let (client, wanted) = if backend.address == packet.key.source {
+    let (client, wanted, stand_in) = if backend.address == packet.key.source {
         // Routing refuses the host's own address as a source that came from elsewhere.
         if backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing) {
             return Err(Verdict::Drop(DropReason::NoStandIn));
         }
-        (backend.host_address, other_port(tables))
+        (backend.host_address, other_port(tables), Seen::STAND_IN)
     } else {
-        (packet.key.source, packet.key.source_port)
+        (packet.key.source, packet.key.source_port, 0)
     };
     let port = match claim(packet, arrival, (client, wanted), (id, backend), scratch, tables) {
         Ok(port) => port,
@@ -684,7 +696,7 @@ fn schedule<'t, T: Tables>(
     };
     tables.remove_flow(table, &packet.key);
     let whose = (id, backend.generation);
-    let flow = FlowEntry::new(&packet.key, whose, arrival.ifindex, ingress, arrival.now).seen_as(client, port);
+    let flow = FlowEntry::new(&packet.key, whose, arrival.ifindex, ingress | stand_in, arrival.now).seen_as(port);
     match tables.add_flow(table, &packet.key, scratch.flow(flow)) {
         Insert::Done => {}
         // Another processor has begun it at the same moment: one flow, one backend. What was claimed here ages out.

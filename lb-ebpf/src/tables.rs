@@ -4,8 +4,7 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, Port, ReplyEntry,
-        Traffic,
+        Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, Port, ReplyEntry, Traffic,
     },
     tcp_state::{Seen, State, lifetime_ns},
     verdict::Event,
@@ -89,7 +88,6 @@ impl Shared<FlowEntry> {
     field!(awaited_ack, set_awaited_ack, awaited_ack, u32);
     field!(ifindex, set_ifindex, ifindex, u32);
     field!(tag, tag, u32);
-    field!(seen_client, seen_client, Address);
     field!(seen_client_port, seen_client_port, Port);
     field!(ingress_bits, set_ingress_bits, ingress, u8);
     field!(egress_bits, set_egress_bits, egress, u8);
@@ -125,7 +123,7 @@ impl Shared<FlowEntry> {
             && self.backend() == other.backend()
             && self.generation() == other.generation()
             && self.seen_client_port() == other.seen_client_port()
-            && self.seen_client() == other.seen_client()
+            && self.client().any(Seen::STAND_IN) == other.client().any(Seen::STAND_IN)
     }
 
     /// Returns how far the flow has come.

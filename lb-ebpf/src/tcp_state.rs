@@ -3,6 +3,8 @@
 //! Only segments with SYN, FIN or RST add to that, so the established path never looks at it. Each direction keeps a
 //! byte of its own: a client's FIN and a backend's, crossing on two processors, both count.
 
+use crate::abi::Address;
+
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
 
@@ -73,9 +75,10 @@ impl Seen {
     pub const ANSWERED: u8 = Flags::SYN;
     /// The client has shown that it received what the backend sent.
     pub const PROVEN: u8 = Flags::ACK;
+    /// The backend knows the client by the host's address ([`crate::abi::Backend::host_address`]). In the client's byte.
+    pub const STAND_IN: u8 = 0x20;
     /// The flow is one of datagrams. In the client's byte.
     pub const DATAGRAMS: u8 = 0x40;
-
     /// The connection is among the proven ones; this entry is only kept for when it is over. In the client's byte.
     pub const MOVED: u8 = 0x80;
 
@@ -90,6 +93,13 @@ impl Seen {
     #[must_use]
     pub const fn with(self, bits: u8) -> Self {
         Self(self.0 | bits)
+    }
+
+    /// Returns the address by which a backend knows the client whose byte this is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(self, client: Address, host_address: Address) -> Address {
+        if self.any(Self::STAND_IN) { host_address } else { client }
     }
 
     /// Returns the set after a segment of this side.

@@ -23,7 +23,7 @@ pub mod name {
     pub const XDP_EMPTY: &str = "xdp_empty";
     /// TC: does nothing.
     pub const TC_EMPTY: &str = "tc_empty";
-    /// XDP: looks the packet's flow up in [`TABLE`], nothing else.
+    /// XDP: looks the packet's flow up in [`TABLE`], nothing else; drops and counts what is not there.
     pub const XDP_LOOKUP: &str = "xdp_lookup";
     /// XDP: redirects to the pattern's device, nothing else.
     pub const XDP_FORWARD: &str = "xdp_forward";
@@ -39,7 +39,7 @@ pub mod name {
     pub const TURN: &str = "TURN";
     /// An LRU hash of the shape of the balancer's tables.
     pub const TABLE: &str = "TABLE";
-    /// Packets that each processor has dropped.
+    /// Packets that each processor has dropped, or whose flow it has not found in [`TABLE`].
     pub const SUNK: &str = "SUNK";
 }
 

@@ -1,5 +1,7 @@
 //! The kernel object laid out for measurement: frontends, backends, and any number of established connections.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use lb_ebpf::{
     abi::{Address, Backend, BackendId, FlowKey, FrontendId, Port, Proto},
@@ -16,6 +18,8 @@ use crate::yardstick::{Called, Yardstick};
 const CLIENT: [u8; 4] = [198, 18, 64, 0];
 /// Where all frontends are, port after port.
 const FRONTEND: Side = ([198, 18, 1, 1], 1000);
+/// The backend of UDP.
+const DATAGRAM_BACKEND: BackendId = 4000;
 /// A frontend of UDP.
 const DATAGRAMS: Side = ([198, 18, 1, 1], 53);
 /// A frontend whose only backend is its own client, and may not be.
@@ -29,6 +33,8 @@ const STRANGER: Side = ([198, 18, 1, 3], 80);
 const BATCH: u32 = 4096;
 /// Prime to every number of flows here.
 const STRIDE: u32 = 982_451_653;
+/// Flows of UDP at most.
+const MOST_DATAGRAMS: u32 = 65_536;
 /// Flows from here on are not there.
 const FRESH: u32 = 2_000_000;
 
@@ -103,8 +109,8 @@ impl Bed {
             object.serve(frontend, at, Proto::Tcp, &backends);
         }
         let (udp, refused): (FrontendId, FrontendId) = (1000, 1001);
-        object.backend(4000, udp, 1, (add(BACKEND.0, 4000), 53));
-        object.serve(udp, DATAGRAMS, Proto::Udp, &[4000]);
+        object.backend(DATAGRAM_BACKEND, udp, 1, (add(BACKEND.0, DATAGRAM_BACKEND), 53));
+        object.serve(udp, DATAGRAMS, Proto::Udp, &[DATAGRAM_BACKEND]);
         let alone = Backend::new(refused, 1, Address::from_v4(CLIENT), Port::new(80));
         object.write_backend(4001, alone.reached_by(REACH, 1, [6; 6], [6; 6]).taking_xdp());
         object.serve(refused, REFUSED, Proto::Tcp, &[4001]);
@@ -127,10 +133,13 @@ impl Bed {
             ] {
                 let pattern = Pattern { first, count, stride: 1, ..self.tcp(kind, flags, numbers) };
                 yardstick.lay(pattern)?;
-                yardstick.run(Called::Ours(door, self.object.program_fd(door)), count, Action::Redirect)?;
+                self.run(door, count, Action::Redirect, yardstick)?;
             }
             first += count;
         }
+        // In another order than they are measured in, as clients come: their entries lie side by side in memory.
+        yardstick.lay(Pattern { stride: 1, ..self.pattern(Kind::Datagram, 0) })?;
+        self.run(Door::Xdp, self.flows.min(MOST_DATAGRAMS), Action::Redirect, yardstick)?;
         for flow in (0..self.flows).step_by((self.flows as usize / 97).max(1)) {
             let FlowKey { source, source_port, destination, destination_port, .. } = self.key(flow);
             let side = |address: Address, port: Port| (address.v4().unwrap_or_default(), port.number());
@@ -177,7 +186,8 @@ impl Bed {
             }
             Kind::Datagram => {
                 let frame = same(frames::udp((CLIENT, 1), DATAGRAMS, &[7; 22]));
-                Pattern { count: all.count.min(65_536), ..frame }
+                let count = all.count.min(MOST_DATAGRAMS);
+                Pattern { count, stride: STRIDE % count.max(2), ..frame }
             }
             Kind::NotOurs => same(frames::tcp((CLIENT, 1), STRANGER, ACK, 1001, 5001, &[7; 10])),
             Kind::Ipv6 => {
@@ -197,6 +207,28 @@ impl Bed {
         }
         let frame = frames::tcp((CLIENT, 1), FRONTEND, flags, sequence, acknowledgement, payload);
         Pattern { service_ports: self.ports, ..Pattern::new(&whole(frame)) }
+    }
+
+    /// Runs a program so often, and checks what it did: with the last packet, and if it sends packets on, with all.
+    /// Returns what a run took, the laying included.
+    pub fn run(&self, door: Door, times: u32, expected: Action, yardstick: &mut Yardstick) -> Result<Duration> {
+        let before = self.sent_on(door);
+        let took = yardstick.run(self.called(door), times, expected)?;
+        let sent_on = self.sent_on(door) - before;
+        ensure!(
+            expected != Action::Redirect || sent_on == u64::from(times),
+            "{door:?}: {sent_on} of {times} packets were sent on"
+        );
+        Ok(took)
+    }
+
+    /// Returns how many packets that came by a door have been sent on.
+    fn sent_on(&self, door: Door) -> u64 {
+        let sent_on = |id| {
+            let traffic = self.object.traffic(id);
+            if door == Door::Reply { traffic.egress_packets } else { traffic.ingress_packets }
+        };
+        (0..self.services).chain([DATAGRAM_BACKEND]).map(sent_on).sum()
     }
 
     /// Returns the program of a door.

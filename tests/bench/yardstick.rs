@@ -119,7 +119,7 @@ impl Yardstick {
         Ok(())
     }
 
-    /// Returns how many packets were dropped and counted.
+    /// Returns how many packets were dropped and counted, or not found by [`Called::Lookup`].
     pub fn sunk(&mut self) -> Result<u64> {
         let sunk: PerCpuArray<&mut MapData, u64> = self.map(name::SUNK)?;
         Ok(sunk.get(&0, 0)?.iter().sum())

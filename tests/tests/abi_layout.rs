@@ -67,13 +67,12 @@ fn a_backend_has_its_parts_where_they_are_documented() {
 
 #[test]
 fn a_flow_has_its_parts_where_they_are_documented() {
-    let mut flow = FlowEntry::new(&key(), (3, 4), 7, 0x10, 77).seen_as(address(2), Port::new(40_000));
+    let mut flow = FlowEntry::new(&key(), (3, 4), 7, 0x10, 77).seen_as(Port::new(40_000));
     flow.awaited_ack = 901;
     flow.egress = 2;
 
-    let parts: [&[u8]; 10] = [
+    let parts: [&[u8]; 9] = [
         &77_u64.to_ne_bytes(),
-        &mapped(2),
         &3_u32.to_ne_bytes(),
         &4_u32.to_ne_bytes(),
         &901_u32.to_ne_bytes(),

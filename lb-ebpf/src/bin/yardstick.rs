@@ -78,7 +78,7 @@ mod programs {
         // SAFETY: only looked whether it is there.
         match unsafe { TABLE.get(&key) } {
             Some(entry) if entry.tag == key.tag() => xdp_action::XDP_PASS,
-            Some(_) | None => xdp_action::XDP_DROP,
+            Some(_) | None => sink(),
         }
     }
 
@@ -93,6 +93,11 @@ mod programs {
 
     #[xdp]
     pub fn xdp_sink(_ctx: XdpContext) -> u32 {
+        sink()
+    }
+
+    #[inline(always)]
+    fn sink() -> u32 {
         if let Some(sunk) = SUNK.get_ptr_mut(0) {
             // SAFETY: this processor's own value.
             unsafe { *sunk += 1 };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
-    abi::{Address, Backend, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, Port, ReplyEntry, map},
+    abi::{Backend, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, ReplyEntry, map},
     tcp_state::{State, lifetime_ns},
 };
 
@@ -47,28 +47,25 @@ pub enum Depth {
 }
 
 /// The backends as they were when a sweep began.
-struct Backends(Vec<(u32, bool, Address, Port)>);
+struct Backends(Vec<Backend>);
 
 impl Backends {
     fn read(maps: &Maps) -> Result<Self, DatapathError> {
-        let all = maps.all_backends()?;
-        let known = |backend: &Backend| (backend.generation, backend.is_active(), backend.address, backend.port);
-        Ok(Self(all.iter().map(known).collect()))
+        Ok(Self(maps.all_backends()?))
     }
 
     /// Returns whether flows of a backend go on. One that was published after the sweep had begun is younger than what
     /// is known here.
     fn serves(&self, id: BackendId, generation: u32) -> bool {
-        self.0.get(id as usize).is_some_and(|&(held, active, ..)| match held.wrapping_sub(generation) as i32 {
-            0 => active,
+        self.0.get(id as usize).is_some_and(|backend| match backend.generation.wrapping_sub(generation) as i32 {
+            0 => backend.is_active(),
             1.. => false,
             i32::MIN..0 => true,
         })
     }
 
-    fn endpoint(&self, id: BackendId, generation: u32) -> Option<(Address, Port)> {
-        let &(held, _, address, port) = self.0.get(id as usize)?;
-        (held == generation).then_some((address, port))
+    fn of(&self, entry: &FlowEntry) -> Option<&Backend> {
+        self.0.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
     }
 }
 
@@ -163,16 +160,16 @@ fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
     }
 }
 
-/// Returns the key of a connection's replies, if its backend's endpoint is known and the reply half there is its own.
+/// Returns the key of a connection's replies, if its backend is known and the reply half there is its own.
 fn reply_key(
     maps: &Maps,
     key: &FlowKey,
     entry: &FlowEntry,
     backends: &Backends,
 ) -> Result<Option<FlowKey>, DatapathError> {
-    let Some((address, port)) = backends.endpoint(entry.backend, entry.generation) else { return Ok(None) };
-    let Some(proto) = key.proto() else { return Ok(None) };
-    let reply_key = FlowKey::new(address, port, entry.seen_client, entry.seen_client_port, proto);
+    let (Some(backend), Some(proto)) = (backends.of(entry), key.proto()) else { return Ok(None) };
+    let client = entry.seen_client(key.source, backend.host_address);
+    let reply_key = FlowKey::new(backend.address, backend.port, client, entry.seen_client_port, proto);
     Ok(maps.replies.get(&reply_key)?.filter(|reply| reply.flow == *key).map(|_| reply_key))
 }
 

@@ -36,6 +36,8 @@ const MANY_BACKENDS: u32 = 1_000;
 const MANY_FLOWS: u32 = 1_000_000;
 /// How long an agent is watched, at least.
 const WATCH: Duration = Duration::from_secs(5);
+/// How long one with much to do is watched, over all rounds: once a minute it looks through all of its tables.
+const WATCH_ALL: Duration = Duration::from_secs(60);
 
 /// The case of [`Metric::Duration`]s.
 pub const TIMES: &str = "time";
@@ -159,10 +161,11 @@ fn start_agent(lab: &Lab, service: &Service) -> Agent {
 /// What the agent needs at rest, and with a thousand backends and a million connections.
 fn needs(session: &mut Session, field: &Field) -> Result<()> {
     let watch = (session.options.duration * 2).max(WATCH);
+    let long = watch.max(WATCH_ALL / session.options.rounds.max(1));
     let few = field.service(HTTP, Proto::Tcp);
     let crowd = Service { backends: (0..MANY_BACKENDS).map(|number| *many(number).ip()).collect(), ..few.clone() };
-    for (system, service, flows) in [(AT_REST, &few, 0), ("1,000 backends, 1,000,000 connections", &crowd, MANY_FLOWS)]
-    {
+    let crowded = "1,000 backends, 1,000,000 connections";
+    for (system, service, flows, watch) in [(AT_REST, &few, 0, watch), (crowded, &crowd, MANY_FLOWS, long)] {
         session.say("control: filling the kernel's tables");
         let agent = caught(|| {
             let agent = start_agent(&field.lab, service);
@@ -205,8 +208,7 @@ fn establish(instance: &str, flows: u32, backends: u32) -> Result<()> {
         let whose = (id, backend.generation);
         let mut entry = FlowEntry::new(&key, whose, 1, lb_ebpf::tcp_state::Seen::PROVEN, now);
         entry.egress = lb_ebpf::tcp_state::Seen::ANSWERED;
-        let entry = FlowEntry { seen_client: client, seen_client_port: Port::new(40_000), ..entry };
-        maps.flows.put(&key, &entry)?;
+        maps.flows.put(&key, &entry.seen_as(Port::new(40_000)))?;
         maps.replies.put(&reply, &ReplyEntry::new(&reply, key, (whose.0, whose.1, 1), 0, now))?;
     }
     Ok(())

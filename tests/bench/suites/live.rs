@@ -40,9 +40,9 @@ pub fn run(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-/// What one processor works with.
-struct Lane {
-    yardstick: Yardstick,
+/// What all processors work with: one object, each with flows of its own, as a card's queues would have it.
+struct Lanes {
+    yardsticks: Vec<Yardstick>,
     bed: Bed,
 }
 
@@ -55,10 +55,7 @@ fn measure(session: &mut Session, cases: &[usize]) -> Result<()> {
     let (from, out) = (ifindex(&balancer, "up0")?, ifindex(&balancer, "out0")?);
     let mut sink = Yardstick::load(1024)?;
     lab::inside(&drain, || sink.sink("in0"))?;
-    let mut lanes = Vec::new();
-    for processor in 0..cases.iter().copied().max().unwrap_or(1) {
-        lanes.push(lane(processor, out)?);
-    }
+    let mut lanes = lay_out(cases.iter().copied().max().unwrap_or(1), out)?;
     let duration = session.options.duration;
     for round in 1..=session.options.rounds {
         for &processors in cases {
@@ -67,7 +64,7 @@ fn measure(session: &mut Session, cases: &[usize]) -> Result<()> {
                 session.turn((SUITE, &case), system, round, || {
                     let before = sink.sunk()?;
                     let start = Instant::now();
-                    send(&mut lanes[..processors], &balancer, system, from, duration)?;
+                    send(&mut lanes, processors, &balancer, system, from, duration)?;
                     let (took, dropped) = (start.elapsed(), sink.sunk()? - before);
                     Ok(Values::from([(
                         Metric::PacketsPerSecond,
@@ -80,17 +77,20 @@ fn measure(session: &mut Session, cases: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Lays out an object whose connections were opened on one processor.
-fn lane(processor: usize, out: u32) -> Result<Lane> {
+/// Lays out an object, whose connections are opened on one processor.
+fn lay_out(processors: usize, out: u32) -> Result<Lanes> {
     let made = thread::scope(|scope| {
         let work = || {
-            stay_on(processor)?;
-            let mut yardstick = Yardstick::load(1024)?;
-            let mut bed = Bed::new(Size { flows: FLOWS, frontends: 1, backends: 1 }, &mut yardstick)?;
+            stay_on(0)?;
+            let mut yardsticks = (0..processors).map(|_| Yardstick::load(1024)).collect::<Result<Vec<_>>>()?;
+            let flows = FLOWS * processors as u32;
+            let mut bed = Bed::new(Size { flows, frontends: 1, backends: 1 }, &mut yardsticks[0])?;
             bed.lead_to(out);
-            let pattern = bed.pattern(Kind::Established, 0);
-            yardstick.lay(Pattern { device: out, ..pattern })?;
-            Ok(Lane { yardstick, bed })
+            for (first, yardstick) in (0..).step_by(FLOWS as usize).zip(&mut yardsticks) {
+                let pattern = bed.pattern(Kind::Established, 0);
+                yardstick.lay(Pattern { first, count: FLOWS, stride: 1, device: out, ..pattern })?;
+            }
+            Ok(Lanes { yardsticks, bed })
         };
         scope.spawn(work).join()
     });
@@ -98,19 +98,27 @@ fn lane(processor: usize, out: u32) -> Result<Lane> {
 }
 
 /// Sends from one processor per lane, for so long.
-fn send(lanes: &mut [Lane], namespace: &str, system: &str, from: u32, duration: Duration) -> Result<()> {
+fn send(
+    lanes: &mut Lanes,
+    processors: usize,
+    namespace: &str,
+    system: &str,
+    from: u32,
+    duration: Duration,
+) -> Result<()> {
+    let Lanes { yardsticks, bed } = lanes;
     thread::scope(|scope| {
-        let senders: Vec<_> = lanes
+        let senders: Vec<_> = yardsticks[..processors]
             .iter_mut()
             .enumerate()
-            .map(|(processor, lane)| {
+            .map(|(processor, yardstick)| {
+                let called = if system == ALONE { Called::Forward } else { bed.called(Door::Xdp) };
                 scope.spawn(move || {
                     lab::inside(namespace, || {
                         stay_on(processor)?;
                         let start = Instant::now();
                         while start.elapsed() < duration && !interrupt::asked() {
-                            let called = if system == ALONE { Called::Forward } else { lane.bed.called(Door::Xdp) };
-                            lane.yardstick.run_live(called, CHUNK, from)?;
+                            yardstick.run_live(called, CHUNK, from)?;
                         }
                         Ok(())
                     })

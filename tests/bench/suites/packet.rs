@@ -1,8 +1,8 @@
 //! `packet`: what a packet costs in the programs, beside a program that does nothing and one that looks up once.
 
-use std::thread;
+use std::{thread, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_ebpf::abi::FlowEntry;
 use lb_tests::object::{Action, Door};
 
@@ -129,21 +129,26 @@ fn growths(yardstick: &mut Yardstick) -> Result<Vec<Growth>> {
 fn net(door: Door, kind: Kind, bed: &mut Bed, yardstick: &mut Yardstick) -> Result<f64> {
     // Both programs take packets from the same row.
     yardstick.lay(bed.pattern(kind, 2 * (WARM_UP + TIMES)))?;
-    over_empty(door, bed.called(door), kind.expected(), yardstick).with_context(|| format!("{door:?}, {}", kind.name()))
+    let run = |times, yardstick: &mut Yardstick| bed.run(door, times, kind.expected(), yardstick);
+    over_empty(door, run, yardstick).with_context(|| format!("{door:?}, {}", kind.name()))
 }
 
 /// Returns how much more a program takes per packet than one that does nothing: the median of slices, so that an
 /// interrupt or a neighbour spoils a slice and no more.
-fn over_empty(door: Door, called: Called<'_>, expected: Action, yardstick: &mut Yardstick) -> Result<f64> {
+fn over_empty(
+    door: Door,
+    run: impl Fn(u32, &mut Yardstick) -> Result<Duration>,
+    yardstick: &mut Yardstick,
+) -> Result<f64> {
     let (empty, nothing) = match door {
         Door::Xdp => (Called::XdpEmpty, Action::Pass),
         Door::Tc | Door::Reply => (Called::TcEmpty, Action::Route),
     };
-    yardstick.run(called, WARM_UP, expected)?;
+    run(WARM_UP, yardstick)?;
     yardstick.run(empty, WARM_UP, nothing)?;
     let mut differences = Vec::new();
     for _ in 0..SLICES {
-        let whole = yardstick.run(called, SLICE, expected)?.as_nanos() as f64;
+        let whole = run(SLICE, yardstick)?.as_nanos() as f64;
         differences.push(whole - yardstick.run(empty, SLICE, nothing)?.as_nanos() as f64);
     }
     Ok(Spread::of(differences).map_or(0.0, |spread| spread.median.max(0.0)))
@@ -153,7 +158,9 @@ fn kinds(session: &mut Session, round: u32, bed: &mut Bed, yardstick: &mut Yards
     let mut lookup = 0.0;
     session.turn((SUITE, "by kind"), LOOKUP, round, || {
         yardstick.lay(bed.pattern(Kind::Established, TIMES))?;
-        lookup = over_empty(Door::Xdp, Called::Lookup, Action::Pass, yardstick)?;
+        let missed = yardstick.sunk()?;
+        lookup = over_empty(Door::Xdp, |times, yardstick| yardstick.run(Called::Lookup, times, Action::Pass), yardstick)?;
+        ensure!(yardstick.sunk()? == missed, "the table that is looked into lacks flows");
         Ok(Values::from([(Metric::PerPacket, lookup), (Metric::Lookups, 1.0)]))
     })?;
     for (door, kind) in KINDS {
