@@ -366,9 +366,7 @@ fn foreign(packet: &Headers, arrival: Arrival, reply: Shared<ReplyEntry>) -> Ver
 fn is_shut_out<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) -> bool {
     packet.flags.opens()
         && matches!(known.flow.state(), State::SynSent)
-        && tables
-            .reply(known.table, &reply_key(packet, known))
-            .is_some_and(|reply| reply.flags() & REPLY_FOREIGN != 0)
+        && tables.reply(known.table, &reply_key(packet, known)).is_some_and(|reply| reply.flags() & REPLY_FOREIGN != 0)
 }
 
 /// Gives up a reply key: a connection that is none of ours has it.

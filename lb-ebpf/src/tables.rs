@@ -3,9 +3,7 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{
-        Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, Port, ReplyEntry, Traffic,
-    },
+    abi::{Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, Port, ReplyEntry, Traffic},
     tcp_state::{Seen, State, lifetime_ns},
     verdict::Event,
 };

@@ -40,7 +40,9 @@ const SUITES: [(&str, &str); 9] = [
     (
         "connections",
         "A new TCP connection for every request, 64 at a time. wrk waits for an answer before it asks again, so a slow \
-         balancer is asked less, and its latencies look better than those of open load would.",
+         balancer is asked less, and its latencies look better than those of open load would. Without a balancer each of \
+         wrk's two threads asks one server, and the kernel soon runs both on one processor; behind a balancer every \
+         thread asks every server. What a balancer itself costs is seen where there is one server.",
     ),
     ("requests", "The same by 64 connections that stay."),
     (
@@ -63,7 +65,7 @@ const SUITES: [(&str, &str); 9] = [
     (
         "live",
         "Frames of BPF_F_TEST_XDP_LIVE_FRAMES through XDP into a veth whose other end drops and counts them; kpps are \
-         those of each processor, which has maps of its own. Laying each frame anew is part of it, for both systems.",
+         those of each processor, with connections of its own in maps that all share. Laying each frame anew is part of it, for both systems.",
     ),
     ("control", "Publications are those of the datapath as the agent makes them, with new connections all the while."),
     (

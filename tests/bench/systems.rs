@@ -103,6 +103,11 @@ impl System {
         }
     }
 
+    /// Returns whether somebody else made it.
+    pub const fn is_peer(self) -> bool {
+        self.peer().is_some()
+    }
+
     const fn is_direct(self) -> bool {
         matches!(self, Self::Direct | Self::DirectComplete | Self::DirectLocal)
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     record::{Metric, Record},
     stats::Spread,
-    suites::control,
+    suites::{control, http},
     systems::System,
 };
 
@@ -108,22 +108,53 @@ fn targets() -> Vec<Target> {
     let (rps, cpu) = (Metric::RequestsPerSecond, Metric::CpuPerRequest);
     let thousand = control::publishing(1_000);
     vec![
-        against("TC to direct: new connections", "connections", rps, System::Direct, AtLeast(1.05)),
-        against("TC to direct: keep-alive requests", "requests", rps, System::Direct, AtLeast(1.05)),
+        Target {
+            case: http::ONE_SERVER,
+            ..against("TC to direct: new connections", "connections", rps, System::Direct, AtLeast(1.05))
+        },
+        Target {
+            case: http::ONE_SERVER,
+            ..against("TC to direct: keep-alive requests", "requests", rps, System::Direct, AtLeast(1.05))
+        },
         Target {
             case: "stream",
             ..against("TC to direct: bulk", "throughput", Metric::BitsPerSecond, System::Direct, AtLeast(1.05))
         },
-        against("TC to HAProxy: new connections", "connections", rps, System::Haproxy, AtLeast(1.4)),
-        against("TC to HAProxy: keep-alive requests", "requests", rps, System::Haproxy, AtLeast(2.0)),
-        against("TC to HAProxy: CPU per connection", "connections", cpu, System::Haproxy, AtMost(0.5)),
-        against("TC to HAProxy: CPU per keep-alive request", "requests", cpu, System::Haproxy, AtMost(0.5)),
-        against("TC to nftables: new connections", "connections", rps, System::Nftables, AtLeast(1.25)),
-        against("TC to nftables: keep-alive requests", "requests", rps, System::Nftables, AtLeast(1.3)),
-        against("TC to nftables: CPU per connection", "connections", cpu, System::Nftables, AtMost(0.75)),
-        against("TC to nftables: CPU per keep-alive request", "requests", cpu, System::Nftables, AtMost(0.75)),
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to HAProxy: new connections", "connections", rps, System::Haproxy, AtLeast(1.4))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to HAProxy: keep-alive requests", "requests", rps, System::Haproxy, AtLeast(2.0))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to HAProxy: CPU per connection", "connections", cpu, System::Haproxy, AtMost(0.5))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to HAProxy: CPU per keep-alive request", "requests", cpu, System::Haproxy, AtMost(0.5))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to nftables: new connections", "connections", rps, System::Nftables, AtLeast(1.25))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to nftables: keep-alive requests", "requests", rps, System::Nftables, AtLeast(1.3))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to nftables: CPU per connection", "connections", cpu, System::Nftables, AtMost(0.75))
+        },
+        Target {
+            case: http::TWO_SERVERS,
+            ..against("TC to nftables: CPU per keep-alive request", "requests", cpu, System::Nftables, AtMost(0.75))
+        },
         Target {
             system: System::Socket.name().to_owned(),
+            case: http::ONE_SERVER,
             ..against("socket hook to direct: keep-alive requests", "requests", rps, System::DirectLocal, AtLeast(0.99))
         },
         alone(
@@ -172,8 +203,14 @@ mod tests {
     #[test]
     fn a_promise_holds_or_does_not() {
         let mut record = Record::default();
-        for (system, rps) in [("ours, TC", 110.0), ("direct", 100.0), ("HAProxy, tcp", 90.0)] {
-            record.add("connections", "", system, 1, Values::from([(Metric::RequestsPerSecond, rps)]));
+        for (case, system, rps) in [
+            (http::ONE_SERVER, "ours, TC", 110.0),
+            (http::ONE_SERVER, "direct", 100.0),
+            (http::TWO_SERVERS, "ours, TC", 110.0),
+            (http::TWO_SERVERS, "direct", 120.0),
+            (http::TWO_SERVERS, "HAProxy, tcp", 90.0),
+        ] {
+            record.add("connections", case, system, 1, Values::from([(Metric::RequestsPerSecond, rps)]));
         }
 
         let outcomes = outcomes(&record);

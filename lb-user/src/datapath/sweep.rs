@@ -296,14 +296,17 @@ pub fn sweep_sockets(maps: &Maps, absent: &mut Absent, now: KtimeNs) -> Result<u
 
 #[cfg(test)]
 mod tests {
-    use lb_ebpf::{abi::Proto, tcp_state::Seen};
+    use lb_ebpf::{
+        abi::{Address, Port, Proto},
+        tcp_state::Seen,
+    };
 
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
 
     fn backends() -> Backends {
-        Backends(vec![(3, true, Address::from_v4([198, 19, 0, 2]), Port::new(80))])
+        Backends(vec![Backend::new(0, 3, Address::from_v4([198, 19, 0, 2]), Port::new(80))])
     }
 
     fn in_state(state: State, generation: u32, last_seen: KtimeNs) -> FlowEntry {

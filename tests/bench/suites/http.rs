@@ -5,11 +5,17 @@ use lb_ebpf::abi::Proto;
 
 use super::BACKENDS;
 use crate::{
-    field::{Field, HTTP},
+    field::{Field, HTTP, Service},
     session::Session,
-    systems::Running,
+    systems::{Running, System},
     wrk::{self, Reuse},
 };
+
+/// All systems before the same servers.
+pub const TWO_SERVERS: &str = "two servers";
+/// Only the balancer differs: without one, each of wrk's threads asks a server of its own, and the scheduler puts both on
+/// one processor.
+pub const ONE_SERVER: &str = "one server";
 
 /// A new connection for every request.
 pub fn connections(session: &mut Session) -> Result<()> {
@@ -24,14 +30,20 @@ pub fn requests(session: &mut Session) -> Result<()> {
 fn run(session: &mut Session, suite: &'static str, reuse: Reuse) -> Result<()> {
     session.say("making namespaces and servers");
     let field = Field::new(BACKENDS)?;
-    let service = field.service(HTTP, Proto::Tcp);
-    let systems = session.able(suite, &session.systems(), &field, &service);
-    session.expect(systems.len() * session.options.rounds as usize);
+    let services = [(TWO_SERVERS, BACKENDS), (ONE_SERVER, 1)]
+        .map(|(case, servers)| (case, field.service_of(HTTP, Proto::Tcp, servers)));
+    let systems = session.able(suite, &session.systems(), &field, &services[0].1);
+    let turns: Vec<(&str, &Service, System)> = services
+        .iter()
+        .flat_map(|(case, service)| systems.iter().map(move |&system| (*case, service, system)))
+        .filter(|&(case, _, system)| case == TWO_SERVERS || !system.is_peer())
+        .collect();
+    session.expect(turns.len() * session.options.rounds as usize);
     let duration = session.options.duration;
     for round in 1..=session.options.rounds {
-        for &system in &systems {
-            session.turn((suite, ""), system.name(), round, || {
-                let running = Running::start(system, &field, &service)?;
+        for &(case, service, system) in &turns {
+            session.turn((suite, case), system.name(), round, || {
+                let running = Running::start(system, &field, service)?;
                 wrk::run(&running.client, &running.targets, BACKENDS, duration, reuse)
             })?;
         }

@@ -159,7 +159,8 @@ fn kinds(session: &mut Session, round: u32, bed: &mut Bed, yardstick: &mut Yards
     session.turn((SUITE, "by kind"), LOOKUP, round, || {
         yardstick.lay(bed.pattern(Kind::Established, TIMES))?;
         let missed = yardstick.sunk()?;
-        lookup = over_empty(Door::Xdp, |times, yardstick| yardstick.run(Called::Lookup, times, Action::Pass), yardstick)?;
+        lookup =
+            over_empty(Door::Xdp, |times, yardstick| yardstick.run(Called::Lookup, times, Action::Pass), yardstick)?;
         ensure!(yardstick.sunk()? == missed, "the table that is looked into lacks flows");
         Ok(Values::from([(Metric::PerPacket, lookup), (Metric::Lookups, 1.0)]))
     })?;
