@@ -37,6 +37,9 @@ pub mod map {
     pub const DATAGRAMS: &str = "DATAGRAMS";
     /// The reply halves of those. As `DATAGRAMS`; one that went is put back within a second of its flow's traffic.
     pub const DATAGRAM_REPLIES: &str = "DATAGRAM_REPLIES";
+    /// `FragmentKey → FragmentEntry`, of both directions: what became of the first fragment, for those that follow it. LRU
+    /// hash. Writer: datapath. Full: the oldest goes, and the rest of its datagram is passed as `fragment`.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `socket cookie (u64) → LocalFlow`: connected sockets of this host that were led to a backend. Hash. Writer:
     /// datapath, which removes an entry with its socket; the agent removes those whose socket went without a word. Full:
     /// a socket works and is not counted as active, and its process sees the backend as its peer.
@@ -58,7 +61,7 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -70,6 +73,7 @@ pub mod map {
         HALF_OPEN_REPLIES,
         DATAGRAMS,
         DATAGRAM_REPLIES,
+        FRAGMENTS,
         LOCAL_FLOWS,
         LOCAL_DATAGRAMS,
         LOCAL_NETNS,
@@ -125,6 +129,8 @@ pub const DEFAULT_FLOWS: u32 = 1_048_576;
 pub const MAX_HALF_OPEN: u32 = 65_536;
 /// UDP flows at most.
 pub const MAX_DATAGRAMS: u32 = 131_072;
+/// Fragmented datagrams at most of which fragments are awaited.
+pub const MAX_FRAGMENTS: u32 = 8192;
 /// Connected sockets of this host that are tracked, and as many unconnected ones.
 pub const MAX_LOCAL_FLOWS: u32 = 65_536;
 /// Network namespaces whose sockets are balanced.
@@ -709,6 +715,61 @@ impl ReplyEntry {
     }
 }
 
+/// What the fragments of a datagram have in common.
+///
+/// # Shape
+/// `0` source 16, `16` destination 16, `32` identification 4, `36` protocol 1, `37` padding 3.
+///
+/// # Source
+/// RFC 791, 2.3.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    source: Address,
+    destination: Address,
+    id: u32,
+    proto: u8,
+    _pad: [u8; 3],
+}
+
+impl FragmentKey {
+    /// Joins the parts of a key; the identification as it stands in the packet.
+    #[inline(always)]
+    pub const fn new(source: Address, destination: Address, id: u32, proto: Proto) -> Self {
+        Self { source, destination, id, proto: proto as u8, _pad: [0; 3] }
+    }
+}
+
+/// What became of the first fragment of a datagram, for those that follow it: they have no ports.
+///
+/// # Shape
+/// `0` seen 8, `8` source 16, `24` destination 16, `40` backend 4, `44` generation 4, `48` ifindex 4, `52` padding 4.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FragmentEntry {
+    /// When it came. The identification may be another datagram's half a minute later.
+    pub seen: KtimeNs,
+    /// The source that it got.
+    pub source: Address,
+    /// The destination that it got.
+    pub destination: Address,
+    /// The backend to which it went, or from which it came.
+    pub backend: BackendId,
+    /// Its generation.
+    pub generation: u32,
+    /// The device by which it left, if it came from a backend.
+    pub ifindex: u32,
+    _pad: [u8; 4],
+}
+
+impl FragmentEntry {
+    /// Notes what a first fragment of a backend got: the addresses of `to`.
+    #[inline(always)]
+    pub const fn new(seen: KtimeNs, to: &FlowKey, (backend, generation, ifindex): (BackendId, u32, u32)) -> Self {
+        Self { seen, source: to.source, destination: to.destination, backend, generation, ifindex, _pad: [0; 4] }
+    }
+}
+
 /// What an unconnected UDP socket of this host is known by.
 ///
 /// # Shape
@@ -838,6 +899,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
     assert!(size_of::<Frontend>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
+    assert!(size_of::<FragmentKey>() == 40 && size_of::<FragmentEntry>() == 56);
     assert!(size_of::<FlowEntry>() == 32 && offset_of!(FlowEntry, ingress) == 30);
     assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);
     assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
@@ -847,7 +909,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, Frontend, LocalFlow, LocalKey, ReplyEntry, Traffic,
+        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, LocalFlow, LocalKey,
+        ReplyEntry, Traffic,
     };
 
     macro_rules! pod {
@@ -856,7 +919,20 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )*};
     }
-    pod!(AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, Frontend, LocalFlow, LocalKey, ReplyEntry, Traffic);
+    pod!(
+        AgentRecord,
+        Backend,
+        Endpoint,
+        FlowEntry,
+        FlowKey,
+        FragmentEntry,
+        FragmentKey,
+        Frontend,
+        LocalFlow,
+        LocalKey,
+        ReplyEntry,
+        Traffic
+    );
 }
 
 #[cfg(any(feature = "user", test))]

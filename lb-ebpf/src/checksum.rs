@@ -12,6 +12,17 @@ impl Delta {
     /// No change.
     pub const ZERO: Self = Self(0);
 
+    /// Returns what words add to a field that is zero yet.
+    #[inline(always)]
+    pub const fn sum(words: &[u32]) -> Self {
+        let (mut sum, mut place) = (0, 0);
+        while place < words.len() {
+            sum += words[place] as u64;
+            place += 1;
+        }
+        Self(sum)
+    }
+
     /// Adds the replacement of four bytes.
     #[inline(always)]
     #[must_use]

@@ -18,6 +18,8 @@ pub const UDP_CHECK: usize = 6;
 
 /// Offset of the checksum in an IPv4 header.
 const IPV4_CHECK: usize = core::mem::offset_of!(Ipv4Hdr, check);
+/// Offset of the time to live in an IPv4 header; the protocol follows it.
+const IPV4_TTL: usize = core::mem::offset_of!(Ipv4Hdr, ttl);
 /// Offsets of the addresses in an IPv4 header.
 const IPV4_SOURCE: usize = core::mem::offset_of!(Ipv4Hdr, source);
 const IPV4_DESTINATION: usize = core::mem::offset_of!(Ipv4Hdr, destination);
@@ -46,18 +48,37 @@ impl Change {
     }
 }
 
-/// Writes addresses, ports and the IP checksum, and returns what remains to be done to the checksum of TCP or UDP.
+/// Writes addresses, ports and the IP header's checksum, and returns what remains to be done to the checksum of TCP or
+/// UDP. The time to live is one less: this is a router.
 #[inline(always)]
 #[must_use]
 pub fn apply_headers<W: PacketWindow>(window: &W, headers: &Headers, to: &FlowKey) -> Option<Change> {
     let change = Change::between(&headers.key, to);
-    let check = window.read::<u16>(headers.l3 + IPV4_CHECK)?;
-    window.write(headers.l3 + IPV4_CHECK, change.addresses.apply(check))?;
-    window.write(headers.l3 + IPV4_SOURCE, to.source.v4_wire())?;
-    window.write(headers.l3 + IPV4_DESTINATION, to.destination.v4_wire())?;
-    let ports = Ports { source: to.source_port.wire(), destination: to.destination_port.wire() };
-    window.write(headers.l4, ports)?;
+    apply_network(window, headers.l3, to, change.addresses)?;
+    window.write(headers.l4, Ports::of(to))?;
     Some(change)
+}
+
+/// Writes the addresses of an IP header, takes one off its time to live, and changes its checksum.
+#[inline(always)]
+#[must_use]
+pub fn apply_network<W: PacketWindow>(window: &W, l3: usize, to: &FlowKey, addresses: Delta) -> Option<()> {
+    let old = window.read::<u16>(l3 + IPV4_TTL)?;
+    let new = u16::from_be(old).wrapping_sub(1 << 8).to_be();
+    window.write(l3 + IPV4_TTL, new)?;
+    apply_addresses(window, l3, to, addresses.replace16(old, new)).map(|_| ())
+}
+
+/// Writes the addresses of an IP header and changes its checksum by so much; returns the change of that.
+#[inline(always)]
+#[must_use]
+pub fn apply_addresses<W: PacketWindow>(window: &W, l3: usize, to: &FlowKey, change: Delta) -> Option<Delta> {
+    let old = window.read::<u16>(l3 + IPV4_CHECK)?;
+    let new = change.apply(old);
+    window.write(l3 + IPV4_CHECK, new)?;
+    window.write(l3 + IPV4_SOURCE, to.source.v4_wire())?;
+    window.write(l3 + IPV4_DESTINATION, to.destination.v4_wire())?;
+    Some(Delta::ZERO.replace16(old, new))
 }
 
 /// Rewrites a packet whose checksum is whole.
@@ -106,7 +127,7 @@ mod tests {
             frame.0[24..26].copy_from_slice(&checks[..2]);
             frame.0[50..52].copy_from_slice(&checks[2..]);
             prop_assume!(!matches!(checks, [0 | 255, 0 | 255, ..] | [.., 0 | 255, 0 | 255]));
-            let original = frame.0.clone();
+            let mut original = frame.0.clone();
             let headers = Headers::parse(&frame).unwrap();
             let mut to = headers.key;
             to.destination = Address::from_v4(backend);
@@ -117,6 +138,11 @@ mod tests {
             prop_assert_eq!(rewritten.key, to);
             apply_whole(&frame, &rewritten, &headers.key).unwrap();
 
+            let before = u16::from_be_bytes([original[24], original[25]]);
+            let after = u16::from_be_bytes([frame.0[24], frame.0[25]]);
+            prop_assert_eq!(u32::from(after) % 0xffff, (u32::from(before) + 0x200) % 0xffff, "two hops");
+            original[22] -= 2;
+            original[24..26].copy_from_slice(&frame.0[24..26]);
             prop_assert_eq!(frame.0, original);
         }
     }

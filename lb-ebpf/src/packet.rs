@@ -1,7 +1,7 @@
 //! From bytes to [`Headers`]: the one place that compares with a packet's end.
 
 use crate::{
-    abi::{FlowKey, Proto},
+    abi::{FlowKey, FragmentKey, Proto},
     tcp_state::Flags,
     verdict::PassReason,
     wire::{
@@ -50,6 +50,63 @@ pub unsafe trait PacketWindow {
 /// Largest total length that IPv4 can say; a GSO packet beyond it says zero.
 const IPV4_MAX_TOTAL: usize = 65_535;
 
+/// An IP header, and where its payload is.
+#[derive(Clone, Copy)]
+pub struct Network {
+    /// The header.
+    pub ip: Ipv4Hdr,
+    /// Its offset, in bytes.
+    pub l3: usize,
+    /// Offset of its payload, in bytes.
+    pub l4: usize,
+    /// Offset of what follows its payload, in bytes.
+    pub end: usize,
+}
+
+impl Network {
+    /// Reads the IP header at `l3` of a packet whose EtherType is known, in network order.
+    ///
+    /// # Errors
+    /// Why it is none, or none of a version that is balanced.
+    ///
+    /// # Source
+    /// RFC 791, 3.1.
+    #[inline(always)]
+    pub fn parse<W: PacketWindow>(window: &W, l3: usize, ether_type: u16) -> Result<Self, PassReason> {
+        match u16::from_be(ether_type) {
+            ETHERTYPE_IPV4 => {}
+            ETHERTYPE_IPV6 => return Err(PassReason::Ipv6),
+            ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(PassReason::Vlan),
+            _ => return Err(PassReason::NotIp),
+        }
+        let Some(ip) = window.read::<Ipv4Hdr>(l3) else { return Err(PassReason::Malformed) };
+        let ip_len = ip.header_len();
+        if ip.version() != 4 || ip_len < IPV4_MIN_LEN {
+            return Err(PassReason::Malformed);
+        }
+        let frame = window.frame_len();
+        let total = match ip.total_len() {
+            0 if frame > IPV4_MAX_TOTAL => frame - l3,
+            said => said,
+        };
+        if l3 + total > frame || total < ip_len {
+            return Err(PassReason::Malformed);
+        }
+        Ok(Self { ip, l3, l4: l3 + ip_len, end: l3 + total })
+    }
+
+    /// Returns what all fragments of the packet's datagram have in common; `None` if it is whole, or cannot be balanced.
+    #[inline(always)]
+    pub const fn fragment_key(&self) -> Option<FragmentKey> {
+        match Proto::from_number(self.ip.protocol) {
+            Some(proto) if self.ip.is_fragment() => {
+                Some(FragmentKey::new(self.ip.source(), self.ip.destination(), self.ip.id as u32, proto))
+            }
+            Some(_) | None => None,
+        }
+    }
+}
+
 /// What the datapath knows of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(any(feature = "user", test), derive(Debug))]
@@ -64,6 +121,8 @@ pub struct Headers {
     pub l4: usize,
     /// Offset of the payload, in bytes.
     pub payload: usize,
+    /// Time to live.
+    pub ttl: u8,
     /// TCP flags; none for UDP.
     pub flags: Flags,
     /// TCP acknowledgement number, host order.
@@ -99,32 +158,26 @@ impl Headers {
     /// RFC 791, 3.1; RFC 9293, 3.1; RFC 768.
     #[inline(always)]
     pub fn parse_network<W: PacketWindow>(window: &W, l3: usize, ether_type: u16) -> Result<Self, PassReason> {
-        match u16::from_be(ether_type) {
-            ETHERTYPE_IPV4 => {}
-            ETHERTYPE_IPV6 => return Err(PassReason::Ipv6),
-            ETHERTYPE_VLAN | ETHERTYPE_QINQ => return Err(PassReason::Vlan),
-            _ => return Err(PassReason::NotIp),
-        }
-        let Some(ip) = window.read::<Ipv4Hdr>(l3) else { return Err(PassReason::Malformed) };
-        let ip_len = ip.header_len();
-        if ip.version() != 4 || ip_len < IPV4_MIN_LEN {
-            return Err(PassReason::Malformed);
-        }
-        if ip.is_fragment() {
+        let network = Network::parse(window, l3, ether_type)?;
+        Self::parse_transport(window, &network)
+    }
+
+    /// Reads what follows an IP header.
+    ///
+    /// # Errors
+    /// Why the packet is none that can be balanced.
+    ///
+    /// # Source
+    /// RFC 791, 3.1; RFC 9293, 3.1; RFC 768.
+    #[inline(always)]
+    pub fn parse_transport<W: PacketWindow>(window: &W, network: &Network) -> Result<Self, PassReason> {
+        let Network { ip, l3, l4, end } = *network;
+        let Some(proto) = Proto::from_number(ip.protocol) else { return Err(PassReason::Protocol) };
+        if ip.is_later_fragment() {
             return Err(PassReason::Fragment);
         }
-        let Some(proto) = Proto::from_number(ip.protocol) else { return Err(PassReason::Protocol) };
-
-        let frame = window.frame_len();
-        let total = match ip.total_len() {
-            0 if frame > IPV4_MAX_TOTAL => frame - l3,
-            said => said,
-        };
-        if l3 + total > frame || total < ip_len {
-            return Err(PassReason::Malformed);
-        }
-        let segment = total - ip_len;
-        let l4 = l3 + ip_len;
+        let ttl = ip.ttl;
+        let segment = end - l4;
         let Some(ports) = window.read::<Ports>(l4) else { return Err(PassReason::Malformed) };
         let (source_port, destination_port) = ports.pair();
         let key = FlowKey::new(ip.source(), source_port, ip.destination(), destination_port, proto);
@@ -141,6 +194,7 @@ impl Headers {
                     l3,
                     l4,
                     payload: l4 + tcp_len,
+                    ttl,
                     flags: Flags(tcp.flags),
                     acknowledgement: u32::from_be(tcp.acknowledgement),
                     sequence: u32::from_be(tcp.sequence),
@@ -149,11 +203,12 @@ impl Headers {
             Proto::Udp => {
                 let Some(udp) = window.read::<UdpHdr>(l4) else { return Err(PassReason::Malformed) };
                 let said = u16::from_be(udp.len) as usize;
-                if (said < UDP_LEN && !(said == 0 && segment > IPV4_MAX_TOTAL - IPV4_MIN_LEN)) || said > segment {
+                let too_short = said < UDP_LEN && !(said == 0 && segment > IPV4_MAX_TOTAL - IPV4_MIN_LEN);
+                if too_short || (said > segment && !ip.is_fragment()) {
                     return Err(PassReason::Malformed);
                 }
-                let payload = l4 + UDP_LEN;
-                Ok(Self { key, proto, l3, l4, payload, flags: Flags(0), acknowledgement: 0, sequence: 0 })
+                let (payload, flags) = (l4 + UDP_LEN, Flags(0));
+                Ok(Self { key, proto, l3, l4, payload, ttl, flags, acknowledgement: 0, sequence: 0 })
             }
         }
     }
@@ -234,11 +289,10 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_no_whole_segment_is_told_apart() {
-        let cases: [(&str, usize, u8, PassReason); 7] = [
+        let cases: [(&str, usize, u8, PassReason); 6] = [
             ("ARP", 13, 0x06, PassReason::NotIp),
             ("version 6 in an IPv4 frame", 14, 0x65, PassReason::Malformed),
             ("a header of four words", 14, 0x44, PassReason::Malformed),
-            ("a later fragment", 21, 0x01, PassReason::Fragment),
             ("ICMP", 23, 1, PassReason::Protocol),
             ("more than the frame holds", 17, 41, PassReason::Malformed),
             ("a TCP header longer than the segment", 46, 0x60, PassReason::Malformed),
@@ -248,6 +302,26 @@ pub(crate) mod tests {
             frame.0[at] = value;
 
             assert_eq!(Headers::parse(&frame).map(|_| ()), Err(reason), "{what}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_fragment_has_ports() {
+        let datagram = || tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x10);
+        for (offset, is_fragment, expected) in [
+            (0x0000_u16, false, Ok(80)),
+            (0x4000, false, Ok(80)),
+            (0x2000, true, Ok(80)),
+            (0x2001, true, Err(PassReason::Fragment)),
+            (0x0001, true, Err(PassReason::Fragment)),
+        ] {
+            let mut frame = datagram();
+            frame.0[20..22].copy_from_slice(&offset.to_be_bytes());
+
+            let port = Headers::parse(&frame).map(|headers| headers.key.destination_port.number());
+            let network = Network::parse(&frame, ETH_LEN, ETHERTYPE_IPV4.to_be()).unwrap();
+
+            assert_eq!((port, network.fragment_key().is_some()), (expected, is_fragment), "{offset:#x}");
         }
     }
 

@@ -14,12 +14,13 @@
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN,
-        REPLY_SEEN, ReplyEntry,
+        Address, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendId, HandOff, KtimeNs,
+        Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
+    icmp::{IcmpError, Translated},
     packet::Headers,
     sched,
-    tables::{Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
+    tables::{FirstFragment, Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
     tcp_state::{Direction, Flags, Seen, State},
     verdict::{DropReason, Event, PassReason, Verdict},
 };
@@ -77,6 +78,213 @@ const FIN_WINDOW: u32 = 1 << 24;
 /// The same for a RST, which ends a connection at once, and for a segment that comes by another device than those before:
 /// one in 4096 for who has to guess.
 const NARROW_WINDOW: u32 = 1 << 20;
+
+/// For how long what the first fragment has said holds for those that follow it: as long as Linux waits for them
+/// (`net.ipv4.ipfrag_time`).
+const FRAGMENTS_NS: KtimeNs = 30_000_000_000;
+
+/// Decides what becomes of a fragment that entered by an uplink and is not the first of its datagram: the same. Returns
+/// the addresses that it gets.
+///
+/// # Errors
+/// The verdict; [`PassReason::Fragment`] if the first has not been seen.
+#[inline(always)]
+pub fn ingress_fragment<'t, T: Tables>(
+    key: &FragmentKey,
+    arrival: Arrival,
+    tables: &'t T,
+) -> Result<(&'t FragmentEntry, &'t Backend), Verdict> {
+    let (first, backend) = follow(key, arrival, tables)?;
+    if let Some(traffic) = tables.traffic(first.backend) {
+        traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
+    }
+    Ok((first, backend))
+}
+
+/// The same for one that entered from a backend.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub fn egress_fragment<'t, T: Tables>(
+    key: &FragmentKey,
+    arrival: Arrival,
+    tables: &'t T,
+) -> Result<&'t FragmentEntry, Verdict> {
+    let (first, _) = follow(key, arrival, tables)?;
+    if let Some(traffic) = tables.traffic(first.backend) {
+        traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
+    }
+    Ok(first)
+}
+
+#[inline(always)]
+fn follow<'t, T: Tables>(
+    key: &FragmentKey,
+    arrival: Arrival,
+    tables: &'t T,
+) -> Result<(&'t FragmentEntry, &'t Backend), Verdict> {
+    let first = match tables.fragment(key) {
+        Some(first) if arrival.now.saturating_sub(first.seen) <= FRAGMENTS_NS => first,
+        Some(_) | None => return Err(Verdict::Pass(PassReason::Fragment)),
+    };
+    match tables.backend(first.backend) {
+        Some(backend) if backend.serves(first.generation) => Ok((first, backend)),
+        Some(_) | None => Err(Verdict::Pass(PassReason::BackendGone)),
+    }
+}
+
+/// Notes what became of a first fragment that went to a backend, for those that follow it.
+#[inline(always)]
+pub fn remember_ingress<T: Tables>(now: KtimeNs, tables: &T) {
+    let Some(scratch) = tables.scratch() else { return };
+    let FirstFragment { key, flow: as_sent, entry } = scratch.first_fragment();
+    let found = match as_sent.proto() {
+        Some(Proto::Tcp) => connection(as_sent, tables).map(|(_, flow)| flow),
+        Some(Proto::Udp) => tables.flow(Table::Datagrams, as_sent),
+        None => None,
+    };
+    if let Some(flow) = found
+        && let Some(backend) = tables.backend(flow.backend())
+    {
+        let client = flow.client().address(as_sent.source, backend.host_address);
+        (entry.seen, entry.source, entry.destination) = (now, client, backend.address);
+        (entry.backend, entry.generation, entry.ifindex) = (flow.backend(), flow.generation(), 0);
+        tables.put_fragment(key, entry);
+    }
+}
+
+/// The same of one that came from a backend.
+#[inline(always)]
+pub fn remember_egress<T: Tables>(now: KtimeNs, tables: &T) {
+    let Some(scratch) = tables.scratch() else { return };
+    let FirstFragment { key, flow: as_sent, entry } = scratch.first_fragment();
+    if let Some(proto) = as_sent.proto()
+        && let Some(reply) = reply_half(as_sent, proto, tables)
+    {
+        let to = reply.flow();
+        (entry.seen, entry.source, entry.destination) = (now, to.destination, to.source);
+        (entry.backend, entry.generation, entry.ifindex) = (reply.backend(), reply.generation(), reply.ifindex());
+        tables.put_fragment(key, entry);
+    }
+}
+
+/// Decides to which backend an ICMP error that entered by an uplink goes: to the one that sent what it is about.
+///
+/// # Errors
+/// The verdict, if it is about no packet of a backend.
+#[inline(always)]
+pub fn ingress_error<'t, T: Tables>(
+    error: &IcmpError,
+    arrival: Arrival,
+    tables: &'t T,
+) -> Result<(Translated, &'t Backend), Verdict> {
+    let key = error.about.reversed();
+    let found = match error.proto {
+        Proto::Tcp => connection(&key, tables).map(|(_, flow)| flow),
+        Proto::Udp => tables.flow(Table::Datagrams, &key),
+    };
+    let Some(flow) = found else { return Err(Verdict::Pass(PassReason::Protocol)) };
+    let (id, generation, port) = (flow.backend(), flow.generation(), flow.seen_client_port());
+    let seen = flow.client();
+    if flow.tag() != key.tag() {
+        return Err(Verdict::Drop(DropReason::Raced));
+    }
+    let backend = match tables.backend(id) {
+        Some(backend) if backend.serves(generation) => backend,
+        Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
+    };
+    if is_at_its_end(error.ttl) {
+        return Err(Verdict::Drop(DropReason::TtlExpired));
+    }
+    let client = seen.address(key.source, backend.host_address);
+    tables.count(Event::IcmpError);
+    if let Some(traffic) = tables.traffic(id) {
+        traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
+    }
+    let about = FlowKey::new(backend.address, backend.port, client, port, error.proto);
+    Ok((Translated { source: error.source, destination: backend.address, about }, backend))
+}
+
+/// Decides to which client an ICMP error that entered from a backend goes: to the one that sent what it is about. Returns
+/// also the device by which it leaves.
+///
+/// # Errors
+/// The verdict, if it is about no packet of a client.
+#[inline(always)]
+pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) -> Result<(Translated, u32), Verdict> {
+    let key = error.about.reversed();
+    let reply = match reply_half(&key, error.proto, tables) {
+        Some(reply) if reply.flags() & REPLY_FOREIGN == 0 => reply,
+        Some(_) | None => return Err(Verdict::Pass(PassReason::Protocol)),
+    };
+    let (id, generation, ifindex, about) = (reply.backend(), reply.generation(), reply.ifindex(), reply.flow());
+    if reply.tag() != key.tag() {
+        return Err(Verdict::Drop(DropReason::Raced));
+    }
+    let backend = match tables.backend(id) {
+        Some(backend) if backend.serves(generation) => backend,
+        Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
+    };
+    if is_at_its_end(error.ttl) {
+        return Err(Verdict::Drop(DropReason::TtlExpired));
+    }
+    // A router behind the device speaks for itself.
+    let source = if error.source == backend.address { about.destination } else { error.source };
+    tables.count(Event::IcmpError);
+    if let Some(traffic) = tables.traffic(id) {
+        traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
+    }
+    Ok((Translated { source, destination: about.source, about }, ifindex))
+}
+
+/// Looks for the reply half of a flow where it can be.
+#[inline(always)]
+fn reply_half<T: Tables>(key: &FlowKey, proto: Proto, tables: &T) -> Option<Shared<ReplyEntry>> {
+    match proto {
+        Proto::Tcp => tables.reply(Table::Proven, key).or_else(|| tables.reply(Table::HalfOpen, key)),
+        Proto::Udp => tables.reply(Table::Datagrams, key),
+    }
+}
+
+/// Returns the address by which this host is the router of a backend that has sent a packet of this key.
+#[inline(always)]
+pub fn gateway<T: Tables>(key: &FlowKey, proto: Proto, tables: &T) -> Option<Address> {
+    let reply = reply_half(key, proto, tables)?;
+    match tables.backend(reply.backend()) {
+        Some(backend) if !backend.host_address.is_none() => Some(backend.host_address),
+        Some(_) | None => Some(reply.flow().destination),
+    }
+}
+
+/// Decides what becomes of a packet from a client that may pass no more routers.
+#[inline(always)]
+pub fn ingress_expired<T: Tables>(key: &FlowKey, tables: &T) -> Verdict {
+    let flow = match key.proto() {
+        Some(Proto::Tcp) => connection(key, tables).map(|(_, flow)| flow),
+        Some(Proto::Udp) => tables.flow(Table::Datagrams, key),
+        None => None,
+    };
+    match flow.is_some() || tables.frontend_at(&key.to()).is_some() {
+        true => Verdict::Drop(DropReason::TtlExpired),
+        false => Verdict::Pass(PassReason::NotOurs),
+    }
+}
+
+/// The same for one from a backend.
+#[inline(always)]
+pub fn egress_expired<T: Tables>(key: &FlowKey, tables: &T) -> Verdict {
+    match key.proto().and_then(|proto| reply_half(key, proto, tables)) {
+        Some(_) => Verdict::Drop(DropReason::TtlExpired),
+        None => Verdict::Pass(PassReason::NotReply),
+    }
+}
+
+/// Returns whether a packet may pass no more routers, and this host is one.
+#[inline(always)]
+pub const fn is_at_its_end(ttl: u8) -> bool {
+    ttl <= 1
+}
 
 /// Decides what becomes of a packet that entered by an uplink.
 ///
@@ -780,18 +988,17 @@ fn claim_key<T: Tables>(key: &FlowKey, reply: Shared<ReplyEntry>, proto: Proto, 
 /// Returns whether a reply half belongs to another flow that goes on, or that the backend still remembers.
 #[inline(always)]
 fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, proto: Proto, tables: &T) -> bool {
-    let key = holder.flow();
     let silent_for = claimant.last_seen().saturating_sub(holder.last_seen());
     if holder.flags() & REPLY_FOREIGN != 0 {
         return silent_for < TIME_WAIT_NS;
     }
-    if key == claimant.flow() {
+    if holder.is_of_same_flow(claimant) {
         return false;
     }
     if matches!(proto, Proto::Tcp) && silent_for < TIME_WAIT_NS {
         return true;
     }
-    let now = claimant.last_seen();
+    let (now, key) = (claimant.last_seen(), holder.flow());
     let found = match proto {
         Proto::Tcp => connection(&key, tables).map(|(_, flow)| flow),
         Proto::Udp => tables.flow(Table::Datagrams, &key),

@@ -3,7 +3,10 @@
 use core::ptr::NonNull;
 
 use crate::{
-    abi::{Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, KtimeNs, Port, ReplyEntry, Traffic},
+    abi::{
+        Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, KtimeNs,
+        Port, ReplyEntry, Traffic,
+    },
     tcp_state::{Seen, State, lifetime_ns},
     verdict::Event,
 };
@@ -153,8 +156,14 @@ impl Shared<ReplyEntry> {
         self.tag() == key.tag()
             && self.backend() == other.backend()
             && self.generation() == other.generation()
-            // SAFETY: `new`'s caller keeps the value allocated.
-            && self.leads_to(unsafe { &(*other.0.as_ptr()).flow })
+            && self.is_of_same_flow(other)
+    }
+
+    /// Returns whether both are reply halves of the same flow.
+    #[inline(always)]
+    pub fn is_of_same_flow(self, other: Self) -> bool {
+        // SAFETY: `new`'s caller keeps the value allocated.
+        self.leads_to(unsafe { &(*other.0.as_ptr()).flow })
     }
 
     /// Returns whether this is the reply half of a flow. Compares word by word: a program's stack has no room for one key
@@ -176,6 +185,19 @@ impl Shared<ReplyEntry> {
 pub struct Scratch {
     flow: FlowEntry,
     reply: ReplyEntry,
+    fragment: FirstFragment,
+}
+
+/// A first fragment that is on its way.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FirstFragment {
+    /// What its datagram is known by.
+    pub key: FragmentKey,
+    /// Addresses and ports, as it came.
+    pub flow: FlowKey,
+    /// What became of it.
+    pub entry: FragmentEntry,
 }
 
 impl Shared<Scratch> {
@@ -199,6 +221,15 @@ impl Shared<Scratch> {
             at.write(entry);
             Shared(NonNull::new_unchecked(at))
         }
+    }
+}
+
+impl Shared<Scratch> {
+    /// Returns the room for a first fragment. Between two programs it means nothing.
+    #[inline(always)]
+    pub const fn first_fragment<'a>(self) -> &'a mut FirstFragment {
+        // SAFETY: `new`'s caller keeps the value allocated; this processor's own, and one part of a program at a time asks.
+        unsafe { &mut (*self.0.as_ptr()).fragment }
     }
 }
 
@@ -285,4 +316,9 @@ pub trait Tables {
     fn put_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert;
     /// Removes the reply half of a flow.
     fn remove_reply(&self, table: Table, key: &FlowKey);
+
+    /// Returns what became of the first fragment of a datagram.
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentEntry>;
+    /// Notes it.
+    fn put_fragment(&self, key: &FragmentKey, entry: &FragmentEntry);
 }

@@ -53,9 +53,9 @@ reasons! {
         Vlan = 2 "vlan",
         /// Too short, or lengths that contradict each other.
         Malformed = 3 "malformed",
-        /// A fragment: it carries no ports, or is not the whole.
+        /// A fragment without ports, and the first one, which has them, was not seen before it.
         Fragment = 4 "fragment",
-        /// Neither TCP nor UDP.
+        /// Neither TCP nor UDP, nor an ICMP error about such a packet of ours.
         Protocol = 5 "protocol",
         /// Not for a frontend.
         NotOurs = 6 "not_ours",
@@ -93,6 +93,10 @@ reasons! {
         StaleReply = 3 "stale_reply",
         /// The memory of the packet's flow became another flow's while it was read: the sender repeats the packet.
         Raced = 5 "raced",
+        /// It has passed as many routers as it may: its sender is told (RFC 792, time exceeded).
+        TtlExpired = 6 "ttl_expired",
+        /// Too big for the device by which it would have to leave: its sender is told (RFC 1191).
+        TooBig = 7 "too_big",
         /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
         /// reaches it by routing.
         NoStandIn = 4 "no_stand_in",
@@ -118,6 +122,8 @@ reasons! {
         OutOfWindow = 6 "out_of_window",
         /// A socket of this host was led to a backend, but there is no room to remember it.
         LocalTableFull = 7 "local_table_full",
+        /// An ICMP error was led to the sender of the packet that it is about.
+        IcmpError = 8 "icmp_error",
     }
 }
 

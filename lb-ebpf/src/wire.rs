@@ -3,7 +3,7 @@
 //! Field types are in network byte order; the accessors say what they return. The kernel keeps the IP header on a
 //! four-byte boundary (NET_IP_ALIGN), and the BPF machine reads whole words there; elsewhere nothing is assumed.
 
-use crate::abi::{Address, Port};
+use crate::abi::{Address, FlowKey, Port};
 
 /// Bytes of an Ethernet header.
 pub const ETH_LEN: usize = 14;
@@ -13,6 +13,9 @@ pub const IPV4_MIN_LEN: usize = 20;
 pub const TCP_MIN_LEN: usize = 20;
 /// Bytes of a UDP header.
 pub const UDP_LEN: usize = 8;
+
+/// Bytes of an ICMP header.
+pub const ICMP_LEN: usize = 8;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -92,6 +95,12 @@ impl Ipv4Hdr {
         u16::from_be(self.fragment) & 0x3fff != 0
     }
 
+    /// Returns whether fragments went before this one.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        u16::from_be(self.fragment) & 0x1fff != 0
+    }
+
     /// Returns the source address.
     #[inline(always)]
     pub const fn source(&self) -> Address {
@@ -102,6 +111,39 @@ impl Ipv4Hdr {
     #[inline(always)]
     pub const fn destination(&self) -> Address {
         Address::from_v4_wire(self.destination)
+    }
+}
+
+/// ICMP header, RFC 792; what the second word means depends on the type.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct IcmpHdr {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum of the whole message.
+    pub check: u16,
+    /// Of "fragmentation needed", RFC 1191, 4: zero, then the MTU in bytes, network order.
+    pub rest: [u16; 2],
+}
+
+impl IcmpHdr {
+    /// Protocol number of ICMP.
+    pub const PROTOCOL: u8 = 1;
+    /// Type: the destination cannot be reached.
+    pub const UNREACHABLE: u8 = 3;
+    /// Code of that: too big to be sent on, and not to be fragmented.
+    pub const FRAGMENTATION_NEEDED: u8 = 4;
+    /// Type: the time to live, or the time for reassembly, has ended.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Type: a header field makes no sense.
+    pub const PARAMETER_PROBLEM: u8 = 12;
+
+    /// Returns whether the message is about another packet, whose beginning it carries.
+    #[inline(always)]
+    pub const fn is_error(&self) -> bool {
+        matches!(self.kind, Self::UNREACHABLE | Self::TIME_EXCEEDED | Self::PARAMETER_PROBLEM)
     }
 }
 
@@ -162,6 +204,12 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// Returns the ports of a key.
+    #[inline(always)]
+    pub const fn of(key: &FlowKey) -> Self {
+        Self { source: key.source_port.wire(), destination: key.destination_port.wire() }
+    }
+
     /// Returns both as their types.
     #[inline(always)]
     pub const fn pair(self) -> (Port, Port) {
@@ -174,6 +222,8 @@ unsafe impl Wire for EthHdr {}
 // SAFETY: as above.
 unsafe impl Wire for Ipv4Hdr {}
 // SAFETY: as above.
+unsafe impl Wire for IcmpHdr {}
+// SAFETY: as above.
 unsafe impl Wire for TcpHdr {}
 // SAFETY: as above.
 unsafe impl Wire for UdpHdr {}
@@ -185,6 +235,8 @@ unsafe impl Wire for u16 {}
 unsafe impl Wire for u32 {}
 // SAFETY: as above.
 unsafe impl Wire for [u8; 6] {}
+// SAFETY: as above.
+unsafe impl Wire for [u32; 7] {}
 
 /// Reads a value that may stand anywhere.
 ///

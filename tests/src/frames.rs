@@ -57,6 +57,97 @@ pub fn with_ip_options(mut frame: Vec<u8>, words: usize) -> Vec<u8> {
     frame
 }
 
+/// Makes an IP packet a fragment of a datagram: `offset` in bytes, a multiple of eight.
+pub fn fragment(mut frame: Vec<u8>, id: u16, offset: u16, is_last: bool) -> Vec<u8> {
+    let more = if is_last { 0 } else { 0x2000 };
+    frame[18..20].copy_from_slice(&id.to_be_bytes());
+    frame[20..22].copy_from_slice(&(more | (offset / 8)).to_be_bytes());
+    set_ip_sum(&mut frame);
+    frame
+}
+
+/// Builds a later fragment of a datagram of UDP.
+pub fn later_fragment(from: Side, to: Side, id: u16, offset: u16, is_last: bool, payload: &[u8]) -> Vec<u8> {
+    let mut frame = udp(from, to, &[]);
+    frame.truncate(34);
+    frame.extend_from_slice(payload);
+    let total = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&total.to_be_bytes());
+    fragment(frame, id, offset, is_last)
+}
+
+/// Gives an IP packet another time to live.
+pub fn with_ttl(mut frame: Vec<u8>, ttl: u8) -> Vec<u8> {
+    frame[22] = ttl;
+    set_ip_sum(&mut frame);
+    frame
+}
+
+fn set_ip_sum(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..34]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Builds an ICMP error about a frame, of whose transport header it quotes so many bytes.
+pub fn icmp_error(from: [u8; 4], to: [u8; 4], (kind, code): (u8, u8), about: &[u8], quoted: usize) -> Vec<u8> {
+    let header_len = usize::from(about[14] & 15) * 4;
+    let mut message = vec![kind, code, 0, 0, 0, 0, 5, 0x14];
+    message.extend_from_slice(&about[14..14 + header_len + quoted]);
+    let sum = checksum(&[&message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).ipv4(from, to, 64);
+    let mut frame = Vec::new();
+    builder.write(&mut frame, etherparse::IpNumber::ICMP, &message).expect("a vector takes everything");
+    frame
+}
+
+/// What an ICMP error says, after its checksums were computed anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JudgedError {
+    /// Who says it.
+    pub from: [u8; 4],
+    /// Whom it is said to.
+    pub to: [u8; 4],
+    /// Type and code.
+    pub kind: (u8, u8),
+    /// The MTU, if it is about one.
+    pub mtu: u16,
+    /// Source and destination of the packet that it is about.
+    pub about: (Side, Side),
+    /// Whether the checksums of the IP header, of the message, and of the IP header inside are right.
+    pub sums: [bool; 3],
+    /// Whether the checksum of the segment inside is right, if that is whole.
+    pub inner_sum: Option<bool>,
+}
+
+/// Reads an ICMP error about TCP or UDP over IPv4; `None` if the frame is none.
+pub fn judge_error(frame: &[u8]) -> Option<JudgedError> {
+    let header_len = usize::from(frame.get(14)? & 15) * 4;
+    let header = frame.get(14..14 + header_len)?;
+    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let message = frame.get(14 + header_len..14 + total)?;
+    if header[9] != 1 {
+        return None;
+    }
+    let inner = message.get(8..)?;
+    let inner_len = usize::from(inner.first()? & 15) * 4;
+    let (inner_header, transport) = (inner.get(..inner_len)?, inner.get(inner_len..)?);
+    let word = |bytes: &[u8], at: usize| Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
+    let side = |at: usize, port: usize| Some((inner_header.get(at..at + 4)?.try_into().ok()?, word(transport, port)?));
+    let whole = usize::from(word(inner_header, 2)?) == inner.len();
+    let pseudo = [&inner_header[12..20], &[0, inner_header[9]], &(transport.len() as u16).to_be_bytes()].concat();
+    Some(JudgedError {
+        from: header[12..16].try_into().ok()?,
+        to: header[16..20].try_into().ok()?,
+        kind: (message[0], message[1]),
+        mtu: word(message, 6)?,
+        about: (side(12, 0)?, side(16, 2)?),
+        sums: [header, message, inner_header].map(|bytes| checksum(&[bytes]) == 0),
+        inner_sum: whole.then(|| checksum(&[&pseudo, transport]) == 0),
+    })
+}
+
 /// Computes an Internet checksum the slow way.
 ///
 /// # Source
@@ -80,6 +171,8 @@ pub struct Judged {
     pub from: Side,
     /// To whom.
     pub to: Side,
+    /// Time to live.
+    pub ttl: u8,
     /// Whether the checksum of the IP header is right.
     pub ip_sum: bool,
     /// Whether the checksum of TCP or UDP is right, or none was sent.
@@ -108,6 +201,7 @@ pub fn judge(frame: &[u8]) -> Option<Judged> {
     Some(Judged {
         from: side(12, source),
         to: side(16, destination),
+        ttl: header[8],
         ip_sum: checksum(&[header]) == 0,
         transport_sum: !has_sum || checksum(&[&pseudo, segment]) == 0,
         payload,

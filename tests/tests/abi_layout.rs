@@ -1,8 +1,8 @@
 //! The ABI, byte by byte: what one version of the agent writes, the kernel object and other versions read.
 
 use lb_ebpf::abi::{
-    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, Frontend, HandOff, LocalFlow, LocalKey, Port, Proto,
-    ReplyEntry, Scheduler, SlotRange, Traffic, map,
+    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, HandOff,
+    LocalFlow, LocalKey, Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map,
 };
 
 fn bytes<T: aya::Pod>(value: &T) -> Vec<u8> {
@@ -101,6 +101,26 @@ fn a_reply_half_has_its_parts_where_they_are_documented() {
         &[0; 3],
     ];
     assert_eq!(bytes(&reply), parts.concat());
+}
+
+#[test]
+fn fragments_have_their_parts_where_they_are_documented() {
+    let known_by = FragmentKey::new(address(1), address(2), 0x1234, Proto::Udp);
+    let parts: [&[u8]; 5] = [&mapped(1), &mapped(2), &0x1234_u32.to_ne_bytes(), &[17], &[0; 3]];
+    assert_eq!(bytes(&known_by), parts.concat());
+
+    let to = FlowKey::new(address(3), Port::new(1), address(4), Port::new(2), Proto::Udp);
+    let entry = FragmentEntry::new(77, &to, (3, 4, 7));
+    let parts: [&[u8]; 7] = [
+        &77_u64.to_ne_bytes(),
+        &mapped(3),
+        &mapped(4),
+        &3_u32.to_ne_bytes(),
+        &4_u32.to_ne_bytes(),
+        &7_u32.to_ne_bytes(),
+        &[0; 4],
+    ];
+    assert_eq!(bytes(&entry), parts.concat());
 }
 
 #[test]

@@ -65,6 +65,10 @@ fn main() -> ExitCode {
         case("sockets_of_ipv6_reach_the_frontend_by_ipv4", sockets_of_ipv6_reach_the_frontend_by_ipv4),
         case("a_backend_behind_a_router_is_served", a_backend_behind_a_router_is_served),
         case("links_without_addresses_carry_both_ways", links_without_addresses_carry_both_ways),
+        case("a_smaller_link_behind_the_client_is_discovered", a_smaller_link_behind_the_client_is_discovered),
+        case("a_smaller_uplink_is_discovered", a_smaller_uplink_is_discovered),
+        case("fragmented_datagrams_arrive_whole", fragmented_datagrams_arrive_whole),
+        case("errors_of_the_network_reach_clients", errors_of_the_network_reach_clients),
         case("tagged_packets_are_left_alone", tagged_packets_are_left_alone),
         case("two_instances_share_an_uplink_and_no_notes", two_instances_share_an_uplink_and_no_notes),
         case("a_vanished_device_keeps_nobody_else_out", a_vanished_device_keeps_nobody_else_out),
@@ -686,6 +690,121 @@ fn links_without_addresses_carry_both_ways() {
     };
     assert_eq!(String::from_utf8_lossy(&get("")), "backend 0\n");
     assert_eq!(get("big").len(), 20_000_000);
+}
+
+/// Returns one of the counts of `status`.
+fn count(agent: &Agent, kind: &str, name: &str) -> u64 {
+    agent.status()["verdicts"][kind][name].as_u64().unwrap_or_else(|| panic!("status lacks {kind}.{name}"))
+}
+
+fn a_smaller_link_behind_the_client_is_discovered() {
+    let (lab, agent) = served(1, &[]);
+    // The client's namespace becomes a router, with a link of 1,300 bytes behind it that its host knows nothing of.
+    let (router, far) = (lab.client(), lab.namespace("f"));
+    lab::ip(&format!("link add fr0 netns {router} mtu 1300 type veth peer name eth0 netns {far}"));
+    lab::ip(&format!("-n {router} addr add 198.18.3.1/24 dev fr0"));
+    lab::ip(&format!("-n {router} link set fr0 up"));
+    lab::ip(&format!("-n {far} addr add 198.18.3.9/24 dev eth0"));
+    lab::ip(&format!("-n {far} link set eth0 up"));
+    lab::ip(&format!("-n {far} route add default via 198.18.3.1"));
+    lab::run(lab.command(&router, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    lab::ip(&format!("-n {} route add 198.18.3.0/24 via 198.18.1.2", lab.balancer()));
+    for offload in ["on", "off"] {
+        lab::run(lab.command(&lab.backend(0), "ethtool").args(["-K", "eth0", "tso", offload, "gso", offload]));
+        lab::ip(&format!("-n {} route flush cache", lab.backend(0)));
+        let big = lab.command(&far, "curl").args(["-s", "-m", "20", "http://198.18.1.1/big"]).output().unwrap().stdout;
+
+        assert_eq!(
+            big.len(),
+            20_000_000,
+            "segments {offload}: what is too big is said to the server, which sends less"
+        );
+        assert!(count(&agent, "events", "icmp_error") > 0);
+    }
+}
+
+fn a_smaller_uplink_is_discovered() {
+    let (lab, agent) = served(1, &[]);
+    // As in clouds whose networks carry 1,460 bytes where Docker's take 1,500.
+    lab::ip(&format!("-n {} link set up0 mtu 1300", lab.balancer()));
+    for offload in ["on", "off"] {
+        lab::run(lab.command(&lab.backend(0), "ethtool").args(["-K", "eth0", "tso", offload, "gso", offload]));
+        let before = count(&agent, "drops", "too_big");
+        lab::ip(&format!("-n {} route flush cache", lab.backend(0)));
+        let big = lab.from_client("curl", &["-s", "-m", "20", "http://198.18.1.1/big"]).stdout;
+
+        assert_eq!(big.len(), 20_000_000, "segments {offload}");
+        assert!(count(&agent, "drops", "too_big") > before, "it was answered");
+    }
+    let seen = lab::run(lab.command(&lab.backend(0), "ip").args(["route", "get", "198.18.1.2"]));
+    assert!(seen.contains("mtu 1300"), "the server's kernel has learned it: {seen}");
+}
+
+/// Answers each datagram with itself, as long as the test runs.
+fn echo_datagrams(lab: &Lab, number: usize) {
+    let socket = inside(&lab.backend(number), || UdpSocket::bind("0.0.0.0:53").expect("the port is free"));
+    std::thread::spawn(move || {
+        let mut room = vec![0; 65_535];
+        while let Ok((len, from)) = socket.recv_from(&mut room) {
+            let _client_left = socket.send_to(&room[..len], from);
+        }
+    });
+}
+
+fn fragmented_datagrams_arrive_whole() {
+    let lab = Lab::new(2, Wiring::Bridge);
+    (0..2).for_each(|number| echo_datagrams(&lab, number));
+    let backends: Vec<String> = (0..2).map(|number| format!("{}:53", lab::backend(number))).collect();
+    for hook in [&["--hook", "tc"][..], &["--hook", "xdp", "--complete-checksums"]] {
+        let mut arguments = vec!["--publish", "53/udp", "--uplink", "up0"];
+        backends.iter().for_each(|backend| arguments.extend(["--backend", backend]));
+        let mut agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &[&arguments, hook].concat());
+        agent.wait_ready(2);
+        inside(&lab.client(), || {
+            for _ in 0..4 {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+                let mut room = vec![0; 65_535];
+                for size in [1472, 1473, 4000, 30_000, 60_000] {
+                    let asked: Vec<u8> = (0..size).map(|byte: u32| (byte * 13) as u8).collect();
+                    socket.send_to(&asked, (UPLINK, 53)).unwrap();
+                    let (len, from) = socket.recv_from(&mut room).unwrap_or_else(|error| panic!("{size}: {error}"));
+                    assert_eq!((from, &room[..len]), (SocketAddr::from(([198, 18, 1, 1], 53)), &asked[..]));
+                }
+            }
+        });
+        assert_eq!(count(&agent, "passes", "fragment"), 0);
+        agent.stop(Signal::SIGTERM);
+        assert_gone(&lab.instance());
+    }
+}
+
+fn errors_of_the_network_reach_clients() {
+    let lab = Lab::new(1, Wiring::Bridge);
+    let backend = format!("{}:53", lab::backend(0));
+    let arguments = ["--publish", "53/udp", "--publish", "53/tcp", "--uplink", "up0", "--backend", &backend];
+    let arguments = [&arguments[..], &["--health", "none"]].concat();
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+    inside(&lab.client(), || {
+        // No server: the backend's kernel says so by ICMP, as from the frontend.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.connect((UPLINK, 53)).unwrap();
+        socket.send(b"?").unwrap();
+        let error = socket.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+        // What may pass one router only ends at the balancer, and is told so, as traceroute wants it.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.set_ttl(1).unwrap();
+        socket.connect((UPLINK, 53)).unwrap();
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv4RecvErr, &true).unwrap();
+        socket.send(b"?").unwrap();
+        let error = socket.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable, "{error}");
+    });
+    assert_eq!((count(&agent, "events", "icmp_error"), count(&agent, "drops", "ttl_expired")), (1, 1));
 }
 
 fn tagged_packets_are_left_alone() {

@@ -8,7 +8,10 @@ use lb_ebpf::{
     verdict::{DropReason, Event, PassReason},
 };
 use lb_tests::{
-    frames::{ACK, Dice, FIN, Judged, RST, SYN, Side, judge, tcp, udp, with_ip_options},
+    frames::{
+        self, ACK, Dice, FIN, Judged, JudgedError, RST, SYN, Side, fragment, icmp_error, judge, judge_error,
+        later_fragment, tcp, udp, with_ip_options, with_ttl,
+    },
     object::{Action, Door, NOTE_MARK, Object, action},
     suite::{self, Case, Need},
 };
@@ -52,6 +55,12 @@ fn main() -> ExitCode {
         case("the_fallback_hands_over_to_routing", the_fallback_hands_over_to_routing),
         case("sizes_and_options_survive", sizes_and_options_survive),
         case("what_is_not_ours_is_left_untouched", what_is_not_ours_is_left_untouched),
+        case("fragments_follow_the_first_of_their_datagram", fragments_follow_the_first_of_their_datagram),
+        case("errors_reach_the_backend_that_they_are_about", errors_reach_the_backend_that_they_are_about),
+        case("errors_reach_the_client_that_they_are_about", errors_reach_the_client_that_they_are_about),
+        case("errors_about_others_are_left_untouched", errors_about_others_are_left_untouched),
+        case("a_packet_at_its_end_is_answered", a_packet_at_its_end_is_answered),
+        case("answers_have_a_budget", answers_have_a_budget),
         case("a_flood_pushes_out_no_proven_flow", a_flood_pushes_out_no_proven_flow),
         case("a_full_table_of_flows_still_serves", a_full_table_of_flows_still_serves),
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
@@ -87,7 +96,9 @@ fn forwarded(object: &Object, door: Door, frame: &[u8]) -> Judged {
     assert_eq!(out.len(), frame.len());
     let out = judge(&out).expect("what was whole stays whole");
     assert!(out.ip_sum && out.transport_sum, "{door:?}: wrong checksum: {out:?}");
-    assert_eq!(out.payload, judge(frame).unwrap().payload);
+    let before = judge(frame).unwrap();
+    assert_eq!(out.payload, before.payload);
+    assert_eq!(out.ttl, before.ttl - 1, "{door:?}: as by a router");
     out
 }
 
@@ -581,7 +592,7 @@ fn sizes_and_options_survive() {
 
 fn what_is_not_ours_is_left_untouched() {
     type Change = fn(&mut Vec<u8>);
-    let changes: [(&str, PassReason, Change); 16] = [
+    let changes: [(&str, PassReason, Change); 15] = [
         ("another port", PassReason::NotOurs, |frame| frame[37] = 81),
         ("another address", PassReason::NotOurs, |frame| frame[33] = 9),
         ("ARP", PassReason::NotIp, |frame| frame[12..14].copy_from_slice(&[8, 6])),
@@ -591,7 +602,6 @@ fn what_is_not_ours_is_left_untouched() {
         ("ICMP", PassReason::Protocol, |frame| frame[23] = 1),
         ("GRE", PassReason::Protocol, |frame| frame[23] = 47),
         ("SCTP", PassReason::Protocol, |frame| frame[23] = 132),
-        ("a first fragment", PassReason::Fragment, |frame| frame[20] = 0x20),
         ("a later fragment", PassReason::Fragment, |frame| frame[21] = 9),
         ("a header of four words", PassReason::Malformed, |frame| frame[14] = 0x44),
         ("version 5", PassReason::Malformed, |frame| frame[14] = 0x55),
@@ -619,6 +629,240 @@ fn what_is_not_ours_is_left_untouched() {
         passed(&object, door, &short, PassReason::Malformed);
         passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 1, 1, b"?"), PassReason::NotReply);
     }
+}
+
+/// A datagram in three fragments, the payload's checksum over all of it.
+fn in_fragments(from: Side, to: Side, id: u16) -> [Vec<u8>; 3] {
+    let payload: Vec<u8> = (0..2600_u32).map(|byte| (byte * 7) as u8).collect();
+    let whole = udp(from, to, &payload);
+    let mut first = whole[..34 + 1000].to_vec();
+    first[16..18].copy_from_slice(&1020_u16.to_be_bytes());
+    [
+        fragment(first, id, 0, false),
+        later_fragment(from, to, id, 1000, false, &whole[1034..2034]),
+        later_fragment(from, to, id, 2000, true, &whole[2034..]),
+    ]
+}
+
+/// Puts a datagram together again; the kernel's own rules are not asked.
+fn together(fragments: &[Vec<u8>]) -> Vec<u8> {
+    let mut whole = fragments[0].clone();
+    fragments[1..].iter().for_each(|fragment| whole.extend_from_slice(&fragment[34..]));
+    let total = (whole.len() - 14) as u16;
+    whole[16..18].copy_from_slice(&total.to_be_bytes());
+    whole[20..22].fill(0);
+    with_ttl(whole, 63)
+}
+
+fn fragments_follow_the_first_of_their_datagram() {
+    let object = object();
+    let sent = |door, frame: &[u8]| {
+        let (did, out) = object.run(door, frame);
+        assert_eq!((did, out.len()), (Action::Redirect, frame.len()), "{door:?}");
+        out
+    };
+    let [first, second, third] = in_fragments(CLIENT, DATAGRAMS, 77);
+    // Before the first one nobody knows the ports.
+    passed(&object, Door::Tc, &second, PassReason::Fragment);
+    let out = [&first, &third, &second].map(|frame| sent(Door::Tc, frame));
+    let [first_out, third_out, second_out] = &out;
+    let whole = judge(&together(&[first_out.clone(), second_out.clone(), third_out.clone()])).unwrap();
+    assert!(whole.transport_sum && whole.from == CLIENT && BACKENDS.contains(&whole.to), "{whole:?}");
+    assert_eq!(whole.payload.len(), 2600);
+    for frame in &out {
+        assert_eq!(frames::checksum(&[&frame[14..34]]), 0, "each header has a right checksum");
+        assert_eq!(frame[30..34], whole.to.0);
+    }
+    // Another datagram of the client, of another backend's, is told apart by its number alone.
+    let [other, other_second, _] = in_fragments(client(40_001), DATAGRAMS, 78);
+    let other = sent(Door::Tc, &other);
+    assert_ne!(other[30..34], whole.to.0);
+    assert_eq!(sent(Door::Tc, &other_second)[30..34], other[30..34]);
+    assert_eq!(sent(Door::Tc, &third)[30..34], whole.to.0);
+
+    let answer = in_fragments(whole.to, CLIENT, 5).map(|frame| sent(Door::Reply, &frame));
+    let answer = judge(&together(&answer)).unwrap();
+    assert!(answer.transport_sum && (answer.from, answer.to) == (DATAGRAMS, CLIENT), "{answer:?}");
+
+    dropped(&object, Door::Tc, &with_ttl(second.clone(), 1), DropReason::TtlExpired);
+
+    // A segment of TCP, too; and XDP leaves all of them to TC.
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    let data = fragment(tcp(CLIENT, FRONTEND, ACK, 101, 901, &[7; 64]), 9, 0, false);
+    assert_eq!(sent(Door::Tc, &data)[30..34], backend.0);
+    for frame in [&first, &second, &data] {
+        let (did, out) = object.run(Door::Xdp, frame);
+        assert_eq!((did, &out), (Action::Pass, frame));
+    }
+}
+
+/// Sends an ICMP error that has to be translated, and returns what came out.
+fn translated(object: &Object, door: Door, frame: &[u8]) -> JudgedError {
+    let before = object.count(Event::IcmpError.index());
+    let (did, out) = object.run(door, frame);
+    assert_eq!((did, out.len()), (Action::Redirect, frame.len()), "{door:?}: {:?}", judge_error(frame));
+    assert_eq!(object.count(Event::IcmpError.index()), before + 1);
+    let (before, after) = (judge_error(frame).unwrap(), judge_error(&out).unwrap());
+    assert_eq!((after.kind, after.mtu, after.sums), (before.kind, before.mtu, [true; 3]), "{door:?}");
+    assert_eq!(after.inner_sum, before.inner_sum);
+    after
+}
+
+const ROUTER: [u8; 4] = [198, 18, 77, 1];
+/// Fragmentation needed.
+const TOO_BIG: (u8, u8) = (3, 4);
+const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+
+fn errors_reach_the_backend_that_they_are_about() {
+    let mut object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    for (about, quoted) in [
+        (tcp(FRONTEND, CLIENT, ACK, 901, 101, &[5; 40]), 8),
+        (tcp(FRONTEND, CLIENT, ACK, 901, 101, &[5; 40]), 20),
+        (tcp(FRONTEND, CLIENT, ACK, 901, 101, &[5; 40]), 60),
+        (tcp(FRONTEND, CLIENT, ACK, 901, 101, &[5; 41]), 61),
+        (with_ip_options(tcp(FRONTEND, CLIENT, ACK, 901, 101, &[]), 2), 20),
+    ] {
+        for kind in [TOO_BIG, (11, 0), (12, 0), PORT_UNREACHABLE] {
+            let error = translated(&object, Door::Tc, &icmp_error(ROUTER, FRONTEND.0, kind, &about, quoted));
+            assert_eq!(
+                (error.from, error.to, error.about),
+                (ROUTER, backend.0, (backend, CLIENT)),
+                "{kind:?} {quoted}"
+            );
+        }
+    }
+    // What the client's own host says, about a connection that is not proven.
+    let syn = forwarded(&object, Door::Tc, &tcp(client(40_001), FRONTEND, SYN, 100, 0, &[]));
+    let about = tcp(FRONTEND, client(40_001), SYN | ACK, 900, 101, &[]);
+    let error = translated(&object, Door::Tc, &icmp_error(CLIENT.0, FRONTEND.0, PORT_UNREACHABLE, &about, 8));
+    assert_eq!((error.from, error.to, error.about), (CLIENT.0, syn.to.0, (syn.to, client(40_001))));
+    // UDP, with a checksum and without one.
+    let asked = forwarded(&object, Door::Tc, &udp(CLIENT, DATAGRAMS, b"?"));
+    let mut without = udp(DATAGRAMS, CLIENT, b"an answer");
+    without[40..42].fill(0);
+    for about in [udp(DATAGRAMS, CLIENT, b"an answer"), without] {
+        let error = translated(&object, Door::Tc, &icmp_error(ROUTER, DATAGRAMS.0, TOO_BIG, &about, 17));
+        assert_eq!((error.to, error.about), (asked.to.0, (asked.to, CLIENT)));
+    }
+    // A backend that is its own client, which it knows as the host.
+    object.publish(0, &[0]);
+    let own = (BACKENDS[0].0, 41_000);
+    let stand_in = forwarded(&object, Door::Tc, &tcp(own, FRONTEND, SYN, 1, 0, &[])).from;
+    assert_ne!(stand_in.0, own.0);
+    let about = tcp(FRONTEND, own, ACK, 901, 101, &[]);
+    let error = translated(&object, Door::Tc, &icmp_error(ROUTER, FRONTEND.0, TOO_BIG, &about, 8));
+    assert_eq!((error.to, error.about), (BACKENDS[0].0, (BACKENDS[0], stand_in)));
+}
+
+fn errors_reach_the_client_that_they_are_about() {
+    let object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    let about = tcp(CLIENT, backend, ACK, 101, 901, &[5; 40]);
+    for (who, seen) in [(backend.0, FRONTEND.0), (ROUTER, ROUTER)] {
+        for quoted in [8, 60] {
+            let error = translated(&object, Door::Reply, &icmp_error(who, CLIENT.0, TOO_BIG, &about, quoted));
+            assert_eq!((error.from, error.to, error.about), (seen, CLIENT.0, (CLIENT, FRONTEND)), "{quoted}");
+        }
+    }
+    let asked = forwarded(&object, Door::Tc, &udp(CLIENT, DATAGRAMS, b"?"));
+    let about = udp(CLIENT, asked.to, b"?");
+    let error = translated(&object, Door::Reply, &icmp_error(asked.to.0, CLIENT.0, PORT_UNREACHABLE, &about, 9));
+    assert_eq!((error.from, error.to, error.about), (DATAGRAMS.0, CLIENT.0, (CLIENT, DATAGRAMS)));
+    // The client's port was taken on the backend's side.
+    let mut object = self::object();
+    object.publish(0, &[0]);
+    object.serve(2, ([198, 18, 1, 9], 80), Proto::Tcp, &[6]);
+    object.backend(6, 2, 1, BACKENDS[0]);
+    open(&object, Door::Tc, CLIENT, FRONTEND);
+    let other = forwarded(&object, Door::Tc, &tcp(CLIENT, ([198, 18, 1, 9], 80), SYN, 1, 0, &[]));
+    assert_ne!(other.from.1, CLIENT.1);
+    let about = tcp(other.from, BACKENDS[0], SYN, 1, 0, &[]);
+    let error = translated(&object, Door::Reply, &icmp_error(BACKENDS[0].0, CLIENT.0, PORT_UNREACHABLE, &about, 20));
+    assert_eq!((error.from, error.about), ([198, 18, 1, 9], (CLIENT, ([198, 18, 1, 9], 80))));
+}
+
+fn errors_about_others_are_left_untouched() {
+    let mut object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    let about = tcp(FRONTEND, CLIENT, ACK, 901, 101, &[]);
+    let error = icmp_error(ROUTER, FRONTEND.0, TOO_BIG, &about, 8);
+    let changed = |at: usize, value: u8| {
+        let mut frame = error.clone();
+        frame[at] = value;
+        frame
+    };
+    for (what, frame, reason) in [
+        ("an echo", changed(34, 8), PassReason::Protocol),
+        ("about another connection", changed(65, 9), PassReason::Protocol),
+        ("about ICMP", changed(51, 1), PassReason::Protocol),
+        ("about a later fragment", changed(49, 1), PassReason::Protocol),
+        ("a fragment", changed(20, 0x20), PassReason::Fragment),
+        ("about IPv6", changed(42, 0x65), PassReason::Malformed),
+        ("shorter than what it has to quote", error[..error.len() - 1].to_vec(), PassReason::Malformed),
+    ] {
+        eprintln!("{what}");
+        passed(&object, Door::Tc, &frame, reason);
+    }
+    let about = tcp(client(9), backend, ACK, 901, 101, &[]);
+    passed(&object, Door::Reply, &icmp_error(backend.0, CLIENT.0, TOO_BIG, &about, 8), PassReason::Protocol);
+    assert_eq!(object.run(Door::Xdp, &error).0, Action::Pass, "TC does it");
+    dropped(&object, Door::Tc, &with_ttl(error.clone(), 1), DropReason::TtlExpired);
+    BACKENDS.iter().zip(0..).for_each(|(_, id)| object.free(id));
+    passed(&object, Door::Tc, &error, PassReason::BackendGone);
+}
+
+/// Sends a packet that has to be answered, and returns the answer.
+fn answered(object: &Object, door: Door, frame: &[u8], reason: DropReason) -> JudgedError {
+    let before = object.count(reason.index());
+    let (did, out) = object.run(door, frame);
+    assert_eq!(did, Action::Redirect, "{door:?}");
+    assert_eq!(object.count(reason.index()), before + 1);
+    assert_eq!((&out[..6], &out[6..12]), (&frame[6..12], &frame[..6]), "back to where it came from");
+    let answer = judge_error(&out).unwrap();
+    assert_eq!(answer.sums, [true; 3]);
+    let asked = judge(frame).unwrap();
+    assert_eq!((answer.to, answer.about), (asked.from.0, (asked.from, asked.to)));
+    answer
+}
+
+fn a_packet_at_its_end_is_answered() {
+    let object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    for ttl in [0, 1] {
+        for frame in [
+            tcp(CLIENT, FRONTEND, ACK, 101, 901, b"data"),
+            tcp(client(1), FRONTEND, SYN, 1, 0, &[]),
+            udp(CLIENT, DATAGRAMS, b"?"),
+            udp(CLIENT, DATAGRAMS, &[1; 1400]),
+        ] {
+            let frame = with_ttl(frame, ttl);
+            let answer = answered(&object, Door::Tc, &frame, DropReason::TtlExpired);
+            assert_eq!((answer.from, answer.kind), (FRONTEND.0, (11, 0)));
+            assert_eq!(object.run(Door::Xdp, &frame), (Action::Pass, frame), "TC does it");
+        }
+        let answer = answered(
+            &object,
+            Door::Reply,
+            &with_ttl(tcp(backend, CLIENT, ACK, 901, 101, b"data"), ttl),
+            DropReason::TtlExpired,
+        );
+        assert_eq!((answer.from, answer.kind), ([198, 18, 2, 1], (11, 0)), "the backend's router says so");
+    }
+    assert!(object.half_open(client(1), FRONTEND, Proto::Tcp).is_none(), "no flow begins");
+    // Nobody else's packets are judged by it, and nothing is said about headers with options.
+    passed(&object, Door::Tc, &with_ttl(tcp(CLIENT, client(80), SYN, 1, 0, &[]), 1), PassReason::NotOurs);
+    let frame = with_ip_options(with_ttl(tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]), 1), 1);
+    dropped(&object, Door::Tc, &frame, DropReason::TtlExpired);
+}
+
+fn answers_have_a_budget() {
+    let object = object();
+    let frame = with_ttl(udp(CLIENT, DATAGRAMS, b"?"), 1);
+    let answers = (0..5000).filter(|_| object.run(Door::Tc, &frame).0 == Action::Redirect).count();
+    // As many a second on each processor; the test takes less than a second, or a few.
+    assert!((1000..5000).contains(&answers), "{answers}");
+    assert_eq!(object.count(DropReason::TtlExpired.index()), 5000);
 }
 
 fn a_flood_pushes_out_no_proven_flow() {
@@ -716,6 +960,14 @@ fn mutated(door: Door) {
             Action::Pass => {
                 assert_eq!(came, frame, "packet {number}: passed, but changed");
                 left += 1;
+            }
+            Action::Redirect if frame[22] <= 1 => {
+                let answer = judge_error(came).unwrap_or_else(|| panic!("packet {number}: {frame:02x?}"));
+                assert!(answer.sums[..2] == [true; 2] && answer.to == frame[26..30], "packet {number}: {answer:?}");
+            }
+            Action::Redirect if frame[20] & 0x3f != 0 || frame[21] != 0 => {
+                let [before, after] = [&frame, came].map(|bytes| frames::checksum(&[&bytes[14..34]]) == 0);
+                assert!(len == frame.len() && (after || !before), "packet {number}: a fragment: {frame:02x?}");
             }
             Action::Redirect => {
                 redirected += 1;

@@ -11,9 +11,10 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     abi::{
-        AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow,
-        LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRONTENDS, MAX_HALF_OPEN,
-        MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
+        AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+        Frontend, FrontendId, LocalFlow, LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS,
+        MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES,
+        ReplyEntry, ReportPage, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     verdict::Event,
@@ -43,6 +44,8 @@ static HALF_OPEN_REPLIES: LruHashMap<FlowKey, ReplyEntry> = LruHashMap::with_max
 static DATAGRAMS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::with_max_entries(MAX_DATAGRAMS, 0);
 #[map]
 static DATAGRAM_REPLIES: LruHashMap<FlowKey, ReplyEntry> = LruHashMap::with_max_entries(MAX_DATAGRAMS, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 #[map]
 pub static LOCAL_FLOWS: HashMap<u64, LocalFlow> = HashMap::with_max_entries(MAX_LOCAL_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
@@ -215,6 +218,18 @@ impl Tables for KernelTables {
             Table::HalfOpen => HALF_OPEN_REPLIES.remove(key),
             Table::Datagrams => DATAGRAM_REPLIES.remove(key),
         };
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentEntry> {
+        // SAFETY: it may become another datagram's meanwhile, whose checksum then tells at its end.
+        unsafe { FRAGMENTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn put_fragment(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        // Without it the datagram's other fragments are passed, and counted there.
+        let _full = FRAGMENTS.insert(key, entry, BPF_ANY.into());
     }
 }
 

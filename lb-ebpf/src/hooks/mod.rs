@@ -1,7 +1,9 @@
 //! The programs. Each reads its context, asks the pipeline, and performs what it decided; nothing is decided here.
 
+mod answer;
 mod atomic;
 mod maps;
+mod slow;
 mod sock_connect;
 mod tc_ingress;
 mod tc_reply;

@@ -17,49 +17,81 @@ use lb_ebpf::{
 };
 
 use super::{
-    Note, maps,
+    Note, answer, maps,
     maps::KernelTables,
-    note_mark, tc_action, trace,
+    note_mark,
+    slow::{self, Detour, Door},
+    tc_action, trace,
     window::{Link, SkbWindow},
 };
 
 /// The packet could not be changed.
-const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
+pub const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     if let Some(backend) = noted(&ctx) {
         return hand_off(backend);
     }
-    match forward(&ctx, Link::Ethernet) {
-        Ok(action) => action,
-        Err(verdict) => tc_action(verdict),
-    }
+    slow::run(&ctx, Link::Ethernet, Door::Front, || forward(&ctx, Link::Ethernet))
 }
 
 #[classifier]
 pub fn tc_ingress_l3(ctx: TcContext) -> i32 {
-    match forward(&ctx, Link::None) {
-        Ok(action) => action,
-        Err(verdict) => tc_action(verdict),
-    }
+    slow::run(&ctx, Link::None, Door::Front, || forward(&ctx, Link::None))
+}
+
+/// The usual way. A function of its own in the object, so that what is called after it has the stack for itself.
+#[inline(never)]
+fn forward(ctx: &TcContext, link: Link) -> i32 {
+    try_forward(ctx, link).unwrap_or_else(tc_action)
 }
 
 #[inline(always)]
-fn forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
+fn try_forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     let window = SkbWindow(ctx);
-    let packet = window.parse(link).map_err(Verdict::Pass)?;
-    let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, window.arrival(&packet), &KernelTables)?;
-    rewrite(ctx, &packet, &to)?;
-    match backend.hand_off() {
-        HandOff::Peer | HandOff::Neighbour => {
-            write_link(ctx, link, EthHdr { destination: backend.mac, source: backend.source_mac, ..IPV4_FRAME })?;
-        }
-        HandOff::Routing => {}
+    let packet = match window.parse(link) {
+        Ok(packet) => packet,
+        Err(reason) => return Detour::after(ctx, reason),
+    };
+    if pipeline::is_at_its_end(packet.ttl) {
+        return Ok(Detour::EXPIRED.take(ctx));
     }
-    let action = hand_off(backend);
+    let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, window.arrival(&packet), &KernelTables)?;
+    // What a container takes is its own affair: a redirect into it asks for no MTU.
+    if matches!(backend.hand_off(), HandOff::Neighbour)
+        && let Some(mtu) = answer::exceeds(ctx, backend.ifindex)
+    {
+        return Ok(Detour::too_big(mtu).take(ctx));
+    }
+    rewrite(ctx, &packet, &to)?;
+    if slow::is_first_fragment(ctx, link) {
+        Detour::FIRST_FRAGMENT.take(ctx);
+    }
+    let action = send(ctx, link, backend)?;
     trace::packet(ctx, &packet, action as u32);
     Ok(action)
+}
+
+/// Sends a rewritten packet to a backend.
+///
+/// # Errors
+/// [`FAILED`].
+#[inline(always)]
+pub fn send(ctx: &TcContext, link: Link, backend: &Backend) -> Result<i32, Verdict> {
+    address(ctx, link, backend)?;
+    Ok(hand_off(backend))
+}
+
+/// Writes the link header by which a packet reaches a backend.
+#[inline(always)]
+fn address(ctx: &TcContext, link: Link, backend: &Backend) -> Result<(), Verdict> {
+    match backend.hand_off() {
+        HandOff::Peer | HandOff::Neighbour => {
+            write_link(ctx, link, EthHdr { destination: backend.mac, source: backend.source_mac, ..IPV4_FRAME })
+        }
+        HandOff::Routing => Ok(()),
+    }
 }
 
 /// A link header of which only the addresses are to be filled in.

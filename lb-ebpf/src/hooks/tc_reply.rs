@@ -7,7 +7,9 @@ use lb_ebpf::{
 };
 
 use super::{
+    answer,
     maps::KernelTables,
+    slow::{self, Detour, Door},
     tc_action,
     tc_ingress::{IPV4_FRAME, rewrite, write_link},
     trace,
@@ -16,33 +18,53 @@ use super::{
 
 #[classifier]
 pub fn tc_reply(ctx: TcContext) -> i32 {
-    match reply(&ctx, Link::Ethernet) {
-        Ok(action) => action,
-        Err(verdict) => tc_action(verdict),
-    }
+    slow::run(&ctx, Link::Ethernet, Door::Reply, || reply(&ctx, Link::Ethernet))
 }
 
 #[classifier]
 pub fn tc_reply_l3(ctx: TcContext) -> i32 {
-    match reply(&ctx, Link::None) {
-        Ok(action) => action,
-        Err(verdict) => tc_action(verdict),
-    }
+    slow::run(&ctx, Link::None, Door::Reply, || reply(&ctx, Link::None))
 }
 
-/// Once rewritten, the source is an address of this host, which its routing would drop as a martian: so the packet
-/// leaves by redirect, through the device by which the flow came.
+/// The usual way.
+#[inline(never)]
+fn reply(ctx: &TcContext, link: Link) -> i32 {
+    try_reply(ctx, link).unwrap_or_else(tc_action)
+}
+
 #[inline(always)]
-fn reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
+fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     let window = SkbWindow(ctx);
-    let packet = window.parse(link).map_err(Verdict::Pass)?;
+    let packet = match window.parse(link) {
+        Ok(packet) => packet,
+        Err(reason) => return Detour::after(ctx, reason),
+    };
+    if pipeline::is_at_its_end(packet.ttl) {
+        return Ok(Detour::EXPIRED.take(ctx));
+    }
     let ToClient { to, ifindex } = pipeline::egress(&packet, window.arrival(&packet), &KernelTables)?;
+    if let Some(mtu) = answer::exceeds(ctx, ifindex) {
+        return Ok(Detour::too_big(mtu).take(ctx));
+    }
     rewrite(ctx, &packet, &to)?;
+    if slow::is_first_fragment(ctx, link) {
+        Detour::FIRST_FRAGMENT.take(ctx);
+    }
+    let action = send(ctx, link, ifindex)?;
+    trace::packet(ctx, &packet, action as u32);
+    Ok(action)
+}
+
+/// Sends a rewritten packet to its client. Its source is an address of this host, which its routing would drop as a
+/// martian: so the packet leaves by redirect, through the device by which the flow came.
+///
+/// # Errors
+/// `FAILED`.
+#[inline(always)]
+pub fn send(ctx: &TcContext, link: Link, ifindex: u32) -> Result<i32, Verdict> {
     if matches!(link, Link::None) {
         write_link(ctx, link, IPV4_FRAME)?;
     }
     // SAFETY: no parameters are passed, so the kernel looks up route and neighbour, and writes the link header.
-    let action = unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 };
-    trace::packet(ctx, &packet, action as u32);
-    Ok(action)
+    Ok(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })
 }

@@ -16,6 +16,7 @@ use lb_ebpf::{
     packet::{Headers, PacketWindow as _},
     pipeline::{self, Arrival, ToBackend},
     verdict::{DropReason, PassReason, Verdict},
+    wire::Ipv4Hdr,
 };
 
 use super::{Note, maps::KernelTables, note_mark, now, trace, window::XdpWindow};
@@ -26,6 +27,8 @@ const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     let verdict = match Headers::parse(&XdpWindow(&ctx)) {
+        // What needs more than other addresses is TC's, which sees it next.
+        Ok(packet) if is_fragment(&ctx, &packet) || packet.ttl <= 1 => return xdp_action::XDP_PASS,
         // First of all, before anything is counted or begun: without room for a note, the whole work is TC's.
         Ok(_) if !make_room(&ctx) => Verdict::Pass(PassReason::NoMetadata),
         Ok(packet) => match forward(&ctx, &packet) {
@@ -42,6 +45,12 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
         Err(reason) => Verdict::Pass(reason),
     };
     super::xdp_action(verdict)
+}
+
+/// Returns whether others of its datagram follow a packet.
+#[inline(always)]
+fn is_fragment(ctx: &XdpContext, packet: &Headers) -> bool {
+    XdpWindow(ctx).read::<Ipv4Hdr>(packet.l3).is_none_or(|ip| ip.is_fragment())
 }
 
 /// What became of a packet that goes to a backend.
