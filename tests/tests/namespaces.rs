@@ -689,7 +689,11 @@ fn links_without_addresses_carry_both_ways() {
         lab.command(&far, "curl").args(["-s", "-m", "20", &url]).output().unwrap().stdout
     };
     assert_eq!(String::from_utf8_lossy(&get("")), "backend 0\n");
-    assert_eq!(get("big").len(), 20_000_000);
+    for offload in ["on", "off"] {
+        lab::run(lab.command(&lab.backend(0), "ethtool").args(["-K", "eth0", "tso", offload, "gso", offload]));
+        assert_eq!(get("big").len(), 20_000_000, "segments {offload}: a full one fits without its link header");
+    }
+    assert_eq!(count(&agent, "drops", "too_big"), 0);
 }
 
 /// Returns one of the counts of `status`.

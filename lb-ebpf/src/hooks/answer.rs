@@ -51,13 +51,19 @@ struct Budget {
 
 /// Returns the MTU of a device, in bytes, if a packet is too big to leave by it.
 #[inline(always)]
-pub fn exceeds(ctx: &TcContext, ifindex: u32) -> Option<u16> {
+pub fn exceeds(ctx: &TcContext, link: Link, ifindex: u32) -> Option<u16> {
     if (ctx.len() as usize) <= SMALL {
         return None;
     }
-    let mut mtu = 0_u32;
-    // SAFETY: the context is valid as long as the program runs, and the length is written by the kernel alone.
-    let fits = unsafe { bpf_check_mtu(ctx.skb.skb.cast(), ifindex, &raw mut mtu, 0, u64::from(BPF_MTU_CHK_SEGS)) };
+    // Merged segments are judged by the kernel. For others it would take the link header of this device for that of the
+    // other, unless it is told how long the packet is without.
+    // SAFETY: the context is valid as long as the program runs.
+    let (mut mtu, flags) = match unsafe { (*ctx.skb.skb).gso_size } {
+        0 => (ctx.len() - link.header_len() as u32, 0),
+        _ => (0, u64::from(BPF_MTU_CHK_SEGS)),
+    };
+    // SAFETY: as above; the kernel reads a length there, and writes the MTU.
+    let fits = unsafe { bpf_check_mtu(ctx.skb.skb.cast(), ifindex, &raw mut mtu, 0, flags) };
     // A negative one: the device is gone, which the redirect will find out.
     if fits > 0 { Some(if mtu > 0xffff { 0xffff } else { mtu as u16 }) } else { None }
 }

@@ -60,7 +60,7 @@ fn try_forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, window.arrival(&packet), &KernelTables)?;
     // What a container takes is its own affair: a redirect into it asks for no MTU.
     if matches!(backend.hand_off(), HandOff::Neighbour)
-        && let Some(mtu) = answer::exceeds(ctx, backend.ifindex)
+        && let Some(mtu) = answer::exceeds(ctx, link, backend.ifindex)
     {
         return Ok(Detour::too_big(mtu).take(ctx));
     }

@@ -43,7 +43,7 @@ fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         return Ok(Detour::EXPIRED.take(ctx));
     }
     let ToClient { to, ifindex } = pipeline::egress(&packet, window.arrival(&packet), &KernelTables)?;
-    if let Some(mtu) = answer::exceeds(ctx, ifindex) {
+    if let Some(mtu) = answer::exceeds(ctx, link, ifindex) {
         return Ok(Detour::too_big(mtu).take(ctx));
     }
     rewrite(ctx, &packet, &to)?;
