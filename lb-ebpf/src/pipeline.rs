@@ -95,6 +95,11 @@ pub fn ingress_fragment<'t, T: Tables>(
     tables: &'t T,
 ) -> Result<(&'t FragmentEntry, &'t Backend), Verdict> {
     let (first, backend) = follow(key, arrival, tables)?;
+    // From another backend, on its way to this door: the first of its datagram is noted by then, and this one is none of
+    // that door's.
+    if first.ifindex != 0 {
+        return Err(Verdict::Pass(PassReason::Fragment));
+    }
     if let Some(traffic) = tables.traffic(first.backend) {
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
@@ -112,6 +117,9 @@ pub fn egress_fragment<'t, T: Tables>(
     tables: &'t T,
 ) -> Result<&'t FragmentEntry, Verdict> {
     let (first, _) = follow(key, arrival, tables)?;
+    if first.ifindex == 0 {
+        return Err(Verdict::Pass(PassReason::NotReply));
+    }
     if let Some(traffic) = tables.traffic(first.backend) {
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }

@@ -685,6 +685,8 @@ fn fragments_follow_the_first_of_their_datagram() {
     assert!(answer.transport_sum && (answer.from, answer.to) == (DATAGRAMS, CLIENT), "{answer:?}");
 
     dropped(&object, Door::Tc, &with_ttl(second.clone(), 1), DropReason::TtlExpired);
+    // What goes to a frontend is no reply, though it may pass the reply door of a backend that is its client.
+    passed(&object, Door::Reply, &second, PassReason::NotReply);
 
     // A segment of TCP, too; and XDP leaves all of them to TC.
     let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
