@@ -226,12 +226,13 @@ fn deaths(session: &mut Session) -> Result<()> {
         let site = Site::new(91);
         let agent = site.start(&["--min", "2", "--max", "2"]);
         agent.wait_ready(2);
-        Ok((site, agent))
+        // In this order they end: a running agent would replace the containers that the site removes.
+        Ok((agent, site))
     });
     for round in 1..=rounds {
         let mut replaced = Err(anyhow!("the container did not leave"));
         session.turn((SUITE, TIMES), "container death to out of rotation", round, || {
-            let (site, _agent) = site.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+            let (_agent, site) = site.as_ref().map_err(|error| anyhow!("{error:#}"))?;
             let maps = Maps::open(&Pins::of(site.instance()))?;
             let slots = || maps.frontends.iter().flatten().map(|(_, frontend)| frontend.slots().len).sum::<u32>();
             wait_for("two containers", || slots() == 2)?;
