@@ -136,8 +136,17 @@ fn follow<'t, T: Tables>(
         Some(first) if arrival.now.saturating_sub(first.seen) <= FRAGMENTS_NS => first,
         Some(_) | None => return Err(Verdict::Pass(PassReason::Fragment)),
     };
-    match tables.backend(first.backend) {
-        Some(backend) if backend.serves(first.generation) => Ok((first, backend)),
+    Ok((first, serving(first.backend, first.generation, tables)?))
+}
+
+/// Returns the backend of a flow.
+///
+/// # Errors
+/// [`PassReason::BackendGone`] if it serves the flow no longer.
+#[inline(always)]
+fn serving<T: Tables>(id: BackendId, generation: u32, tables: &T) -> Result<&Backend, Verdict> {
+    match tables.backend(id) {
+        Some(backend) if backend.serves(generation) => Ok(backend),
         Some(_) | None => Err(Verdict::Pass(PassReason::BackendGone)),
     }
 }
@@ -147,12 +156,8 @@ fn follow<'t, T: Tables>(
 pub fn remember_ingress<T: Tables>(now: KtimeNs, tables: &T) {
     let Some(scratch) = tables.scratch() else { return };
     let FirstFragment { key, flow: as_sent, entry } = scratch.first_fragment();
-    let found = match as_sent.proto() {
-        Some(Proto::Tcp) => connection(as_sent, tables).map(|(_, flow)| flow),
-        Some(Proto::Udp) => tables.flow(Table::Datagrams, as_sent),
-        None => None,
-    };
-    if let Some(flow) = found
+    if let Some(proto) = as_sent.proto()
+        && let Some(flow) = forward_half(as_sent, proto, tables)
         && let Some(backend) = tables.backend(flow.backend())
     {
         let client = flow.client().address(as_sent.source, backend.host_address);
@@ -188,20 +193,13 @@ pub fn ingress_error<'t, T: Tables>(
     tables: &'t T,
 ) -> Result<(Translated, &'t Backend), Verdict> {
     let key = error.about.reversed();
-    let found = match error.proto {
-        Proto::Tcp => connection(&key, tables).map(|(_, flow)| flow),
-        Proto::Udp => tables.flow(Table::Datagrams, &key),
-    };
-    let Some(flow) = found else { return Err(Verdict::Pass(PassReason::Protocol)) };
+    let Some(flow) = forward_half(&key, error.proto, tables) else { return Err(Verdict::Pass(PassReason::Protocol)) };
     let (id, generation, port) = (flow.backend(), flow.generation(), flow.seen_client_port());
     let seen = flow.client();
     if flow.tag() != key.tag() {
         return Err(Verdict::Drop(DropReason::Raced));
     }
-    let backend = match tables.backend(id) {
-        Some(backend) if backend.serves(generation) => backend,
-        Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
-    };
+    let backend = serving(id, generation, tables)?;
     if is_at_its_end(error.ttl) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
@@ -230,10 +228,7 @@ pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) 
     if reply.tag() != key.tag() {
         return Err(Verdict::Drop(DropReason::Raced));
     }
-    let backend = match tables.backend(id) {
-        Some(backend) if backend.serves(generation) => backend,
-        Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
-    };
+    let backend = serving(id, generation, tables)?;
     if is_at_its_end(error.ttl) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
@@ -246,7 +241,16 @@ pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) 
     Ok((Translated { source, destination: about.source, about }, ifindex))
 }
 
-/// Looks for the reply half of a flow where it can be.
+/// Looks for a flow where it can be.
+#[inline(always)]
+fn forward_half<T: Tables>(key: &FlowKey, proto: Proto, tables: &T) -> Option<Shared<FlowEntry>> {
+    match proto {
+        Proto::Tcp => connection(key, tables).map(|(_, flow)| flow),
+        Proto::Udp => tables.flow(Table::Datagrams, key),
+    }
+}
+
+/// The same for its reply half.
 #[inline(always)]
 fn reply_half<T: Tables>(key: &FlowKey, proto: Proto, tables: &T) -> Option<Shared<ReplyEntry>> {
     match proto {
@@ -268,11 +272,7 @@ pub fn gateway<T: Tables>(key: &FlowKey, proto: Proto, tables: &T) -> Option<Add
 /// Decides what becomes of a packet from a client that may pass no more routers.
 #[inline(always)]
 pub fn ingress_expired<T: Tables>(key: &FlowKey, tables: &T) -> Verdict {
-    let flow = match key.proto() {
-        Some(Proto::Tcp) => connection(key, tables).map(|(_, flow)| flow),
-        Some(Proto::Udp) => tables.flow(Table::Datagrams, key),
-        None => None,
-    };
+    let flow = key.proto().and_then(|proto| forward_half(key, proto, tables));
     match flow.is_some() || tables.frontend_at(&key.to()).is_some() {
         true => Verdict::Drop(DropReason::TtlExpired),
         false => Verdict::Pass(PassReason::NotOurs),
@@ -449,10 +449,7 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
     if reply.tag() != packet.key.tag() {
         return Err(Verdict::Drop(DropReason::Raced));
     }
-    match tables.backend(id) {
-        Some(backend) if backend.serves(generation) => {}
-        Some(_) | None => return Err(Verdict::Pass(PassReason::BackendGone)),
-    }
+    serving(id, generation, tables)?;
     // Before that, the entry tells which acknowledgement answers the SYN. Later, it may be another flow's.
     let acknowledges = packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged();
     if acknowledges && (!first || answers(packet, reply)) {
@@ -1007,11 +1004,7 @@ fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, 
         return true;
     }
     let (now, key) = (claimant.last_seen(), holder.flow());
-    let found = match proto {
-        Proto::Tcp => connection(&key, tables).map(|(_, flow)| flow),
-        Proto::Udp => tables.flow(Table::Datagrams, &key),
-    };
-    match found.filter(|flow| flow.tag() == key.tag()) {
+    match forward_half(&key, proto, tables).filter(|flow| flow.tag() == key.tag()) {
         Some(flow) => {
             flow.backend() == holder.backend()
                 && flow.generation() == holder.generation()
