@@ -4,13 +4,12 @@
 //! qdisc (kernels before 6.6) stays by itself; the report remembers it, and the next agent adds its own before it takes
 //! the old one away.
 
-use std::io;
+use std::{io, panic::resume_unwind, thread};
 
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
-        Xdp, XdpMode,
+        CgroupAttachMode, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, Link as _, LinkError},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
@@ -331,38 +330,52 @@ fn is_gone(error: &ProgramError) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
 }
 
-/// Loads every program of the object.
+/// Loads every program of the object, all at once: the verifier follows every way through each of them, which takes up to a
+/// second of one processor.
 ///
 /// # Errors
 /// What the verifier said.
 pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    for name in [program::TC_INGRESS, program::TC_INGRESS_L3, program::TC_REPLY, program::TC_REPLY_L3] {
-        load::<SchedClassifier>(ebpf, name, SchedClassifier::load)?;
-    }
-    load::<Xdp>(ebpf, program::XDP_INGRESS, Xdp::load)?;
-    for name in CGROUP_PROGRAMS.into_iter().filter(|name| *name != program::SOCK_RELEASE) {
-        load::<CgroupSockAddr>(ebpf, name, CgroupSockAddr::load)?;
-    }
-    load::<CgroupSock>(ebpf, program::SOCK_RELEASE, CgroupSock::load)
+    let of_object = || DEVICE_PROGRAMS.into_iter().chain(CGROUP_PROGRAMS);
+    thread::scope(|scope| {
+        let loads: Vec<_> = ebpf
+            .programs_mut()
+            .filter_map(|(name, program)| Some((of_object().find(|known| *known == name)?, program)))
+            .map(|(name, program)| (name, scope.spawn(move || load(program))))
+            .collect();
+        if let Some(missing) = of_object().find(|known| loads.iter().all(|(name, _)| name != known)) {
+            return Err(DatapathError::NoProgram { program: missing });
+        }
+        loads.into_iter().try_for_each(|(name, loading)| {
+            let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
+            loaded.map_err(|cause| DatapathError::Program {
+                action: "load".into(),
+                program: name,
+                cause: Box::new(cause),
+            })
+        })
+    })
 }
 
-fn load<'a, P: 'a>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-    load: impl Fn(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), DatapathError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let program = find(ebpf, name)?;
-    let mut outcome = load(program);
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    let mut outcome = load_once(program);
     for _ in 0..LOAD_TRIES {
         if !outcome.as_ref().is_err_and(is_interrupted) {
             break;
         }
-        outcome = load(program);
+        outcome = load_once(program);
     }
-    outcome.map_err(|cause| DatapathError::Program { action: "load".into(), program: name, cause: Box::new(cause) })
+    outcome
+}
+
+fn load_once(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
 /// The verifier gives up when a signal comes; the signal is handled in its time, and the program can be loaded.
