@@ -6,6 +6,7 @@
 use std::{
     hint::black_box,
     net::{IpAddr, Ipv4Addr},
+    ops::Range,
     time::Duration,
 };
 
@@ -76,6 +77,9 @@ fn parse(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Where IPv4 keeps what every router changes: from the time to live to the checksum.
+const TTL_AND_CHECK: Range<usize> = 22..26;
+
 /// To the backend and back again, so that every iteration meets the frame that it expects.
 fn rewrite(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rewrite");
@@ -92,7 +96,9 @@ fn rewrite(criterion: &mut Criterion) {
                 (there, back)
             });
         });
-        assert_eq!(frame.0, if proto == Proto::Tcp { Frame::tcp().0 } else { Frame::udp().0 }, "{name}");
+        let mut expected = if proto == Proto::Tcp { Frame::tcp().0 } else { Frame::udp().0 };
+        expected[TTL_AND_CHECK].copy_from_slice(&frame.0[TTL_AND_CHECK]); // a router's work, which is not undone
+        assert_eq!(frame.0, expected, "{name}");
     }
     group.finish();
 }

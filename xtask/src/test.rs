@@ -79,6 +79,8 @@ impl Test {
             let crates = ["-p", "lb-ebpf", "-p", "lb-user", "-p", "lb-api", "-p", "xtask"];
             suites.push(self.tests("unit", &crates, &[]));
             suites.push(self.tests("harness", &["-p", "lb-tests", BENCH[0], BENCH[1], "--lib", "--bins"], &[]));
+            let micro = ["test", "-p", "lb-tests", BENCH[0], BENCH[1], "--bench", "pure", "--quiet"];
+            suites.push(check("micro-benchmarks, each once", with_object(&mut sh::cargo()).args(micro)));
         }
 
         let mut environment = Vec::new();
