@@ -370,7 +370,10 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     };
     let mut orphan = false;
     match going_on(table, packet, arrival, tables) {
-        GoingOn::Yes(known) if is_shut_out(packet, &known, tables) => orphan = true,
+        GoingOn::Yes(known) if is_shut_out(packet, &known, tables) => match packet.flags.opens() {
+            true => orphan = true,
+            false => return Err(Verdict::Drop(DropReason::ForeignReset)),
+        },
         GoingOn::Yes(known) => match packet.proto {
             Proto::Tcp => {
                 advance(packet, arrival, &known, tables);
@@ -473,8 +476,8 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
 /// # Errors
 /// The verdict, if the packet is none of the flow's. A SYN-ACK that no SYN of the flow has asked for answers somebody
 /// who has gone to the backend directly, from the port that a flow used before: that is none of ours, and neither is
-/// what follows it. What does not answer a SYN that waits for its answer is of a connection that was there before, and
-/// the repeated SYN takes another port. A segment of a connection that the client's port has left for another backend
+/// what follows it. What does not answer a SYN that waits for its answer is of a connection that was there before, or that
+/// the backend remembers, and the repeated SYN takes another port. A segment of a connection that the client's port has left for another backend
 /// ends here: its client would answer it with a reset.
 #[inline(always)]
 fn note_reply<T: Tables>(
@@ -498,7 +501,11 @@ fn note_reply<T: Tables>(
                 && flow.seen_client_port() == packet.key.destination_port =>
         {
             if matches!(flow.state(), State::SynSent) && !answers(packet, reply) {
-                return Err(foreign(packet, arrival, reply));
+                let verdict = foreign(packet, arrival, reply);
+                // By a bare acknowledgement a stack tells that it knows another connection (RFC 9293, 3.10.7.4). Its client
+                // repeats a SYN that is answered so at once, and not after a second; the reset that it sends first ends
+                // at `begin`. Were it the other connection's own, the next acknowledgement says the same and more.
+                return if is_bare(packet, arrival) { Ok(()) } else { Err(verdict) };
             }
             let before = flow.server();
             if packet.flags.accepts() {
@@ -564,6 +571,12 @@ fn answers(packet: &Headers, reply: Shared<ReplyEntry>) -> bool {
     packet.flags.any(Flags::ACK) && packet.flags.any(Flags::SYN | Flags::RST) && acknowledges
 }
 
+/// Returns whether a segment is an acknowledgement and nothing else.
+#[inline(always)]
+fn is_bare(packet: &Headers, arrival: Arrival) -> bool {
+    packet.flags.any(Flags::ACK) && !packet.flags.moves() && arrival.bytes as usize <= packet.payload
+}
+
 /// Notes that the reply key is another connection's, which goes past us.
 #[inline(always)]
 fn foreign(packet: &Headers, arrival: Arrival, reply: Shared<ReplyEntry>) -> Verdict {
@@ -574,10 +587,10 @@ fn foreign(packet: &Headers, arrival: Arrival, reply: Shared<ReplyEntry>) -> Ver
     Verdict::Pass(PassReason::NotReply)
 }
 
-/// Returns whether a repeated SYN meets, at its backend, a connection that goes past us and has the same ports.
+/// Returns whether a repeated SYN, or a reset, meets at its backend a connection that goes past us and has the same ports.
 #[inline(always)]
 fn is_shut_out<T: Tables>(packet: &Headers, known: &Known<'_>, tables: &T) -> bool {
-    packet.flags.opens()
+    (packet.flags.opens() || packet.flags.any(Flags::RST))
         && matches!(known.flow.state(), State::SynSent)
         && tables.reply(known.table, &reply_key(packet, known)).is_some_and(|reply| reply.flags() & REPLY_FOREIGN != 0)
 }

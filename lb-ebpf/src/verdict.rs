@@ -97,6 +97,8 @@ reasons! {
         TtlExpired = 6 "ttl_expired",
         /// Too big for the device by which it would have to leave: its sender is told (RFC 1191).
         TooBig = 7 "too_big",
+        /// A client's reset that would end a connection past us, whose ports its own has: it is told by its next SYN.
+        ForeignReset = 10 "foreign_reset",
         /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
         /// reaches it by routing.
         NoStandIn = 4 "no_stand_in",

@@ -367,6 +367,16 @@ pub fn connect_mptcp(to: SocketAddrV4) -> TcpStream {
     socket.into()
 }
 
+/// Connects by TCP from a port of the caller's choice.
+pub fn connect_from(port: u16, to: SocketAddrV4) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).expect("a socket");
+    setsockopt(&socket, sockopt::ReuseAddr, &true).expect("a port that was used before");
+    bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).expect("bound");
+    connect(socket.as_raw_fd(), &SockaddrIn::from(to)).expect("connected");
+    socket.into()
+}
+
 /// Ends a process that a test has started.
 pub fn end(child: &mut Child) {
     let _ended_already = child.kill();

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         case("datagrams_go_on_by_an_uplink_that_was_replaced", datagrams_go_on_by_an_uplink_that_was_replaced),
         case("clients_on_the_host_see_the_frontend", clients_on_the_host_see_the_frontend),
         case("a_backend_reaches_its_own_frontend", a_backend_reaches_its_own_frontend),
+        case("a_port_that_a_backend_remembers_costs_no_second", a_port_that_a_backend_remembers_costs_no_second),
         case("no_backend_address_is_seen_on_the_wire", no_backend_address_is_seen_on_the_wire),
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("a_backend_that_fails_leaves_and_returns", a_backend_that_fails_leaves_and_returns),
@@ -341,6 +342,30 @@ fn a_backend_reaches_its_own_frontend() {
     answers.sort();
 
     assert_eq!(answers, ["backend 0", "backend 0", "backend 1", "backend 1"], "itself included");
+}
+
+fn a_port_that_a_backend_remembers_costs_no_second() {
+    const PORTS: std::ops::Range<u16> = 33_000..33_032;
+    let (lab, agent) = served(1, &[]);
+    lab.allow_forwarding();
+    // Without time stamps, a stack that remembers a connection takes a new one for it if its sequence begins below.
+    lab::run(lab.command(&lab.client(), "sysctl").args(["-qw", "net.ipv4.tcp_timestamps=0"]));
+    // The server closes first, so that it remembers the connection and the client does not.
+    let ask = |to: &str, port: u16| {
+        let mut stream = lab::connect_from(port, format!("{to}:80").parse().expect("an endpoint"));
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asked");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        assert!(answer.ends_with("backend 0\n"), "{to} from port {port}: {answer}");
+    };
+    inside(&lab.client(), || PORTS.for_each(|port| ask(&lab::backend(0), port)));
+
+    let started = Instant::now();
+    inside(&lab.client(), || PORTS.for_each(|port| ask("198.18.1.1", port)));
+
+    assert!(started.elapsed() < Duration::from_secs(8), "32 connections, none of which waits: {:?}", started.elapsed());
+    let status = agent.status();
+    assert!(status["verdicts"]["events"]["rescheduled"].as_u64() > Some(0), "none met what it was to meet: {status}");
 }
 
 fn no_backend_address_is_seen_on_the_wire() {

@@ -49,6 +49,10 @@ fn main() -> ExitCode {
         case("a_new_generation_inherits_nothing", a_new_generation_inherits_nothing),
         case("a_direct_connection_is_not_hijacked", a_direct_connection_is_not_hijacked),
         case("a_direct_connection_that_was_there_goes_on", a_direct_connection_that_was_there_goes_on),
+        case(
+            "a_client_whose_port_is_remembered_tries_again_at_once",
+            a_client_whose_port_is_remembered_tries_again_at_once,
+        ),
         case("a_client_that_gave_up_may_try_again", a_client_that_gave_up_may_try_again),
         case("a_remembered_port_is_not_given_to_another", a_remembered_port_is_not_given_to_another),
         case("replies_follow_only_who_knows_the_connection", replies_follow_only_who_knows_the_connection),
@@ -506,6 +510,28 @@ fn a_direct_connection_that_was_there_goes_on() {
         assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[])).from, again.from);
         passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, FIN | ACK, 7006, 555, &[]), PassReason::NotReply);
         assert_eq!(object.flow(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), State::Established);
+    }
+}
+
+fn a_client_whose_port_is_remembered_tries_again_at_once() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        object.publish(0, &[0]);
+        let syn = tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]);
+        assert_eq!(forwarded(&object, door, &syn).from, CLIENT);
+
+        // The backend's stack remembers another connection of that port, and says so.
+        let told = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 7006, 555, &[]));
+        assert_eq!((told.from, told.to), (FRONTEND, CLIENT), "{door:?}: it is its client who has to know");
+        let (did, _) = object.run(door, &tcp(CLIENT, FRONTEND, RST, 555, 0, &[]));
+        assert_eq!((did, object.count(DropReason::ForeignReset.index())), (Action::Drop, 1), "{door:?}");
+        // Should it be a connection past us, that goes on.
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, ACK, 7006, 555, &[]), PassReason::NotReply);
+
+        let again = forwarded(&object, door, &syn);
+        assert_ne!(again.from, CLIENT, "{door:?}: that port is taken at the backend");
+        let accepted = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], again.from, SYN | ACK, 900, 101, &[]));
+        assert_eq!((accepted.from, accepted.to), (FRONTEND, CLIENT));
     }
 }
 
