@@ -8,10 +8,7 @@ use std::{
     ops::Range,
     os::fd::{AsRawFd as _, OwnedFd},
     process::{ExitCode, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -134,13 +131,10 @@ impl Drop for Served {
     }
 }
 
-/// Answers every byte with the backend's number; the connection ends with its client, or, if the byte is `q`, at once.
-fn serve(listener: &TcpListener, number: usize, stop: &Arc<AtomicBool>) {
-    for stream in listener.incoming() {
-        if stop.load(Ordering::Relaxed) {
-            return;
-        }
-        let Ok(mut stream) = stream else { continue };
+/// Answers every byte with the backend's number; the connection ends with its client, or, if the byte is `q`, at once. Goes on
+/// as long as the test's process: whoever connects last is answered, too.
+fn serve(listener: &TcpListener, number: usize) {
+    for mut stream in listener.incoming().flatten() {
         let mut asked = [0];
         if stream.read_exact(&mut asked).is_ok() && stream.write_all(&[number as u8]).is_ok() && asked != *b"q" {
             thread::spawn(move || {
@@ -199,11 +193,10 @@ fn nothing_is_lost_while_backends_come_and_go() {
     }
     // Few enough that each is used again within seconds, while the backend that had it before remembers it.
     lab::run(lab.command(&lab.client(), "sysctl").args(["-qw", "net.ipv4.ip_local_port_range=20000 24999"]));
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = AtomicBool::new(false);
     for number in 0..BACKENDS {
         let listener = inside(&lab.backend(number), || TcpListener::bind(("0.0.0.0", PORT)).expect("the port is free"));
-        let stop = stop.clone();
-        thread::spawn(move || serve(&listener, number, &stop));
+        thread::spawn(move || serve(&listener, number));
     }
     let mut served = Served::new(&lab);
     // What stays, stays with the first two, which are never without their connections.
