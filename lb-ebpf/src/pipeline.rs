@@ -955,9 +955,9 @@ fn claim<T: Tables>(
     // The next that the backend can expect is what follows the SYN.
     let expected = packet.sequence.wrapping_add(1);
     for attempt in 0..PORT_TRIES {
-        let key = FlowKey::new(backend.address, backend.port, client, port, packet.proto);
-        let reply = scratch.reply(ReplyEntry::new(&key, packet.key, whose, expected, arrival.now));
-        match claim_key(&key, reply, packet.proto, tables) {
+        let key = scratch.reply_key(FlowKey::new(backend.address, backend.port, client, port, packet.proto));
+        let reply = scratch.reply(ReplyEntry::new(key, packet.key, whose, expected, arrival.now));
+        match claim_key(key, reply, packet.proto, tables) {
             Insert::Done => {
                 if attempt > 0 {
                     tables.count(Event::PortRemapped);

@@ -185,6 +185,7 @@ impl Shared<ReplyEntry> {
 pub struct Scratch {
     flow: FlowEntry,
     reply: ReplyEntry,
+    reply_key: FlowKey,
     fragment: FirstFragment,
 }
 
@@ -209,6 +210,17 @@ impl Shared<Scratch> {
             let at = &raw mut (*self.0.as_ptr()).flow;
             at.write(entry);
             Shared(NonNull::new_unchecked(at))
+        }
+    }
+
+    /// Writes the key of a reply half and returns it, until the next one is written.
+    #[inline(always)]
+    pub fn reply_key<'a>(self, key: FlowKey) -> &'a FlowKey {
+        // SAFETY: `new`'s caller keeps the value allocated; this processor's own, and written here alone.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).reply_key;
+            at.write(key);
+            &*at
         }
     }
 

@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::lab::{end, wait_until};
+use crate::lab::{end, patience, wait_until};
 
 /// A running agent; what it leaves is removed with this.
 pub struct Agent {
@@ -69,7 +69,7 @@ impl Agent {
 
     /// Waits until the status is as wanted; shows the log if it does not become so.
     pub fn wait_for(&self, what: &str, limit: Duration, is_so: impl Fn(&Value) -> bool) {
-        let start = std::time::Instant::now();
+        let (start, limit) = (std::time::Instant::now(), patience(limit));
         while !is_so(&self.status()) {
             assert!(start.elapsed() < limit, "{what}: not within {limit:?}\n{:#}\n{}", self.status(), self.log());
             std::thread::sleep(Duration::from_millis(50));

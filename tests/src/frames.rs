@@ -57,6 +57,33 @@ pub fn with_ip_options(mut frame: Vec<u8>, words: usize) -> Vec<u8> {
     frame
 }
 
+/// Puts options into the TCP header of a segment without IP options, a multiple of four bytes, and corrects lengths and
+/// checksums.
+pub fn with_tcp_options(mut frame: Vec<u8>, options: &[u8]) -> Vec<u8> {
+    frame.splice(54..54, options.iter().copied());
+    frame[46] = ((5 + options.len() / 4) as u8) << 4 | frame[46] & 15;
+    let total = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&total.to_be_bytes());
+    sealed(frame)
+}
+
+/// Corrects the checksums of a packet without IP options; that of UDP is left out where it was.
+pub fn sealed(mut frame: Vec<u8>) -> Vec<u8> {
+    set_ip_sum(&mut frame);
+    let end = 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+    let check = if frame[23] == 6 { 50 } else { 40 };
+    if frame[23] == 17 && frame[40..42] == [0, 0] {
+        return frame;
+    }
+    frame[check..check + 2].fill(0);
+    let len = ((end - 34) as u16).to_be_bytes();
+    let pseudo = [&frame[26..34], &[0, frame[23]], &len].concat();
+    let sum = checksum(&[&pseudo, &frame[34..end]]);
+    let sum = if frame[23] == 17 && sum == 0 { 0xffff } else { sum };
+    frame[check..check + 2].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
 /// Makes an IP packet a fragment of a datagram: `offset` in bytes, a multiple of eight.
 pub fn fragment(mut frame: Vec<u8>, id: u16, offset: u16, is_last: bool) -> Vec<u8> {
     let more = if is_last { 0 } else { 0x2000 };
@@ -84,8 +111,9 @@ pub fn with_ttl(mut frame: Vec<u8>, ttl: u8) -> Vec<u8> {
 }
 
 fn set_ip_sum(frame: &mut [u8]) {
+    let end = 14 + usize::from(frame[14] & 15) * 4;
     frame[24..26].fill(0);
-    let sum = checksum(&[&frame[14..34]]);
+    let sum = checksum(&[&frame[14..end]]);
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }
 

@@ -319,35 +319,95 @@ fn open_tun(namespace: &str, device: &str, address: &str) -> File {
 }
 
 /// Sends a frame out of a device, as it is.
+pub fn send_frame(namespace: &str, device: &str, frame: &[u8]) {
+    Wire::open(namespace, device).send(frame);
+}
+
+/// A device as its driver sees it: frames go out as they are, and IPv4 that enters is seen before the kernel's own look.
 ///
 /// # Source
 /// packet(7).
-pub fn send_frame(namespace: &str, device: &str, frame: &[u8]) {
-    inside(namespace, || {
-        let name = CString::new(device).expect("a name of a device");
-        // SAFETY: a system call without pointers, and one with a string that outlives it.
-        let (socket, index) =
-            unsafe { (libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0), libc::if_nametoindex(name.as_ptr())) };
-        assert!(socket >= 0 && index > 0, "{device}: {}", std::io::Error::last_os_error());
-        // SAFETY: the kernel has just given us this descriptor.
-        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        // SAFETY: all zero is an address.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = index as i32;
+pub struct Wire {
+    socket: OwnedFd,
+    to: libc::sockaddr_ll,
+}
+
+impl Wire {
+    /// Opens a device of a namespace.
+    pub fn open(namespace: &str, device: &str) -> Self {
+        inside(namespace, || {
+            let name = CString::new(device).expect("a name of a device");
+            let protocol = (libc::ETH_P_IP as u16).to_be();
+            // SAFETY: a system call without pointers, and one with a string that outlives it.
+            let (socket, index) = unsafe {
+                (
+                    libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0),
+                    libc::if_nametoindex(name.as_ptr()),
+                )
+            };
+            assert!(socket >= 0 && index > 0, "{device}: {}", std::io::Error::last_os_error());
+            // SAFETY: the kernel has just given us this descriptor.
+            let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+            // SAFETY: all zero is an address.
+            let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            to.sll_family = libc::AF_PACKET as u16;
+            to.sll_protocol = protocol;
+            to.sll_ifindex = index as i32;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20))
+                .expect("root may have a large buffer");
+            let len = size_of_val(&to) as libc::socklen_t;
+            // SAFETY: the address outlives the call, and its length is given.
+            let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const to).cast(), len) };
+            assert_eq!(bound, 0, "{device}: {}", std::io::Error::last_os_error());
+            Self { socket, to }
+        })
+    }
+
+    /// Sends a frame, as soon as there is room for it.
+    pub fn send(&self, frame: &[u8]) {
+        while !self.try_send(frame) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn try_send(&self, frame: &[u8]) -> bool {
         // SAFETY: frame and address outlive the call, and their lengths are given.
         let sent = unsafe {
             libc::sendto(
-                socket.as_raw_fd(),
+                self.socket.as_raw_fd(),
                 frame.as_ptr().cast(),
                 frame.len(),
                 0,
-                (&raw const to).cast(),
-                size_of_val(&to) as libc::socklen_t,
+                (&raw const self.to).cast(),
+                size_of_val(&self.to) as libc::socklen_t,
             )
         };
-        assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
-    });
+        let error = std::io::Error::last_os_error();
+        let is_full = sent < 0 && error.raw_os_error() == Some(libc::ENOBUFS);
+        assert!(is_full || sent == frame.len() as isize, "{error}");
+        !is_full
+    }
+
+    /// Waits for the next frame and returns how long it is; nothing if none comes in time.
+    pub fn receive(&self, room: &mut [u8], patience: Duration) -> Option<usize> {
+        use nix::{
+            poll::{PollFd, PollFlags, PollTimeout, poll},
+            sys::socket::{MsgFlags, recv},
+        };
+        use std::os::fd::AsFd as _;
+        loop {
+            match recv(self.socket.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT) {
+                Ok(len) => return Some(len),
+                Err(nix::errno::Errno::EAGAIN) => {}
+                Err(error) => panic!("receive: {error}"),
+            }
+            let patience = PollTimeout::try_from(patience).expect("less than weeks");
+            let mut waits = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut waits, patience).expect("a descriptor of ours") == 0 {
+                return None;
+            }
+        }
+    }
 }
 
 /// Connects by MPTCP, which becomes TCP where the server has none; by TCP at once where this kernel has none.
@@ -409,12 +469,18 @@ pub fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// Returns how long something may take that takes so long on a machine of its own: `LB_PATIENCE` times that, under emulation.
+pub fn patience(limit: Duration) -> Duration {
+    let times = std::env::var("LB_PATIENCE").ok().and_then(|times| times.parse().ok());
+    limit * times.unwrap_or(1)
+}
+
 /// Waits for something to become true.
 ///
 /// # Panics
 /// If it does not in time.
 pub fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patience(limit));
     while !is_so() {
         assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
         thread::sleep(Duration::from_millis(20));

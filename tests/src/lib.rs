@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod frames;
 pub mod lab;
+pub mod model;
 pub mod object;
 pub mod site;
 pub mod suite;

@@ -1,22 +1,37 @@
 //! The real kernel object, loaded without being attached, and run packet by packet (`BPF_PROG_TEST_RUN`).
 
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    util::nr_cpus,
 };
 use lb_ebpf::abi::{
-    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Port, Proto, ReplyEntry,
-    Scheduler, SlotRange, Traffic, map, program,
+    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId,
+    HandOff, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map, program,
 };
 
 use crate::frames::Side;
 
 /// The object with its maps.
 pub struct Object {
-    ebpf: Ebpf,
+    /// Nothing only while it is put away.
+    ebpf: Option<Ebpf>,
+    size: Size,
     next_slot: u32,
+    backends: BTreeSet<BackendId>,
 }
+
+/// Room for flows, and for half-open ones.
+type Size = (u32, u32);
+
+/// Objects that nobody has at the moment, with empty maps: the verifier takes a second for one, and under emulation a minute.
+static IDLE: Mutex<Vec<(Size, Ebpf)>> = Mutex::new(Vec::new());
 
 /// A program that takes packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,22 +73,58 @@ impl Object {
 
     /// Loads the object with room for so many flows.
     pub fn load_with(flows: u32, half_open: u32) -> Self {
-        assert!(!lb_user::datapath::OBJECT.is_empty(), "lb-user was built without the kernel object");
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::FLOWS, flows)
-            .map_max_entries(map::REPLIES, flows)
-            .map_max_entries(map::HALF_OPEN, half_open)
-            .map_max_entries(map::HALF_OPEN_REPLIES, half_open)
-            .override_global("NOTE_MARK", &NOTE_MARK, true)
-            .load(lb_user::datapath::OBJECT)
-            .expect("the object loads");
-        for name in [program::TC_INGRESS, program::TC_REPLY] {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let size = (flows, half_open);
+        let idle = {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.iter().position(|(of, _)| *of == size).map(|place| idle.swap_remove(place).1)
+        };
+        Self { ebpf: Some(idle.unwrap_or_else(|| load(size))), size, next_slot: 0, backends: BTreeSet::new() }
+    }
+
+    fn ebpf(&self) -> &Ebpf {
+        self.ebpf.as_ref().expect("it is not put away")
+    }
+
+    /// Empties the maps that a packet or a test can have written.
+    fn clear(&mut self) {
+        for name in [map::FLOWS, map::HALF_OPEN, map::DATAGRAMS] {
+            self.clear_hash::<FlowKey, FlowEntry>(name);
         }
-        let program: &mut Xdp = ebpf.program_mut(program::XDP_INGRESS).unwrap().try_into().unwrap();
-        program.load().unwrap_or_else(|error| panic!("{}: {error}", program::XDP_INGRESS));
-        Self { ebpf, next_slot: 0 }
+        for name in [map::REPLIES, map::HALF_OPEN_REPLIES, map::DATAGRAM_REPLIES] {
+            self.clear_hash::<FlowKey, ReplyEntry>(name);
+        }
+        self.clear_hash::<FragmentKey, FragmentEntry>(map::FRAGMENTS);
+        self.clear_hash::<Endpoint, FrontendId>(map::ADDRESSES);
+        self.clear_hash::<FrontendId, Frontend>(map::FRONTENDS);
+        let none = Backend::new(0, 0, Address::from_v4([0; 4]), Port::new(0));
+        for id in std::mem::take(&mut self.backends) {
+            self.write_backend(id, none);
+            self.clear_counted::<Traffic>(map::BACKEND_STATS, id);
+        }
+        self.backends.clear();
+        let mut cursors: Array<&mut MapData, u64> = self.map(map::CURSORS);
+        for id in 0..MAX_FRONTENDS {
+            cursors.set(id, 0, 0).unwrap();
+        }
+        for index in 0..MAX_COUNTERS {
+            self.clear_counted::<u64>(map::COUNTERS, index);
+        }
+        // How many answers were sent since when: the object's own affair.
+        self.clear_counted::<[u64; 2]>("ANSWERS", 0);
+    }
+
+    fn clear_hash<K: Pod, V: Pod>(&mut self, name: &str) {
+        let mut entries: HashMap<&mut MapData, K, V> = self.map(name);
+        let keys: Vec<K> = entries.keys().collect::<Result<_, _>>().unwrap();
+        for key in keys {
+            entries.remove(&key).unwrap();
+        }
+    }
+
+    fn clear_counted<V: Pod + Default>(&mut self, name: &str, index: u32) {
+        let mut values: PerCpuArray<&mut MapData, V> = self.map(name);
+        let none = vec![V::default(); nr_cpus().expect("there are some")];
+        values.set(index, PerCpuValues::try_from(none).unwrap(), 0).unwrap();
     }
 
     /// Serves a frontend with these backends in its slots.
@@ -108,6 +159,7 @@ impl Object {
 
     /// Writes any backend.
     pub fn write_backend(&mut self, id: BackendId, backend: Backend) {
+        self.backends.insert(id);
         let mut backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
         backends.set(id, backend, 0).unwrap();
     }
@@ -182,13 +234,13 @@ impl Object {
 
     /// Returns a counter.
     pub fn count(&self, index: u32) -> u64 {
-        let counters: PerCpuArray<&MapData, u64> = self.ebpf.map(map::COUNTERS).unwrap().try_into().unwrap();
+        let counters: PerCpuArray<&MapData, u64> = self.ebpf().map(map::COUNTERS).unwrap().try_into().unwrap();
         counters.get(&index, 0).unwrap().iter().sum()
     }
 
     /// Returns what went through a backend.
     pub fn traffic(&self, id: BackendId) -> Traffic {
-        let stats: PerCpuArray<&MapData, Traffic> = self.ebpf.map(map::BACKEND_STATS).unwrap().try_into().unwrap();
+        let stats: PerCpuArray<&MapData, Traffic> = self.ebpf().map(map::BACKEND_STATS).unwrap().try_into().unwrap();
         stats.get(&id, 0).unwrap().iter().fold(Traffic::default(), |mut sum, value| {
             sum.add(value);
             sum
@@ -197,25 +249,26 @@ impl Object {
 
     /// Returns a proven flow.
     pub fn flow(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
-        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::FLOWS).unwrap().try_into().unwrap();
+        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf().map(map::FLOWS).unwrap().try_into().unwrap();
         flows.get(&key(from, to, proto), 0).ok()
     }
 
     /// Returns a flow that is not proven, or over.
     pub fn half_open(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
-        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::HALF_OPEN).unwrap().try_into().unwrap();
+        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf().map(map::HALF_OPEN).unwrap().try_into().unwrap();
         flows.get(&key(from, to, proto), 0).ok().filter(|flow| !flow.is_moved())
     }
 
     /// Returns a flow of UDP.
     pub fn datagrams(&self, from: Side, to: Side) -> Option<FlowEntry> {
-        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf.map(map::DATAGRAMS).unwrap().try_into().unwrap();
+        let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf().map(map::DATAGRAMS).unwrap().try_into().unwrap();
         flows.get(&key(from, to, Proto::Udp), 0).ok()
     }
 
     /// Returns the reply half of a proven flow.
     pub fn reply(&self, from: Side, to: Side, proto: Proto) -> Option<ReplyEntry> {
-        let replies: HashMap<&MapData, FlowKey, ReplyEntry> = self.ebpf.map(map::REPLIES).unwrap().try_into().unwrap();
+        let replies: HashMap<&MapData, FlowKey, ReplyEntry> =
+            self.ebpf().map(map::REPLIES).unwrap().try_into().unwrap();
         replies.get(&key(from, to, proto), 0).ok()
     }
 
@@ -234,7 +287,7 @@ impl Object {
         T: TryFrom<&'a mut aya::maps::Map>,
         T::Error: std::fmt::Debug,
     {
-        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+        self.ebpf.as_mut().expect("it is not put away").map_mut(name).unwrap().try_into().unwrap()
     }
 
     fn program<'a, P: 'a>(&'a self, name: &str) -> &'a P
@@ -242,8 +295,36 @@ impl Object {
         &'a P: TryFrom<&'a aya::programs::Program>,
         <&'a P as TryFrom<&'a aya::programs::Program>>::Error: std::fmt::Debug,
     {
-        self.ebpf.program(name).unwrap().try_into().unwrap()
+        self.ebpf().program(name).unwrap().try_into().unwrap()
     }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        self.clear();
+        if let Some(ebpf) = self.ebpf.take() {
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push((self.size, ebpf));
+        }
+    }
+}
+
+fn load((flows, half_open): Size) -> Ebpf {
+    assert!(!lb_user::datapath::OBJECT.is_empty(), "lb-user was built without the kernel object");
+    let mut ebpf = EbpfLoader::new()
+        .map_max_entries(map::FLOWS, flows)
+        .map_max_entries(map::REPLIES, flows)
+        .map_max_entries(map::HALF_OPEN, half_open)
+        .map_max_entries(map::HALF_OPEN_REPLIES, half_open)
+        .override_global("NOTE_MARK", &NOTE_MARK, true)
+        .load(lb_user::datapath::OBJECT)
+        .expect("the object loads");
+    for name in [program::TC_INGRESS, program::TC_REPLY] {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    let program: &mut Xdp = ebpf.program_mut(program::XDP_INGRESS).unwrap().try_into().unwrap();
+    program.load().unwrap_or_else(|error| panic!("{}: {error}", program::XDP_INGRESS));
+    ebpf
 }
 
 /// A TC program's context.

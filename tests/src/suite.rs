@@ -52,25 +52,32 @@ impl Need {
 
 /// Runs cases, one after the other unless told otherwise.
 pub fn run(cases: Vec<Case>) -> ExitCode {
+    run_trials(cases.into_iter().map(|case| trial(case.name.to_owned(), case.needs, case.run)).collect())
+}
+
+/// Runs cases that are made of a table, all with the same needs, by their names.
+pub fn run_named(needs: &[Need], cases: Vec<(String, Box<dyn FnOnce() + Send>)>) -> ExitCode {
+    run_trials(cases.into_iter().map(|(name, run)| trial(name, needs, run)).collect())
+}
+
+fn run_trials(trials: Vec<Trial>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let strict = std::env::var_os("LB_REQUIRE_ALL").is_some_and(|value| value == "1");
-    let trials = cases
-        .into_iter()
-        .map(|case| {
-            let lacking: Vec<String> = case.needs.iter().filter_map(|need| need.lacking()).collect();
-            if lacking.is_empty() {
-                return Trial::test(case.name, move || {
-                    (case.run)();
-                    Ok(())
-                });
-            }
-            let lacking = format!("needs {}", lacking.join(", "));
-            let message = lacking.clone();
-            Trial::test(case.name, move || Err(Failed::from(message)))
-                .with_kind(format!("skipped: {lacking}"))
-                .with_ignored_flag(!strict)
-        })
-        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(name: String, needs: &[Need], run: impl FnOnce() + Send + 'static) -> Trial {
+    let strict = std::env::var_os("LB_REQUIRE_ALL").is_some_and(|value| value == "1");
+    let lacking: Vec<String> = needs.iter().filter_map(|need| need.lacking()).collect();
+    if lacking.is_empty() {
+        return Trial::test(name, move || {
+            run();
+            Ok(())
+        });
+    }
+    let lacking = format!("needs {}", lacking.join(", "));
+    let message = lacking.clone();
+    Trial::test(name, move || Err(Failed::from(message)))
+        .with_kind(format!("skipped: {lacking}"))
+        .with_ignored_flag(!strict)
 }

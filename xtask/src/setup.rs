@@ -139,9 +139,9 @@ fn install_linker(compiler: &Compiler, reason: &str) -> Result<()> {
 }
 
 /// A program that the tests start, and the Debian package it comes in.
-struct Tool {
-    program: &'static str,
-    package: &'static str,
+pub struct Tool {
+    pub program: &'static str,
+    pub package: &'static str,
 }
 
 const TEST_TOOLS: [Tool; 13] = [
@@ -160,13 +160,19 @@ const TEST_TOOLS: [Tool; 13] = [
     Tool { program: "tcpdump", package: "tcpdump" },
 ];
 
-fn missing_tools() -> Vec<&'static Tool> {
-    TEST_TOOLS.iter().filter(|tool| sh::find_program(tool.program).is_none()).collect()
+/// Returns the programs that the tests start.
+pub fn test_programs() -> impl Iterator<Item = &'static str> {
+    TEST_TOOLS.iter().map(|tool| tool.program)
 }
 
 /// Installs the programs that the tests start.
 pub fn ensure_tests() -> Result<()> {
-    let missing = missing_tools();
+    ensure_tools(&TEST_TOOLS)
+}
+
+/// Installs those of the programs that are missing.
+pub fn ensure_tools(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| sh::find_program(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -271,7 +277,7 @@ fn report(tests: bool) -> ExitCode {
 }
 
 /// Tells whether apt can install all of these here and now; fetches its lists if they do not know them.
-fn apt_offers(packages: &[&str]) -> bool {
+pub fn apt_offers(packages: &[&str]) -> bool {
     if sh::find_program("apt-get").is_none() || !sh::can_be_root() {
         return false;
     }

@@ -15,7 +15,7 @@ use crate::{
     build::{self, Profile},
     build_object,
     docker::Docker,
-    image, setup, sh,
+    image, setup, sh, vm,
 };
 
 /// Run the tests: all of them, or one group.
@@ -23,12 +23,15 @@ use crate::{
 /// `unit` formats, lints and runs what needs no root. The other groups run the real kernel object, real network namespaces and real
 /// containers, so they need root (through sudo if you are not) and, for `docker`, a Docker engine; their tools are installed as
 /// `setup --tests` does. A test that cannot run here says what it lacks and counts as skipped; with CI=true or --no-skip it fails instead.
+///
+/// `vm` is no part of `all`: it runs the packets, and of `net` what the kernel has a say in, on Debian's Linux 6.1 in qemu.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cargo xtask test                    everything
   cargo xtask test unit               no root needed
   cargo xtask test docker             one group
-  cargo xtask test net -- round_robin the tests of a group whose names contain round_robin")]
+  cargo xtask test net -- round_robin the tests of a group whose names contain round_robin
+  cargo xtask test vm                 the oldest kernel that is supported")]
 pub struct Test {
     /// What to run
     #[arg(value_enum, default_value = "all")]
@@ -54,8 +57,10 @@ enum Group {
     Net,
     /// Real containers: scaling, failures, restarts
     Docker,
-    /// Everything
+    /// Everything but `vm`
     All,
+    /// Packets and connections on Linux 6.1, in a virtual machine
+    Vm,
 }
 
 impl Test {
@@ -68,7 +73,10 @@ impl Test {
                 "these tests need root, and sudo is not there or would ask for a password; `cargo xtask test unit` needs none"
             );
         }
-        self.set_up(strict)?;
+        self.set_up(strict || self.group == Group::Vm)?;
+        if self.group == Group::Vm {
+            return Ok(summarise(&vm::run(self.arguments.first().map(String::as_str))?));
+        }
 
         let mut suites = Vec::new();
         if unit {
@@ -108,7 +116,7 @@ impl Test {
         let tools = setup::ensure_tests();
         let image = match self.group {
             Group::Docker | Group::All => setup::ensure_docker().and_then(|docker: Docker| image::ensure(&docker)),
-            Group::Unit | Group::Packet | Group::Net => Ok(()),
+            Group::Unit | Group::Packet | Group::Net | Group::Vm => Ok(()),
         };
         for lack in [tools, image] {
             match lack {
@@ -202,12 +210,12 @@ fn group_of(target: &str) -> Group {
 
 /// What one suite came to.
 #[derive(Debug, Default)]
-struct Suite {
-    name: String,
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-    took: Duration,
+pub struct Suite {
+    pub name: String,
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
+    pub took: Duration,
 }
 
 impl Suite {
@@ -261,7 +269,7 @@ fn count(name: &str, command: &mut Command, shown: &mut impl Write) -> Suite {
 }
 
 /// Reads libtest's last line: `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.
-fn result_line(line: &str) -> Option<(u64, u64, u64)> {
+pub fn result_line(line: &str) -> Option<(u64, u64, u64)> {
     let counts = line.trim().strip_prefix("test result: ")?.split_once(". ")?.1;
     let number = |what: &str| counts.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
     Some((number("passed")?, number("failed")?, number("ignored")?))
