@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! interval  ─▶ load sample, sign of life ┐
-//! provider  ─▶ containers come and go    │   control::Controller   ┌─▶ provider: start, stop, remove
+//! providers ─▶ containers come and go    │   control::Controller   ┌─▶ provider: start, stop, remove
 //! sweeper   ─▶ connections per backend   ├─▶ (event, now) ─▶ … ────┼─▶ health + links: probe
-//! probes, starts, stops ─▶ answers       │                         └─▶ datapath: publish
-//! signals, the controller's deadline     ┘
+//! probes, starts, stops ─▶ answers       │   one for each service  └─▶ datapath: publish
+//! signals, the controllers' deadline     ┘
 //! ```
+//!
+//! Services share the datapath, the uplinks, the sweeper, the connection to the engine and the load of the host; each has
+//! a [`Service`] with a controller of its own. Which there are may change while the agent runs ([`reload`]).
 //!
 //! Nothing here decides. Slow work (engine calls, probes, sweeps) runs beside the loop and comes back as an event, so
 //! that a death reaches the maps without waiting for anything.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddrV4},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -27,34 +29,32 @@ use tokio::{
 
 mod network;
 mod perform;
+mod reload;
+mod service;
 mod sweeper;
 
 use crate::{
-    config::{RunConfig, Source},
-    control::{
-        Command, ContainerId, Controller, Event, Scaling, Settings, Sighting, Timestamp,
-        policy::{Bounds, Law, TargetLoad},
-    },
+    config::{self, Reload, RunConfig, ServiceName, Source},
+    control::{Command, ContainerId, Event, Sighting, Timestamp},
     datapath::{
         Datapath, DatapathError, Opening,
         links::Links,
-        loader,
-        publish::Member,
-        report::{Report, Way},
+        loader::{self, Former},
+        report::{Report, ServiceReport, Way},
     },
     metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu},
-    provider::{
-        Provider, ProviderEvent,
-        docker::{DockerProvider, DockerSettings},
-        fixed::FixedProvider,
-    },
+    provider::{EVENT_BACKLOG, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
 };
 use network::Network;
 use perform::Places;
+use reload::Prepared;
+use service::{Feeds, Service, Told};
 use sweeper::Sweeper;
 
 /// How often interfaces and addresses are compared with what is attached.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
+/// How long after a frontend has gone a sweep may begin that is believed when it finds no connections.
+const FRONTEND_SETTLE: Duration = Duration::from_secs(1);
 /// How often the user is told what is still being drained.
 const DRAIN_NOTICE: Duration = Duration::from_secs(5);
 /// Why the agent ends although nobody asked it to.
@@ -66,22 +66,27 @@ const LEAST_TICK: Duration = Duration::from_millis(5);
 /// The least time between two reports: a thousand backends are probed hundreds of times a second.
 const LEAST_REPORT: Duration = Duration::from_millis(100);
 
-/// Runs an instance until it is asked to end.
+/// Runs an instance until it is asked to end. Where what is run can be read again, it is on SIGHUP.
 ///
 /// # Errors
 /// What keeps it from starting; a new instance leaves nothing behind then, and one that was taken over goes on serving.
-pub async fn run(config: RunConfig) -> Result<()> {
+pub async fn run(config: RunConfig, reload: Option<Reload>) -> Result<()> {
     for note in &config.notes {
         tracing::info!("{note}");
     }
-    let signals = Signals::watch()?;
+    let signals = Signals::watch(reload.is_some())?;
     let host_cpu = HostCpu::new()?;
-    let (provider, stop_grace) = connect(&config).await?;
+    let (fleet, providers) = service::connect(&config).await?;
     let links = Arc::new(Links::open()?);
     let network = Network::find(&config, &links).await?;
     let opening =
         Opening { instance: config.instance.as_str(), max_flows: config.max_flows, tc_attach: config.tc_attach };
-    let (mut datapath, former) = Datapath::open(&opening)?;
+    let (mut datapath, mut former) = Datapath::open(&opening)?;
+    if let Some(former) = &mut former {
+        let heir = config.heir();
+        former.inheritance.bequeath(heir.as_str());
+        datapath.registry.bequeath(heir.as_str());
+    }
     let sweeper = Sweeper::start(config.instance.as_str());
     let sweeper = match sweeper.and_then(|sweeper| Ok(network.attach(&mut datapath, &config).map(|()| sweeper)?)) {
         Ok(sweeper) => sweeper,
@@ -93,21 +98,21 @@ pub async fn run(config: RunConfig) -> Result<()> {
         }
     };
 
-    let mut settings = settings(&config, stop_grace);
-    let mut places = Places::default();
     let now = Instant::now();
-    // The time of the controller goes on where that of a former agent ended.
-    let mut started = now;
-    let mut started_unix = unix_now();
-    if let Some(former) = former {
+    // The time of the controllers goes on where that of a former agent ended.
+    let (mut started, mut started_unix) = (now, unix_now());
+    if let Some(former) = &former {
         started = now.checked_sub(former.age).unwrap_or(now);
         started_unix = former.inheritance.started_unix.unwrap_or(started_unix);
-        adopt(&mut settings, &mut places, former, &datapath, &config);
     }
     network.announce(&datapath);
     let (answers, inbox) = mpsc::unbounded_channel();
-    let agent = Agent {
-        controller: Controller::new(settings),
+    let (sender, told) = mpsc::channel(EVENT_BACKLOG);
+    let mut agent = Agent {
+        services: BTreeMap::new(),
+        feeds: Feeds::new(sender),
+        told,
+        fleet,
         sweeper,
         host_cpu,
         container_cpu: ContainerCpu::default(),
@@ -117,34 +122,51 @@ pub async fn run(config: RunConfig) -> Result<()> {
         reported: now,
         is_report_old: true,
         is_looking: false,
+        asked: 0,
         problems: BTreeMap::new(),
         config,
-        stop_grace,
-        provider,
+        reload,
+        is_reloading: false,
+        reload_again: false,
         links,
         network,
         datapath,
-        places,
         answers,
     };
-    agent.serve(inbox, signals).await
+    for (name, provider) in providers {
+        let service = agent.config.services.iter().find(|service| service.name == name);
+        let service = service.expect("each provider is a service's").clone();
+        agent.begin(service, provider, former.as_mut());
+    }
+    let leftovers = agent.begin_leftovers(former.as_mut()).await;
+    agent.serve(inbox, signals, leftovers).await
 }
 
 /// Everything that the loop works with.
 struct Agent {
     config: RunConfig,
-    controller: Controller,
-    provider: Arc<dyn Provider>,
+    services: BTreeMap<ServiceName, Service>,
+    feeds: Feeds,
+    /// What providers tell.
+    told: mpsc::Receiver<Told>,
+    /// The engine, if any service needs it.
+    fleet: Option<Arc<Fleet>>,
     links: Arc<Links>,
     network: Network,
     datapath: Datapath,
     sweeper: Sweeper,
     host_cpu: HostCpu,
     container_cpu: ContainerCpu,
-    places: Places,
     answers: mpsc::UnboundedSender<Answer>,
-    stop_grace: Duration,
-    /// From when the controller's time counts: the instance's first start.
+    /// How the configuration is read again, if it can be.
+    reload: Option<Reload>,
+    /// Whether it is being read.
+    is_reloading: bool,
+    /// Whether it was asked for once more since.
+    reload_again: bool,
+    /// How many times the agent was asked to end.
+    asked: u32,
+    /// From when the controllers' time counts: the instance's first start.
     started: Instant,
     started_unix: u64,
     agent_started_unix: u64,
@@ -160,30 +182,42 @@ struct Agent {
 
 /// What comes back from work beside the loop.
 enum Answer {
-    /// Something for the controller.
-    Event(Event),
+    /// Something for a service's controller.
+    Event(ServiceName, Event),
     /// A probe's result, with the way if it was looked for.
-    Probed { id: ContainerId, outcome: Result<Option<Way>, String> },
+    Probed { service: ServiceName, id: ContainerId, outcome: Result<Option<Way>, String> },
     /// The first process of a container.
     Process { id: ContainerId, pid: u32 },
     /// The interfaces and addresses as they are.
     Looked(Result<Network>),
+    /// The configuration, read again.
+    Reloaded(Result<Box<Prepared>, String>),
 }
 
-/// The signals that end the agent.
+/// What signals ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    End,
+    Reload,
+}
+
+/// The signals that ask for something.
 struct Signals {
     interrupts: Signal,
     terminations: Signal,
-    /// None if hangups were ignored when the agent was started, as `nohup` does.
+    /// None if hangups would end the agent, and were ignored when it was started, as `nohup` does.
     hangups: Option<Signal>,
+    /// What a hangup asks for.
+    on_hangup: Asked,
 }
 
 impl Signals {
-    fn watch() -> Result<Self> {
+    fn watch(can_reload: bool) -> Result<Self> {
         Ok(Self {
+            on_hangup: if can_reload { Asked::Reload } else { Asked::End },
             interrupts: signal(SignalKind::interrupt()).context("watch SIGINT")?,
             terminations: signal(SignalKind::terminate()).context("watch SIGTERM")?,
-            hangups: if is_ignored(libc::SIGHUP) {
+            hangups: if is_ignored(libc::SIGHUP) && !can_reload {
                 None
             } else {
                 Some(signal(SignalKind::hangup()).context("watch SIGHUP")?)
@@ -191,11 +225,11 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.interrupts.recv() => {}
-            _ = self.terminations.recv() => {}
-            Some(_) = async { self.hangups.as_mut()?.recv().await } => {}
+            _ = self.interrupts.recv() => Asked::End,
+            _ = self.terminations.recv() => Asked::End,
+            Some(_) = async { self.hangups.as_mut()?.recv().await } => self.on_hangup,
         }
     }
 }
@@ -212,29 +246,85 @@ fn ignored_in(status: &str) -> Option<u64> {
 }
 
 impl Agent {
-    async fn serve(mut self, mut inbox: mpsc::UnboundedReceiver<Answer>, mut signals: Signals) -> Result<()> {
-        let mut provider_events = self.provider.events();
+    /// Begins to run a service, with what a former agent has left of it.
+    fn begin(&mut self, service: config::Service, provider: Arc<dyn Provider>, former: Option<&mut Former>) {
+        let mut settings = service::settings(&service, &self.config);
+        let mut places = Places::default();
+        if let Some(former) = former {
+            service::adopt(&mut settings, &mut places, former, &self.datapath.registry, &service);
+        }
+        let name = service.name.clone();
+        let mut service = Service::new(service, settings, provider, places, &mut self.feeds);
+        service.let_go(&self.datapath.registry, self.now());
+        self.services.insert(name, service);
+    }
+
+    /// Takes over what is left of services that are configured no longer, to drain and to stop it. Returns what their
+    /// controllers have to be told.
+    async fn begin_leftovers(&mut self, mut former: Option<&mut Former>) -> Vec<(ServiceName, Event)> {
+        let mut names: BTreeSet<String> = self.datapath.registry.services().into_iter().map(str::to_owned).collect();
+        if let Some(fleet) = &self.fleet {
+            match fleet.services().await {
+                Ok(services) => names.extend(services),
+                Err(error) => tracing::warn!("containers of services that are configured no longer: {}", chain(&error)),
+            }
+        }
+        let mut events = Vec::new();
+        for name in names {
+            let Ok(name) = name.parse::<ServiceName>() else { continue };
+            if self.services.contains_key(&name) {
+                continue;
+            }
+            let mut served = self.datapath.registry.backends_of(name.as_str()).map(|backend| &backend.container);
+            let has_containers = served.all(service::is_container);
+            drop(served);
+            let (source, provider): (Source, Arc<dyn Provider>) = match &self.fleet {
+                Some(fleet) if has_containers => {
+                    let docker = config::Docker::leftover();
+                    let provider = fleet.provider(service::docker_settings(&self.config, &name, &docker));
+                    (Source::Docker(docker), Arc::new(provider))
+                }
+                Some(_) | None => (Source::Static { backends: Vec::new() }, Arc::new(FixedProvider::new(&[]))),
+            };
+            tracing::info!("service {name} is configured no longer: what is left of it is drained");
+            self.begin(config::Service::leftover(name.clone(), source), provider, former.as_deref_mut());
+            if let Some(service) = self.services.get_mut(&name) {
+                service.is_removed = true;
+                let reason = "removed from the configuration".to_owned();
+                let reconfiguration = Box::new(service.reconfiguration(&self.config, reason));
+                events.extend([(name.clone(), Event::Reconfigured(reconfiguration)), (name, Event::StopRequested)]);
+            }
+        }
+        events
+    }
+
+    async fn serve(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Answer>,
+        mut signals: Signals,
+        first: Vec<(ServiceName, Event)>,
+    ) -> Result<()> {
         let mut ticks = interval(self.config.interval);
         let mut network_checks = interval(NETWORK_CHECK);
         let mut notices = interval(DRAIN_NOTICE);
         for timer in [&mut ticks, &mut network_checks, &mut notices] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let mut asked = 0_u32;
+        let _nothing_is_over = self.handle_all(first);
         self.report();
         loop {
             let deadline = self.deadline();
             let report_due = self.report_due();
             let events = tokio::select! {
                 biased;
-                event = provider_events.recv() => vec![self.on_provider(event.context(WATCH_ENDED)?)],
+                Some(told) = self.told.recv() => self.on_told(told)?,
                 Some(answer) = inbox.recv() => self.on_answer(answer),
                 swept = self.sweeper.next() => self.on_sweep(swept?),
-                () = signals.next() => vec![stop(&mut asked)],
+                asked = signals.next() => self.on_signal(asked),
                 _ = ticks.tick() => self.on_tick(),
                 _ = network_checks.tick() => { self.look_at_network(); Vec::new() }
-                _ = notices.tick(), if asked > 0 => { self.tell_drain(); Vec::new() }
-                () = sleep_until(deadline.into()) => vec![Event::Tick],
+                _ = notices.tick(), if self.asked > 0 => { self.tell_drain(); Vec::new() }
+                () = sleep_until(deadline.into()) => self.to_all(&Event::Tick),
                 () = sleep_until(report_due.into()) => Vec::new(),
             };
             self.is_report_old |= !events.is_empty();
@@ -247,70 +337,123 @@ impl Agent {
         }
     }
 
-    fn on_tick(&mut self) -> Vec<Event> {
-        self.sweeper.request(self.now(), self.datapath.retiring());
-        self.container_cpu.sample();
-        match self.host_cpu.sample() {
-            Ok(load) => load.map(Event::LoadSampled).into_iter().collect(),
-            Err(error) => vec![Event::LoadUnavailable { reason: error.to_string() }],
+    /// Addresses an event to every service.
+    fn to_all(&self, event: &Event) -> Vec<(ServiceName, Event)> {
+        self.services.keys().map(|name| (name.clone(), event.clone())).collect()
+    }
+
+    fn on_signal(&mut self, asked: Asked) -> Vec<(ServiceName, Event)> {
+        match asked {
+            Asked::Reload => {
+                self.begin_reload();
+                Vec::new()
+            }
+            Asked::End => {
+                self.asked += 1;
+                self.to_all(if self.asked == 1 { &Event::StopRequested } else { &Event::StopForced })
+            }
         }
     }
 
-    /// Tells the controller what has happened, and performs what it commands, also about what comes of that at once.
+    fn on_tick(&mut self) -> Vec<(ServiceName, Event)> {
+        self.sweeper.request(self.now(), self.datapath.retiring());
+        self.container_cpu.sample();
+        match self.host_cpu.sample() {
+            Ok(Some(load)) => self.to_all(&Event::LoadSampled(load)),
+            Ok(None) => Vec::new(),
+            Err(error) => self.to_all(&Event::LoadUnavailable { reason: error.to_string() }),
+        }
+    }
+
+    /// Tells the controllers what has happened, and performs what they command, also about what comes of that at once.
     /// Returns whether all is done.
-    fn handle_all(&mut self, events: Vec<Event>) -> bool {
+    fn handle_all(&mut self, events: Vec<(ServiceName, Event)>) -> bool {
         let mut events = VecDeque::from(events);
-        let mut commands = VecDeque::new();
+        let mut commands: VecDeque<(ServiceName, Command)> = VecDeque::new();
         loop {
             // Commands first: what they lead to may depend on each other's order.
-            if let Some(command) = commands.pop_front() {
+            if let Some((name, command)) = commands.pop_front() {
                 if command == Command::Finish {
-                    return true;
+                    match self.on_finish(&name) {
+                        Some(more) => events.extend(more),
+                        None => return true,
+                    }
+                    continue;
                 }
-                let answers = self.perform(command);
-                for answer in answers {
-                    commands.extend(self.controller.handle(answer, self.now()));
-                    self.tell_news();
+                for answer in self.perform(&name, command) {
+                    self.handle(&name, answer, &mut commands);
                 }
-            } else if let Some(event) = events.pop_front() {
-                commands.extend(self.controller.handle(event, self.now()));
-                self.tell_news();
+            } else if let Some((name, event)) = events.pop_front() {
+                self.handle(&name, event, &mut commands);
             } else {
                 return false;
             }
         }
     }
 
-    fn on_provider(&mut self, event: ProviderEvent) -> Event {
-        match event {
+    fn handle(&mut self, name: &ServiceName, event: Event, commands: &mut VecDeque<(ServiceName, Command)>) {
+        let now = self.now();
+        let Some(service) = self.services.get_mut(name) else { return };
+        commands.extend(service.controller.handle(event, now).into_iter().map(|command| (name.clone(), command)));
+        self.tell_news(name);
+    }
+
+    /// Takes note that a service has nothing left to do; one that is configured no longer is forgotten. Returns what
+    /// comes of that, or nothing if all is done.
+    fn on_finish(&mut self, name: &ServiceName) -> Option<Vec<(ServiceName, Event)>> {
+        if let Some(service) = self.services.get_mut(name) {
+            service.has_finished = true;
+            if service.is_removed && self.asked == 0 {
+                self.services.remove(name);
+                self.is_report_old = true;
+                tracing::info!("service {name}: drained and forgotten");
+                return Some(self.serve_frontends());
+            }
+        }
+        // What is to be kept is kept as it is, and so is what is left of services that were removed.
+        let is_done = |service: &Service| service.has_finished || (self.config.keep && service.is_removed);
+        let is_over = self.asked > 0 && self.services.values().all(is_done);
+        (!is_over).then(Vec::new)
+    }
+
+    fn on_told(&mut self, told: Told) -> Result<Vec<(ServiceName, Event)>> {
+        let Some(name) = told.addressee(&self.services) else { return Ok(Vec::new()) };
+        let event = self.on_provider(&name, told.event.context(WATCH_ENDED)?);
+        Ok(event.map(|event| (name, event)).into_iter().collect())
+    }
+
+    fn on_provider(&mut self, name: &ServiceName, event: ProviderEvent) -> Option<Event> {
+        let service = self.services.get_mut(name)?;
+        Some(match event {
             ProviderEvent::Seen(sighting) => {
-                self.places.doubt(&sighting.id);
-                self.place(&sighting);
+                service.places.doubt(&sighting.id);
+                self.place(name, &sighting);
                 Event::BackendSeen(sighting)
             }
             ProviderEvent::Resynced(sightings) => {
-                self.places.keep_only(&sightings.iter().map(|sighting| &sighting.id).collect());
+                service.places.keep_only(&sightings.iter().map(|sighting| &sighting.id).collect());
                 for sighting in &sightings {
-                    self.place(sighting);
+                    self.place(name, sighting);
                 }
                 Event::Resynced(sightings)
             }
             ProviderEvent::Gone { id, cause } => Event::BackendGone { id, cause },
             ProviderEvent::Lost { error } => {
                 // Whatever happens until it is back is not seen.
-                self.places.doubt_all();
-                Event::ProviderLost { error: chain(&error) }
+                service.places.doubt_all();
+                Event::ProviderLost { error: chain(&*error) }
             }
             ProviderEvent::Back => Event::ProviderBack,
-        }
+        })
     }
 
-    fn place(&mut self, sighting: &Sighting) {
+    fn place(&mut self, name: &ServiceName, sighting: &Sighting) {
+        let Some(service) = self.services.get_mut(name) else { return };
         if let Some(address) = sighting.address {
-            self.places.located(&sighting.id, address);
+            service.places.located(&sighting.id, address);
         }
         if sighting.running && !self.container_cpu.follows(&sighting.id) {
-            let (provider, id, answers) = (self.provider.clone(), sighting.id.clone(), self.answers.clone());
+            let (provider, id, answers) = (service.provider.clone(), sighting.id.clone(), self.answers.clone());
             tokio::spawn(async move {
                 if let Some(pid) = provider.process(&id).await {
                     let _nobody_listens = answers.send(Answer::Process { id, pid });
@@ -319,15 +462,16 @@ impl Agent {
         }
     }
 
-    fn on_answer(&mut self, answer: Answer) -> Vec<Event> {
+    fn on_answer(&mut self, answer: Answer) -> Vec<(ServiceName, Event)> {
         match answer {
-            Answer::Event(event) => vec![event],
-            Answer::Probed { id, outcome } => {
+            Answer::Event(name, event) => vec![(name, event)],
+            Answer::Probed { service: name, id, outcome } => {
+                let Some(service) = self.services.get_mut(&name) else { return Vec::new() };
                 let found = outcome.as_ref().ok().and_then(Clone::clone);
-                let has_moved = found.is_some_and(|way| self.places.reached(&id, way));
+                let has_moved = found.is_some_and(|way| service.places.reached(&id, way));
                 let moved = has_moved.then(|| Event::WayChanged { id: id.clone() });
                 let probed = Event::BackendProbed { id, outcome: outcome.map(drop) };
-                moved.into_iter().chain([probed]).collect()
+                moved.into_iter().chain([probed]).map(|event| (name.clone(), event)).collect()
             }
             Answer::Process { id, pid } => {
                 self.container_cpu.follow(id, pid);
@@ -338,10 +482,11 @@ impl Agent {
                 self.is_report_old = true;
                 self.on_network(network)
             }
+            Answer::Reloaded(outcome) => self.on_reloaded(outcome),
         }
     }
 
-    fn on_sweep(&mut self, swept: sweeper::Swept) -> Vec<Event> {
+    fn on_sweep(&mut self, swept: sweeper::Swept) -> Vec<(ServiceName, Event)> {
         let outcome = swept.outcome.and_then(|census| self.datapath.retire(&swept.retiring).map(|()| census));
         let census = match outcome {
             Ok(census) => census,
@@ -354,19 +499,38 @@ impl Agent {
             }
         };
         self.problems.remove("sweep");
-        let mut flows: BTreeMap<ContainerId, u64> = BTreeMap::new();
+        let registry = &self.datapath.registry;
+        let mut flows: BTreeMap<&str, BTreeMap<ContainerId, u64>> = BTreeMap::new();
+        let mut busy = BTreeSet::new();
         for (&(id, generation), count) in &census.active {
-            if let Some(container) = self.datapath.registry.container(id, generation) {
-                *flows.entry(container.clone()).or_default() += count;
+            if let Some(backend) = registry.backend(id, generation).filter(|_| *count > 0) {
+                let of_service = flows.entry(&backend.service).or_default();
+                *of_service.entry(backend.container.clone()).or_default() += count;
+                busy.insert((backend.service.as_str(), backend.frontend));
             }
         }
-        vec![Event::Swept { began: swept.began, flows }]
+        let now = self.now();
+        let mut events = Vec::new();
+        for (name, service) in &mut self.services {
+            let before = service.leaving.len();
+            service.leaving.retain(|frontend, leave| {
+                let is_busy = registry.frontend(frontend).is_some_and(|id| busy.contains(&(name.as_str(), id)));
+                now < leave.deadline && (is_busy || swept.began < leave.since + FRONTEND_SETTLE)
+            });
+            if service.leaving.len() < before {
+                events.push((name.clone(), Event::EndpointsChanged));
+            }
+            let flows = flows.remove(name.as_str()).unwrap_or_default();
+            events.push((name.clone(), Event::Swept { began: swept.began, flows }));
+        }
+        events
     }
 
     fn deadline(&self) -> Instant {
         let floor = self.started + self.now().elapsed() + LEAST_TICK;
         let idle = floor + Duration::from_secs(60);
-        self.controller.deadline().map_or(idle, |at| (self.started + at.elapsed()).clamp(floor, idle))
+        let due = self.services.values().filter_map(|service| service.controller.deadline()).min();
+        due.map_or(idle, |at| (self.started + at.elapsed()).clamp(floor, idle))
     }
 
     /// Returns when the next report is due: as a sign of life, or soon after something has happened.
@@ -386,11 +550,7 @@ impl Agent {
             started_unix: self.started_unix,
             agent_started_unix: self.agent_started_unix,
             age_ms: self.now().elapsed().as_millis() as u64,
-            control: self.controller.snapshot(self.now()),
-            target_cpu_percent: match &self.config.source {
-                Source::Docker(docker) => Some(docker.scaling.target_cpu.percent()),
-                Source::Static { .. } => None,
-            },
+            services: self.in_order().map(|(name, service)| self.service_report(name, service)).collect(),
             frontends: self.datapath.registry.frontends(),
             backends: self.datapath.registry.backends().cloned().collect(),
             cpu_percent: self.container_cpu.percent_of_host(),
@@ -402,21 +562,43 @@ impl Agent {
         }
     }
 
-    fn tell_news(&mut self) {
-        for decision in self.controller.take_news() {
+    /// Returns the services in the order in which they are configured; those that were removed come last.
+    fn in_order(&self) -> impl Iterator<Item = (&ServiceName, &Service)> {
+        let configured = self.config.services.iter().filter_map(|service| self.services.get_key_value(&service.name));
+        configured.chain(self.services.iter().filter(|(_, service)| service.is_removed))
+    }
+
+    fn service_report(&self, name: &ServiceName, service: &Service) -> ServiceReport {
+        ServiceReport {
+            name: name.to_string(),
+            control: service.controller.snapshot(self.now()),
+            target_cpu_percent: service.target_cpu_percent(),
+        }
+    }
+
+    /// Returns what stands before what is told of a service, where there are others.
+    fn prefix(&self, name: &ServiceName) -> String {
+        if self.services.len() > 1 { format!("{name}: ") } else { String::new() }
+    }
+
+    fn tell_news(&mut self, name: &ServiceName) {
+        let prefix = self.prefix(name);
+        let Some(service) = self.services.get_mut(name) else { return };
+        for decision in service.controller.take_news() {
             let (kind, from, to) = (decision.kind, decision.from, decision.to);
             if from == to {
-                tracing::info!("{kind}: {}", decision.reason);
+                tracing::info!("{prefix}{kind}: {}", decision.reason);
             } else {
-                tracing::info!("{kind} {from} -> {to}: {}", decision.reason);
+                tracing::info!("{prefix}{kind} {from} -> {to}: {}", decision.reason);
             }
         }
     }
 
     fn tell_drain(&self) {
-        let report = self.controller.snapshot(self.now());
-        let flows: u64 = report.backends.iter().map(|backend| backend.flows).sum();
-        tracing::info!("ending: {} backends left, {flows} connections; Ctrl-C again cuts them", report.backends.len());
+        let reports = self.services.values().map(|service| service.controller.snapshot(self.now()));
+        let backends: Vec<_> = reports.flat_map(|report| report.backends).collect();
+        let flows: u64 = backends.iter().map(|backend| backend.flows).sum();
+        tracing::info!("ending: {} backends left, {flows} connections; Ctrl-C again cuts them", backends.len());
     }
 
     fn finish(mut self) -> Result<()> {
@@ -431,124 +613,6 @@ impl Agent {
         datapath.remove().context("remove hooks and maps")?;
         tracing::info!("everything is removed");
         Ok(())
-    }
-}
-
-fn stop(asked: &mut u32) -> Event {
-    *asked += 1;
-    if *asked == 1 { Event::StopRequested } else { Event::StopForced }
-}
-
-/// Connects to what backends come from; returns also the grace of a stop.
-async fn connect(config: &RunConfig) -> Result<(Arc<dyn Provider>, Duration)> {
-    match &config.source {
-        Source::Static { backends } => {
-            let backends: Vec<_> = backends.iter().map(|&backend| backend.into()).collect();
-            Ok((Arc::new(FixedProvider::new(&backends)), Duration::ZERO))
-        }
-        Source::Docker(docker) => {
-            if !nix::unistd::Uid::effective().is_root() {
-                return Err(DatapathError::NotRoot.into());
-            }
-            let provider = DockerProvider::connect(DockerSettings {
-                instance: config.instance.as_str().to_owned(),
-                image: docker.image.clone(),
-                network: docker.network.clone(),
-                cpus: docker.cpus.map(crate::config::Cpus::count),
-                memory: docker.memory.map(crate::config::MemorySize::bytes),
-                env: docker.env.iter().map(ToString::to_string).collect(),
-                stop_grace: docker.stop_grace,
-            })
-            .await?;
-            let facts = provider.check().await?;
-            tracing::info!("Docker {} at {} (API {})", facts.version, facts.endpoint, facts.api_version);
-            Ok((Arc::new(provider), docker.stop_grace))
-        }
-    }
-}
-
-/// Tells the controller what a former agent has left.
-fn adopt(
-    settings: &mut Settings,
-    places: &mut Places,
-    former: loader::Former,
-    datapath: &Datapath,
-    config: &RunConfig,
-) {
-    let inheritance = former.inheritance;
-    let slotted = inheritance.containers_of(&former.ready);
-    let served: BTreeSet<&ContainerId> = datapath.registry.backends().map(|backend| &backend.container).collect();
-    for &id in &served {
-        if !is_to_be_shown(id, config) {
-            let endpoint =
-                datapath.registry.backends().find(|backend| backend.container == *id).map(|one| one.endpoint);
-            settings.adopted_leaving.extend(endpoint.map(|endpoint| (id.clone(), IpAddr::V4(*endpoint.ip()))));
-            continue;
-        }
-        match datapath.registry.member(id).filter(|member| slotted.contains(id) && is_wanted(member, config)) {
-            Some(member) => {
-                let address = member.endpoints.values().next().map(|endpoint| IpAddr::V4(*endpoint.ip()));
-                settings.adopted_ready.extend(address.map(|address| (id.clone(), address)));
-            }
-            None => {
-                settings.adopted_flows.insert(id.clone());
-            }
-        }
-    }
-    if matches!(config.source, Source::Static { .. }) && served.iter().any(|id| id.0.parse::<SocketAddrV4>().is_err()) {
-        tracing::warn!(
-            "the containers of the former run stay: `lb-user detach --containers` of an instance that has ended, or \
-             `docker rm -f`, removes them"
-        );
-    }
-    settings.adopted_generation = inheritance.generation;
-    settings.adopted_decisions = inheritance.decisions;
-    places.adopt(&datapath.registry);
-    tracing::info!(
-        backends = settings.adopted_ready.len(),
-        "taking over what a former agent has left; its connections go on"
-    );
-}
-
-/// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
-fn is_to_be_shown(id: &ContainerId, config: &RunConfig) -> bool {
-    match (&config.source, id.0.parse::<SocketAddrV4>()) {
-        (Source::Static { backends }, Ok(address)) => backends.contains(&address),
-        (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
-        (Source::Docker(_), Err(_)) => true,
-    }
-}
-
-/// Returns whether a backend serves exactly what it would serve today.
-fn is_wanted(member: &Member, config: &RunConfig) -> bool {
-    let wanted = config.frontends.iter().all(|publish| {
-        let endpoint = member.endpoints.get(&publish.name());
-        endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
-    });
-    wanted && member.endpoints.len() == config.frontends.len()
-}
-
-fn settings(config: &RunConfig, stop_grace: Duration) -> Settings {
-    let scaling = match &config.source {
-        Source::Static { .. } => Scaling::Fixed,
-        Source::Docker(docker) => {
-            let scaling = &docker.scaling;
-            let bounds = Bounds::new(scaling.min, scaling.max).expect("the command line was checked");
-            Scaling::Auto(Law {
-                target: TargetLoad::new(scaling.target_cpu.share()).expect("the command line was checked"),
-                up_window: scaling.up_window,
-                down_window: scaling.down_window,
-                interval: config.interval,
-                ..Law::new(bounds)
-            })
-        }
-    };
-    Settings {
-        drain_timeout: config.drain_timeout,
-        probe_interval: config.health_interval,
-        keep: config.keep,
-        stop_patience: stop_grace.saturating_add(ENGINE_DELAY),
-        ..Settings::new(scaling)
     }
 }
 

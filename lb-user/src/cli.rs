@@ -1,22 +1,27 @@
 //! The command line: what can be said, and how it is answered where it cannot.
 //!
 //! `main` takes three steps: [`parse`] (which prints help, version and mistakes, and returns the exit code),
-//! [`Cli::start_log`], and for `run` [`RunArgs::check`], whose error [`usage_error`] prints.
+//! [`Cli::start_log`], and for `run` [`RunArgs::resolve`]. Flags are keys of a file, too ([`file`]): what is said to a
+//! [`ServiceArgs`] or an [`InstanceArgs`] in either way is read by the definition here, and checked together
+//! ([`Draft::check`]). So a flag that is added here is a key by that alone.
 
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
     net::SocketAddrV4,
+    path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{ArgAction, Args, Command, CommandFactory, Id, Parser, Subcommand, error::ErrorKind};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, Publish, TcAttach, publish,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, PublishRange, Reload, RunConfig, TcAttach,
+        publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -24,6 +29,9 @@ use crate::{
 };
 
 mod check;
+pub mod file;
+
+pub use check::{Draft, Fault, Spot};
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
 pub const LOG_VARIABLE: &str = "LB_LOG";
@@ -42,7 +50,7 @@ Exit codes:
   0   done; for status: healthy
   1   it did not work; for status: degraded
   2   for status: not running
-  64  the command line makes no sense";
+  64  the command line, or the file of services, makes no sense";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -62,7 +70,29 @@ Examples:
 
   A second instance beside the first:
     lb-user run --instance dns --image resolver \\
-      --publish 53:5353/udp --publish 53:5353/tcp";
+      --publish 53:5353/udp --publish 53:5353/tcp
+
+  Many services in one agent: lb-user run --config services.toml
+    [[service]]
+    name = \"web\"
+    image = \"lb-api\"
+    publish = [\"80:5000\", \"8000-8010:5000\"]
+    max = 20
+
+    [[service]]
+    name = \"cache\"
+    publish = \"6379\"
+    backends = [\"10.0.0.2:6379\", \"10.0.0.3:6379\"]
+
+  Keys are the flags without dashes; backends and uplinks are plurals, as they are
+  lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
+  stands above the first [[service]]. `lb-user check` looks for mistakes without
+  root; on SIGHUP the file is read again, and what did not change is not touched.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  lb-user check --config services.toml
+  lb-user check --config services.toml && systemctl reload lb-user";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -94,6 +124,9 @@ pub enum Verb {
     /// Balance, until SIGINT or SIGTERM
     #[command(after_long_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Look for mistakes in a file of services, without root; exit code 0 or 64
+    #[command(after_long_help = CHECK_EXAMPLES)]
+    Check(CheckArgs),
     /// Show an instance; exit code 0 healthy, 1 degraded, 2 not running
     #[command(after_long_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
@@ -102,15 +135,40 @@ pub enum Verb {
     Detach(DetachArgs),
 }
 
-/// What can be said to `run`. What concerns several options at once is checked by [`RunArgs::check`].
+/// What can be said to `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
+    /// The only service, where there is no file.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// Serve what this TOML file says, instead of what flags say; read again on SIGHUP
+    ///
+    /// See the last of the examples. What did not change since is not touched by SIGHUP; a file with mistakes changes
+    /// nothing at all, and `status` shows them.
+    #[arg(long, value_name = "FILE", conflicts_with_all = flags_of_a_file(), help_heading = FRONTENDS)]
+    pub config: Option<PathBuf>,
+
+    /// What holds for all services.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+/// Returns the flags that are keys of a file.
+fn flags_of_a_file() -> Vec<Id> {
+    let flags = InstanceArgs::augment_args(ServiceArgs::augment_args(Command::new("")));
+    flags.get_arguments().map(|flag| flag.get_id().clone()).collect()
+}
+
+/// What can be said of a service. What concerns several options at once is checked by [`Draft::check`].
+#[derive(Clone, Debug, Args)]
+pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
     /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host. Without a protocol:
-    /// tcp. With --backend there is no CONTAINER_PORT.
-    #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", required = true, help_heading = FRONTENDS)]
-    pub publish: Vec<Publish>,
+    /// tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or 8000-8010:5000.
+    #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", help_heading = FRONTENDS)]
+    pub publish: Vec<PublishRange>,
 
     /// Start containers of this image, as many as the load needs
     #[arg(long, value_name = "IMAGE", value_parser = value::parse_image, help_heading = FRONTENDS)]
@@ -122,12 +180,6 @@ pub struct RunArgs {
     /// number of backends is fixed then, and options about containers and scaling are refused.
     #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<SocketAddrV4>,
-
-    /// Name of this instance, part of pins, labels and names of containers
-    ///
-    /// 1 to 32 of a-z, 0-9, - and _. Instances with different names run side by side.
-    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT, help_heading = FRONTENDS)]
-    pub instance: InstanceName,
 
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
@@ -151,10 +203,6 @@ pub struct RunArgs {
     #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
     pub scale_down_window: Option<Duration>,
 
-    /// Time between two samples of the CPU load, at least 200ms
-    #[arg(long, value_name = "DUR", value_parser = value::parse_interval, default_value = "1s", help_heading = SCALING)]
-    pub interval: Duration,
-
     /// What makes a backend healthy: it accepts a connection, answers GET PATH with 200 to 399, or just runs
     /// [default: tcp, or none if every frontend is UDP]
     #[arg(long, value_name = "tcp|http:PATH|none", help_heading = HEALTH)]
@@ -171,6 +219,36 @@ pub struct RunArgs {
     /// Time between SIGTERM and SIGKILL when a container is stopped [default: 10s]
     #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = HEALTH)]
     pub stop_grace: Option<Duration>,
+
+    /// Processors that one container may use, such as 0.5 [default: all]
+    #[arg(long, value_name = "X", help_heading = CONTAINERS)]
+    pub cpus: Option<Cpus>,
+
+    /// Memory that one container may use, in bytes or with k, m, g (binary), such as 64m [default: all]
+    #[arg(long, value_name = "SIZE", help_heading = CONTAINERS)]
+    pub memory: Option<MemorySize>,
+
+    /// Environment variable of the containers; may be repeated
+    #[arg(long, value_name = "K=V", help_heading = CONTAINERS)]
+    pub env: Vec<EnvVar>,
+
+    /// Network that the containers join [default: the engine's]
+    #[arg(long, value_name = "NET", value_parser = value::parse_network, help_heading = CONTAINERS)]
+    pub network: Option<String>,
+}
+
+/// What can be said of the whole instance. What concerns several options at once is checked by [`Draft::check`].
+#[derive(Clone, Debug, Args)]
+pub struct InstanceArgs {
+    /// Name of this instance, part of pins, labels and names of containers
+    ///
+    /// 1 to 32 of a-z, 0-9, - and _. Instances with different names run side by side.
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT, help_heading = FRONTENDS)]
+    pub instance: InstanceName,
+
+    /// Time between two samples of the CPU load, at least 200ms
+    #[arg(long, value_name = "DUR", value_parser = value::parse_interval, default_value = "1s", help_heading = SCALING)]
+    pub interval: Duration,
 
     /// Leave containers and kernel programs serving on SIGINT and SIGTERM, for the next run to adopt
     #[arg(long, help_heading = HEALTH)]
@@ -198,22 +276,6 @@ pub struct RunArgs {
     /// Established connections that the kernel keeps in mind, 1024 to 16777216; about 300 bytes each
     #[arg(long, value_name = "N", value_parser = value::parse_max_flows, default_value = "1048576", help_heading = DATAPATH)]
     pub max_flows: u32,
-
-    /// Processors that one container may use, such as 0.5 [default: all]
-    #[arg(long, value_name = "X", help_heading = CONTAINERS)]
-    pub cpus: Option<Cpus>,
-
-    /// Memory that one container may use, in bytes or with k, m, g (binary), such as 64m [default: all]
-    #[arg(long, value_name = "SIZE", help_heading = CONTAINERS)]
-    pub memory: Option<MemorySize>,
-
-    /// Environment variable of the containers; may be repeated
-    #[arg(long, value_name = "K=V", help_heading = CONTAINERS)]
-    pub env: Vec<EnvVar>,
-
-    /// Network that the containers join [default: the engine's]
-    #[arg(long, value_name = "NET", value_parser = value::parse_network, help_heading = CONTAINERS)]
-    pub network: Option<String>,
 }
 
 const FRONTENDS: &str = "Frontends and backends";
@@ -221,6 +283,14 @@ const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
 const HEALTH: &str = "Health and the end of a backend";
 const DATAPATH: &str = "Datapath";
 const CONTAINERS: &str = "Containers";
+
+/// What can be said to `check`.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// The file of services
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
 
 /// What can be said to `status`.
 #[derive(Clone, Debug, Args)]
@@ -255,9 +325,44 @@ pub fn parse() -> Result<Cli, ExitCode> {
     parse_from(std::env::args_os()).map_err(|answer| print(&answer))
 }
 
-/// Prints why a command line makes no sense as a whole, and returns the exit code.
-pub fn usage_error(error: &ConfigError) -> ExitCode {
-    print(&in_style(error))
+impl RunArgs {
+    /// Returns what is to be run, and how to read it again where it comes from a file.
+    ///
+    /// # Errors
+    /// The exit code, once it is printed what is wrong.
+    pub fn resolve(mut self) -> Result<(RunConfig, Option<Reload>), ExitCode> {
+        let Some(path) = self.config.take() else {
+            return self.check().map(|config| (config, None)).map_err(|error| print(&in_style(&error)));
+        };
+        let config = file::read(&path).map_err(|error| file_error(&error))?;
+        let reload: Reload = Arc::new(move || file::read(&path).map_err(|error| error.to_string()));
+        Ok((config, Some(reload)))
+    }
+}
+
+impl CheckArgs {
+    /// Looks for mistakes in a file, and prints them, or what it would serve.
+    pub fn check(&self) -> ExitCode {
+        let config = match file::read(&self.config) {
+            Ok(config) => config,
+            Err(error) => return file_error(&error),
+        };
+        config.notes.iter().for_each(|note| println!("{note}"));
+        for service in &config.services {
+            let frontends: Vec<String> = service.frontends.iter().map(|publish| publish.name()).collect();
+            println!("{}: {}", service.name, frontends.join(", "));
+        }
+        println!("{}: no mistakes", self.config.display());
+        ExitCode::SUCCESS
+    }
+}
+
+fn file_error(error: &file::FileError) -> ExitCode {
+    eprintln!("error: {error}");
+    match error {
+        file::FileError::Unreadable { .. } => ExitCode::FAILURE,
+        file::FileError::Mistaken { .. } => ExitCode::from(Exit::Usage),
+    }
 }
 
 fn parse_from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
@@ -327,7 +432,8 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose"),
+            ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
+            ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),
             ("detach", "--instance --containers --verbose"),
         ];
@@ -350,7 +456,7 @@ mod tests {
             (&["lb-user", "run", "-h"], &success),
             (&["lb-user"], &usage),
             (&["lb-user", "walk"], &usage),
-            (&["lb-user", "run"], &usage),
+            (&["lb-user", "check"], &usage),
             (&["lb-user", "status", "--jsn"], &usage),
             (&["lb-user", "run", "--publish", "80:0"], &usage),
         ];
@@ -375,6 +481,19 @@ mod tests {
 
         assert!(text.starts_with("error: where the backends are is not said: give --image IMAGE for containers"));
         assert!(text.contains("Usage: lb-user run"), "{text}");
+    }
+
+    #[test]
+    fn a_file_and_flags_exclude_each_other() {
+        for flag in
+            [["--publish", "80"], ["--min", "1"], ["--uplink", "eth0"], ["--instance", "a"], ["--drain-timeout", "1s"]]
+        {
+            let (text, _) = text_of(&[&["lb-user", "run", "--config", "services.toml"], &flag[..]].concat());
+
+            let told = format!("error: the argument '--config <FILE>' cannot be used with '{} ", flag[0]);
+            assert!(text.starts_with(&told), "{text}");
+        }
+        assert!(parse_from(["lb-user", "run", "-v", "--config", "services.toml"]).is_ok());
     }
 
     #[test]

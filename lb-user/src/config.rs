@@ -1,23 +1,25 @@
 //! What an instance runs with, in types that cannot be wrong: past this module nothing is checked again.
 //!
 //! Single values are parsed by the types themselves ([`publish`], [`value`]); what concerns several of them at once is
-//! checked where the command line becomes a [`RunConfig`]: [`RunArgs::check`](crate::cli::RunArgs::check).
+//! checked where a command line or a file becomes a [`RunConfig`]: [`Draft::check`](crate::cli::Draft::check). What
+//! differs between two of them is told by [`diff`].
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddrV4, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
 use crate::health::HealthCheck;
 
+pub mod diff;
 pub mod error;
 pub mod publish;
 pub mod value;
 
 pub use error::ConfigError;
-pub use publish::Publish;
-pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, TcAttach};
+pub use publish::{Publish, PublishRange};
+pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, ServiceName, TcAttach};
 
-/// Frontends that one instance may have.
+/// Frontends that all services of one instance may have together.
 pub const MAX_FRONTENDS: usize = 64;
 /// Backends that one frontend may have.
 pub const MAX_BACKENDS_PER_FRONTEND: u32 = 1024;
@@ -30,14 +32,6 @@ pub const MAX_BACKENDS_IN_ALL: u32 = abi::MAX_BACKENDS / 2;
 pub struct RunConfig {
     /// The instance's name.
     pub instance: InstanceName,
-    /// What clients connect to: 1 to [`MAX_FRONTENDS`], no two of which claim the same packet.
-    pub frontends: Vec<Publish>,
-    /// Where backends come from.
-    pub source: Source,
-    /// What makes a backend healthy.
-    pub health: HealthCheck,
-    /// The time between two health checks of a backend that has passed one.
-    pub health_interval: Duration,
     /// The interfaces by which clients come; empty: those of the default routes.
     pub uplinks: Vec<String>,
     /// Where in the kernel clients' packets are taken.
@@ -50,12 +44,74 @@ pub struct RunConfig {
     pub max_flows: u32,
     /// The time between two samples of the load, and between two signs of life.
     pub interval: Duration,
-    /// How long a draining backend may keep its flows before it is stopped.
-    pub drain_timeout: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
     pub keep: bool,
+    /// What is served, in the order given: at least one, none of a name that another has. All their frontends together
+    /// are 1 to [`MAX_FRONTENDS`], no two of which claim the same packet.
+    pub services: Vec<Service>,
     /// What was chosen without being asked for, one sentence each, to be shown at the start.
     pub notes: Vec<String>,
+}
+
+/// Reads again what is to be run; the error says what is wrong with it.
+pub type Reload = Arc<dyn Fn() -> Result<RunConfig, String> + Send + Sync>;
+
+/// Frontends, and the backends that answer behind them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Its name; that of the command line's only service is the instance's.
+    pub name: ServiceName,
+    /// What clients connect to: at least one.
+    pub frontends: Vec<Publish>,
+    /// Where backends come from.
+    pub source: Source,
+    /// What makes a backend healthy.
+    pub health: HealthCheck,
+    /// The time between two health checks of a backend that has passed one.
+    pub health_interval: Duration,
+    /// How long a draining backend may keep its flows before it is stopped.
+    pub drain_timeout: Duration,
+}
+
+impl RunConfig {
+    /// Returns every frontend of every service.
+    pub fn frontends(&self) -> impl Iterator<Item = &Publish> {
+        self.services.iter().flat_map(|service| &service.frontends)
+    }
+
+    /// Returns two frontends that claim the same packets, if there are any.
+    pub fn overlap(&self) -> Option<(Publish, Publish)> {
+        let all: Vec<Publish> = self.frontends().copied().collect();
+        let claimed = |(position, second): (usize, &Publish)| {
+            all[..position].iter().find(|first| first.overlaps(second)).map(|first| (*first, *second))
+        };
+        all.iter().enumerate().find_map(claimed)
+    }
+
+    /// Returns the service to which everything belongs that names none, as an agent that knew one service only has left
+    /// it: the one with the instance's name, or else the only one.
+    pub fn heir(&self) -> ServiceName {
+        match self.services.as_slice() {
+            [only] => only.name.clone(),
+            _ => ServiceName::from(&self.instance),
+        }
+    }
+}
+
+impl Service {
+    /// Returns what is left of a service that is configured no longer: enough to drain and to stop it.
+    pub fn leftover(name: ServiceName, source: Source) -> Self {
+        let (health_interval, drain_timeout) = (Duration::from_secs(2), Duration::from_secs(30));
+        Self { name, frontends: Vec::new(), source, health: HealthCheck::None, health_interval, drain_timeout }
+    }
+
+    /// Returns the backends that somebody else runs.
+    pub fn static_backends(&self) -> &[SocketAddrV4] {
+        match &self.source {
+            Source::Static { backends } => backends,
+            Source::Docker(_) => &[],
+        }
+    }
 }
 
 /// Where backends come from.
@@ -70,7 +126,7 @@ pub enum Source {
     },
 }
 
-/// The containers of an instance.
+/// The containers of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Docker {
     /// The image's reference.
@@ -87,6 +143,21 @@ pub struct Docker {
     pub network: Option<String>,
     /// The time between the request to end and the kill.
     pub stop_grace: Duration,
+}
+
+impl Docker {
+    /// Returns what is left of the containers of a service that is configured no longer: none is started.
+    pub fn leftover() -> Self {
+        let scaling = Scaling {
+            min: 1,
+            max: 1,
+            target_cpu: Percent::WHOLE,
+            up_window: Duration::ZERO,
+            down_window: Duration::ZERO,
+        };
+        let (image, env) = (String::new(), Vec::new());
+        Self { image, scaling, cpus: None, memory: None, env, network: None, stop_grace: Duration::from_secs(10) }
+    }
 }
 
 /// How the number of containers follows the load.

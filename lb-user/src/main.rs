@@ -21,10 +21,11 @@ fn main() -> ExitCode {
         return code;
     }
     match cli.verb {
-        Verb::Run(arguments) => match arguments.check() {
-            Ok(config) => wait_for(agent::run(config)),
-            Err(error) => cli::usage_error(&error),
+        Verb::Run(arguments) => match arguments.resolve() {
+            Ok((config, reload)) => wait_for(agent::run(config, reload)),
+            Err(code) => code,
         },
+        Verb::Check(arguments) => arguments.check(),
         Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
             Ok(exit) => exit.into(),
             Err(error) => failed(&error.into()),

@@ -22,6 +22,9 @@ use lb_user::{
 
 use crate::{field::Service, yardstick::ifindex};
 
+/// The name of the only service.
+const SERVICE: &str = "bench";
+
 /// A datapath in the balancer's namespace; it is taken out of the kernel with this.
 pub struct Ours {
     namespace: String,
@@ -35,6 +38,7 @@ impl Ours {
         let namespace = lab.balancer();
         let frontend = format!("{}/{}", service.port, service.proto);
         let wish = FrontendWish {
+            service: SERVICE.to_owned(),
             name: frontend.clone(),
             proto: service.proto,
             addresses: BTreeSet::from([service.frontend()]),
@@ -74,7 +78,7 @@ impl Ours {
         let datapath = self.datapath.as_mut().context("the datapath is open")?;
         lab::inside(&self.namespace, || {
             let start = Instant::now();
-            let prepared = datapath.prepare(ready, draining)?;
+            let prepared = datapath.prepare(SERVICE, ready, draining)?;
             ensure!(prepared.unreachable.is_empty(), "unreachable: {:?}", prepared.unreachable);
             datapath.commit(prepared)?;
             Ok(start.elapsed())

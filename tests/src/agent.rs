@@ -43,18 +43,31 @@ impl Agent {
         Self::start_by(command(namespace), namespace, instance, arguments)
     }
 
+    /// Starts the agent with a file of services, which names the instance, in a namespace or where the test runs.
+    pub fn start_file(namespace: Option<&str>, instance: &str, file: &Path) -> Self {
+        let file = file.to_str().expect("a path that is text");
+        let with_containers = std::fs::read_to_string(file).expect("a file").contains("image");
+        Self::spawn(command(namespace), namespace, instance, &["--config", file], with_containers)
+    }
+
     /// Starts the agent by a command that leads to the binary in a namespace, or where the test runs.
-    pub fn start_by(mut command: Command, namespace: Option<&str>, instance: &str, arguments: &[&str]) -> Self {
+    pub fn start_by(command: Command, namespace: Option<&str>, instance: &str, arguments: &[&str]) -> Self {
+        let with_containers = arguments.contains(&"--image");
+        let arguments = [&["--instance", instance], arguments].concat();
+        Self::spawn(command, namespace, instance, &arguments, with_containers)
+    }
+
+    fn spawn(
+        mut command: Command,
+        namespace: Option<&str>,
+        instance: &str,
+        arguments: &[&str],
+        with_containers: bool,
+    ) -> Self {
         let log = tempfile::NamedTempFile::new().expect("a file for the log");
         let output = || File::options().append(true).open(log.path()).expect("the log can be written");
-        let child = command
-            .args(["run", "--instance", instance])
-            .args(arguments)
-            .stdout(output())
-            .stderr(output())
-            .spawn()
-            .expect("the agent starts");
-        let with_containers = arguments.contains(&"--image");
+        let child =
+            command.arg("run").args(arguments).stdout(output()).stderr(output()).spawn().expect("the agent starts");
         let namespace = namespace.map(str::to_owned);
         Self { child, instance: instance.to_owned(), namespace, log, with_containers }
     }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use lb_tests::{
-    agent::{assert_no_failure, binary, detach},
+    agent::{Agent, assert_no_failure, binary, detach},
     lab::{self, command_in, run, wait_until},
-    site::{Site, docker},
+    site::{IMAGE, Site, docker},
     suite::{self, Case, Need},
 };
 use nix::sys::signal::Signal;
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
         case("containers_reach_the_frontend", containers_reach_the_frontend),
+        case("services_have_containers_of_their_own", services_have_containers_of_their_own),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
@@ -224,6 +225,66 @@ fn containers_reach_the_frontend() {
     };
     let answers: BTreeSet<String> = (0..4).map(|_| from_container()).collect();
     assert!(answers.len() == 2 && answers.iter().all(|answer| answer.contains("Hello")), "{answers:?}");
+}
+
+fn services_have_containers_of_their_own() {
+    let site = Site::new(8);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services.toml");
+    let top = format!("instance = \"{}\"\nuplinks = [\"{}\"]\n", site.instance(), site.uplink());
+    let service = |name: &str, port: u32, image: &str, number: u32| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nimage = \"{image}\"\npublish = \"{port}:5000\"\nmin = {number}\n\
+             max = {number}\nhealth = \"http:/healthz\"\nnetwork = \"{}\"\ndrain-timeout = \"4s\"\n",
+            site.instance()
+        )
+    };
+    let (port, other) = (site.port(), site.port() + 100);
+    let write = |services: &[String]| std::fs::write(&file, top.clone() + &services.concat()).unwrap();
+    let start = || Agent::start_file(None, site.instance(), &file);
+    let host = || {
+        let url = format!("http://{}:{other}/", site.host_address());
+        let output = command_in(&site.client(), "curl").args(["-s", "-m", "3", &url]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let named = || {
+        let filter = format!("label=io.lb-user.instance={}", site.instance());
+        let names = docker(&["ps", "--filter", &filter, "--format", "{{.Names}}"]);
+        names.lines().map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    let name = |rest: &str| format!("lb-{}-{rest}", site.instance());
+
+    write(&[service("web", port, IMAGE, 2), service("api", other, IMAGE, 1)]);
+    let agent = start();
+    agent.wait_ready(3);
+    assert_eq!(named(), ["web-1", "web-2", "api-1"].map(name).into());
+    assert!(host().contains("Hello") && !site.host().is_empty());
+
+    // Another agent finds each service's containers again.
+    let before = site.containers();
+    agent.crash();
+    let mut agent = start();
+    agent.wait_ready(3);
+    assert_eq!(site.containers(), before, "{}", agent.log());
+
+    // One that cannot be started is told, and left as it was; the other follows.
+    write(&[service("web", port, IMAGE, 1), service("api", other, "lb-no-such-image", 1)]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("the missing image is told", Duration::from_secs(20), |status| {
+        status["problems"].to_string().contains("service api is left as it was: image lb-no-such-image:latest")
+            && status["services"][0]["scaling"]["desired"] == 1
+    });
+    assert!(host().contains("Hello"));
+
+    write(&[service("web", port, IMAGE, 1)]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("the other service is drained", Duration::from_secs(30), |status| {
+        status["health"] == "healthy" && status["services"].as_array().map(Vec::len) == Some(1)
+    });
+    wait_until("its containers are gone", Duration::from_secs(20), || named() == [name("web-1")].into());
+
+    agent.stop(Signal::SIGTERM);
+    site.assert_gone();
 }
 
 fn a_crashing_image_is_held_back() {

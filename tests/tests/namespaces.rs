@@ -79,6 +79,10 @@ fn main() -> ExitCode {
             "a_backend_that_leaves_the_list_keeps_its_connections",
             a_backend_that_leaves_the_list_keeps_its_connections,
         ),
+        case(
+            "services_share_an_agent_and_a_reload_touches_what_changed",
+            services_share_an_agent_and_a_reload_touches_what_changed,
+        ),
         case("sockets_that_are_gone_are_forgotten", sockets_that_are_gone_are_forgotten),
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
@@ -514,7 +518,11 @@ fn assert_no_clsact(lab: &Lab) {
 
 /// A connection of the client whose answer is still to be asked for.
 fn hold(lab: &Lab) -> TcpStream {
-    inside(&lab.client(), || TcpStream::connect((UPLINK, 80)).expect("connected"))
+    hold_at(lab, 80)
+}
+
+fn hold_at(lab: &Lab, port: u16) -> TcpStream {
+    inside(&lab.client(), || TcpStream::connect((UPLINK, port)).expect("connected"))
 }
 
 /// Asks on a connection that was held, and returns which backend answers.
@@ -964,6 +972,93 @@ fn a_backend_that_leaves_the_list_keeps_its_connections() {
     next.wait_for("the other has left", Duration::from_secs(20), |status| {
         status["frontends"][0]["backends"].as_array().map(Vec::len) == Some(1) && status["scaling"]["draining"] == 0
     });
+}
+
+fn services_share_an_agent_and_a_reload_touches_what_changed() {
+    let mut lab = Lab::new(4, Wiring::Bridge);
+    lab.start_servers();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services.toml");
+    let top = format!("instance = \"{}\"\nuplinks = [\"up0\"]\ninterval = \"500ms\"\n", lab.instance());
+    let service = |name: &str, publish: &str, numbers: &[usize]| {
+        let backends: Vec<String> = numbers.iter().map(|&number| format!("\"{}:80\"", lab::backend(number))).collect();
+        format!("[[service]]\nname = \"{name}\"\npublish = {publish}\nbackends = [{}]\n", backends.join(", "))
+    };
+    let write = |services: &[String]| std::fs::write(&file, top.clone() + &services.concat()).unwrap();
+    let web = service("web", "\"80\"", &[0, 1]);
+    let names = |status: &serde_json::Value| -> Vec<String> {
+        let services = status["services"].as_array().cloned().unwrap_or_default();
+        services.iter().map(|service| service["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let answers = |port: u16| -> std::collections::BTreeSet<String> {
+        (0..4).map(|_| lab.get(&format!("http://198.18.1.1:{port}/"))).collect()
+    };
+    let refuses = |port: u16| {
+        let url = format!("http://198.18.1.1:{port}/");
+        !lab.from_client("curl", &["-s", "-m", "1", &url]).status.success()
+    };
+    let both = |one: &str, other: &str| [one.to_owned(), other.to_owned()].into();
+
+    write(&[web.clone(), service("api", "[\"8080\", \"9000-9002\"]", &[2, 3])]);
+    let mut agent = Agent::start_file(Some(&lab.balancer()), &lab.instance(), &file);
+    agent.wait_ready(4);
+    assert_eq!(names(&agent.status()), ["web", "api"]);
+    assert_eq!((answers(80), answers(8080)), (both("backend 0", "backend 1"), both("backend 2", "backend 3")));
+    assert_eq!(answers(9002), both("backend 2", "backend 3"));
+
+    let loads = [wrk(&lab, 12, true), wrk(&lab, 12, false)];
+    let mut held = [hold_at(&lab, 8080), hold_at(&lab, 8080), hold_at(&lab, 9001), hold_at(&lab, 9001)];
+    std::thread::sleep(Duration::from_secs(1));
+    let before = agent.log();
+
+    // Backend 3 and the range leave, backend 1 serves two services, and what is in use goes on.
+    write(&[web.clone(), service("api", "\"8080\"", &[2]), service("more", "\"81\"", &[1])]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("the file is read again", Duration::from_secs(10), |status| {
+        names(status) == ["web", "api", "more"] && status["services"][2]["scaling"]["ready"] == 1
+    });
+    assert_eq!((answers(8080), answers(81)), ([String::from("backend 2")].into(), [String::from("backend 1")].into()));
+    assert!(refuses(9001), "{}", agent.log());
+    std::thread::sleep(Duration::from_secs(3));
+    let kept = held.each_mut().map(ask_held);
+    assert_eq!(kept.iter().collect::<std::collections::BTreeSet<_>>().len(), 2, "{kept:?}");
+    drop(held);
+    agent.wait_for("what has left is gone", Duration::from_secs(10), |status| {
+        let frontends = status["frontends"].as_array().map(Vec::len);
+        status["health"] == "healthy" && frontends == Some(3) && status["services"][1]["scaling"]["draining"] == 0
+    });
+
+    // A mistake changes nothing, and is told.
+    write(&[web.clone(), service("api", "\"80\"", &[2])]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("the mistake is told", Duration::from_secs(10), |status| {
+        status["problems"].to_string().contains(":10:11: publish 80/tcp claims connections that 80/tcp claims")
+    });
+    assert_eq!((names(&agent.status()), answers(81).len()), (["web", "api", "more"].map(String::from).into(), 1));
+    std::fs::write(&file, format!("max-flows = 4096\n{top}{web}")).unwrap();
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("what cannot be changed is told", Duration::from_secs(10), |status| {
+        status["problems"].to_string().contains("max-flows cannot be changed while the agent runs")
+    });
+
+    write(std::slice::from_ref(&web));
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("two services are drained", Duration::from_secs(10), |status| {
+        names(status) == ["web"] && status["health"] == "healthy"
+    });
+    assert!(refuses(8080) && refuses(81));
+    let log = agent.log();
+    for load in loads {
+        let report = load.wait_with_output().unwrap();
+        assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+    }
+    assert_eq!(answers(80), both("backend 0", "backend 1"));
+    let touched: Vec<&str> = log[before.len()..].lines().filter(|line| line.contains("web: ")).collect();
+    assert_eq!(touched, Vec::<&str>::new(), "the first service is as it was");
+    assert!(log[before.len()..].contains(" api: ") && log[before.len()..].contains(" more: "), "{log}");
+
+    agent.stop(Signal::SIGTERM);
+    assert_gone(&lab.instance());
 }
 
 fn sockets_that_are_gone_are_forgotten() {

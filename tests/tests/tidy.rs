@@ -62,6 +62,7 @@ fn foreign_crates_have_one_home_each() {
     only_in("lb-user/src", &["bollard"], &["lb-user/src/provider/docker"]);
     only_in("lb-user/src", &["sysinfo"], &["lb-user/src/metrics/host_cpu.rs"]);
     only_in("lb-user/src", &["use rtnetlink", "rtnetlink::"], &["lb-user/src/datapath/links/netlink.rs"]);
+    only_in("lb-user/src", &["toml::", "use toml"], &["lb-user/src/cli/file.rs"]);
     only_in("lb-user/src", &["clap"], &["lb-user/src/cli", "lb-user/src/config/value.rs"]);
 }
 

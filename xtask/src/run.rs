@@ -25,7 +25,7 @@ use crate::{
 ///
 ///   --image lb-api:latest --publish 80:5000 --min 2 --max 10 --health http:/healthz
 ///
-/// With --backend (static backends, no Docker) only `--publish 80` is added.
+/// With --backend (static backends, no Docker) only `--publish 80` is added; with --config nothing is, and no image is made.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cargo xtask run                              then: curl http://localhost/
@@ -42,7 +42,7 @@ impl Run {
     pub fn run(self) -> Result<ExitCode> {
         let arguments = with_defaults(self.arguments);
         let asks_only = has(&arguments, "--help") || arguments.iter().any(|argument| argument == "-h");
-        let uses_docker = !has(&arguments, "--backend") && !asks_only;
+        let uses_docker = !has(&arguments, "--backend") && !has(&arguments, "--config") && !asks_only;
         let docker = uses_docker.then(Docker::reach).transpose()?; // before the long build, so that its lack shows at once
         let agent = build::agent(Profile::Release)?;
         if let Some(docker) = docker.filter(|_| uses_image(&arguments)) {
@@ -81,7 +81,11 @@ fn with_defaults(mut arguments: Vec<String>) -> Vec<String> {
         ("--health", "http:/healthz"),
     ];
     const STATIC: [(&str, &str); 1] = [("--publish", "80")];
-    let defaults = if has(&arguments, "--backend") { &STATIC[..] } else { &DOCKER[..] };
+    let defaults = match (has(&arguments, "--config"), has(&arguments, "--backend")) {
+        (true, _) => return arguments,
+        (false, true) => &STATIC[..],
+        (false, false) => &DOCKER[..],
+    };
     for (flag, value) in defaults {
         if !has(&arguments, flag) {
             arguments.extend([(*flag).to_owned(), (*value).to_owned()]);
@@ -135,6 +139,11 @@ mod tests {
 
         assert_eq!(arguments, words("--backend 10.0.0.2:80 --publish 80"));
         assert!(!uses_image(&arguments));
+    }
+
+    #[test]
+    fn a_file_says_everything() {
+        assert_eq!(with_defaults(words("--config services.toml")), words("--config services.toml"));
     }
 
     #[test]

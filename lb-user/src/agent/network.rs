@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Hook, RunConfig, Source},
+    config::{Hook, RunConfig, Service, ServiceName},
     control::Event,
     datapath::{
         Datapath, DatapathError,
@@ -58,10 +58,8 @@ impl Network {
         let existing = links.all().await?;
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
-            let backends = match &config.source {
-                Source::Static { backends } => backends.iter().map(|backend| *backend.ip()).collect(),
-                Source::Docker(_) => Vec::new(),
-            };
+            let backends: Vec<Ipv4Addr> =
+                config.services.iter().flat_map(Service::static_backends).map(|backend| *backend.ip()).collect();
             links.uplinks(&backends).await?
         } else {
             let mut named = Vec::new();
@@ -174,10 +172,11 @@ impl Network {
     }
 
     fn wishes(&self, config: &RunConfig) -> Vec<FrontendWish> {
-        config
-            .frontends
-            .iter()
-            .map(|publish| FrontendWish {
+        let frontends =
+            config.services.iter().flat_map(|service| service.frontends.iter().map(move |publish| (service, publish)));
+        frontends
+            .map(|(service, publish)| FrontendWish {
+                service: service.name.to_string(),
                 name: publish.name(),
                 proto: publish.proto,
                 addresses: loader::answering(publish.addr, publish.port.get(), &self.addresses),
@@ -230,29 +229,51 @@ impl Agent {
     }
 
     /// Follows interfaces and addresses that have changed. Backends whose device is gone are looked for again.
-    pub(super) fn on_network(&mut self, looked: Result<Network>) -> Vec<Event> {
-        let mut problems = Vec::new();
-        let mut lost = BTreeSet::new();
-        match looked {
-            Ok(mut network) => {
-                if network.addresses != self.network.addresses {
-                    tracing::info!("the host's addresses have changed; the frontends follow");
-                }
-                lost = self.datapath.forget_doors_except(&network.existing);
-                self.places.doubt_other_devices(&network.existing);
-                problems = std::mem::take(&mut network.problems);
-                problems.extend(network.follow(&mut self.datapath, &self.config));
-                std::mem::swap(&mut network.problems, &mut self.network.problems);
-                self.network = network;
+    pub(super) fn on_network(&mut self, looked: Result<Network>) -> Vec<(ServiceName, Event)> {
+        let mut network = match looked {
+            Ok(network) => network,
+            Err(error) => {
+                self.note_network(vec![format!("{error:#}")]);
+                return Vec::new();
             }
-            Err(error) => problems.push(format!("{error:#}")),
+        };
+        if network.addresses != self.network.addresses {
+            tracing::info!("the host's addresses have changed; the frontends follow");
         }
+        let lost = self.datapath.forget_doors_except(&network.existing);
+        for service in self.services.values_mut() {
+            service.places.doubt_other_devices(&network.existing);
+        }
+        let found = std::mem::take(&mut network.problems);
+        network.problems = std::mem::take(&mut self.network.problems);
+        self.network = network;
+        let events = self.follow(found);
+        lost.into_iter().flat_map(|id| self.to_all(&Event::WayChanged { id })).chain(events).collect()
+    }
+
+    /// Follows frontends that have changed.
+    pub(super) fn serve_frontends(&mut self) -> Vec<(ServiceName, Event)> {
+        self.follow(Vec::new())
+    }
+
+    /// Brings doors and frontends to what they should be. Returns what services have to be told whose frontends have come.
+    fn follow(&mut self, mut problems: Vec<String>) -> Vec<(ServiceName, Event)> {
+        let before = self.datapath.registry.owners();
+        problems.extend(self.network.follow(&mut self.datapath, &self.config));
+        self.note_network(problems);
+        let owners = self.datapath.registry.owners();
+        let came = owners.iter().filter(|(id, service)| before.get(id) != Some(service)).map(|(_, service)| service);
+        let came: BTreeSet<&String> = came.collect();
+        let names = self.services.keys().filter(|name| came.iter().any(|service| *service == name.as_str()));
+        names.map(|name| (name.clone(), Event::EndpointsChanged)).collect()
+    }
+
+    fn note_network(&mut self, problems: Vec<String>) {
         for problem in &problems {
             if !self.network.problems.contains(problem) {
                 tracing::error!("{problem}");
             }
         }
         self.network.problems = problems;
-        lost.into_iter().map(|id| Event::WayChanged { id }).collect()
     }
 }

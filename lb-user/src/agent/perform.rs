@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Agent, Answer, chain};
+use super::{Agent, Answer, Service, chain};
 use crate::{
-    config::{Source, publish::Proto},
+    config::{ServiceName, Source, publish::Proto},
     control::{Command, ContainerId, Event, Publication},
     datapath::{
         DatapathError,
@@ -40,9 +40,9 @@ struct Place {
 }
 
 impl Places {
-    /// Takes the ways that a former agent has found, so that its backends stay what they are.
-    pub fn adopt(&mut self, registry: &Registry) {
-        for backend in registry.backends() {
+    /// Takes the ways that a former agent has found to a service's backends, so that they stay what they are.
+    pub fn adopt(&mut self, registry: &Registry, service: &str) {
+        for backend in registry.backends_of(service) {
             let place = self.of.entry(backend.container.clone()).or_default();
             place.address = Some((*backend.endpoint.ip()).into());
             place.way = Some(backend.way.clone());
@@ -101,14 +101,15 @@ impl Places {
 }
 
 impl Agent {
-    /// Performs a command; returns its answers where they are there at once.
-    pub(super) fn perform(&mut self, command: Command) -> Vec<Event> {
+    /// Performs a service's command; returns its answers where they are there at once.
+    pub(super) fn perform(&mut self, name: &ServiceName, command: Command) -> Vec<Event> {
+        let Some(service) = self.services.get_mut(name) else { return Vec::new() };
+        let provider = service.provider.clone();
         match command {
-            Command::Publish(publication) => return self.publish(&publication),
-            Command::Probe { id } => self.probe(id),
+            Command::Publish(publication) => return self.publish(name, &publication),
+            Command::Probe { id } => self.probe(name, id),
             Command::Start { ordinal } => {
-                let provider = self.provider.clone();
-                self.beside(async move {
+                self.beside(name, async move {
                     match provider.start(ordinal).await {
                         Ok(id) => Event::Started { ordinal, id },
                         Err(error) => Event::StartFailed { ordinal, error: chain(&error) },
@@ -116,9 +117,9 @@ impl Agent {
                 });
             }
             Command::Stop { id } => {
-                let (provider, grace) = (self.provider.clone(), self.stop_grace);
-                self.places.forget(&id);
-                self.beside(async move {
+                let grace = service.stop_grace();
+                service.places.forget(&id);
+                self.beside(name, async move {
                     match provider.stop(&id, grace).await {
                         Ok(()) => Event::Stopped { id },
                         Err(error) => Event::StopFailed { id, error: chain(&error) },
@@ -126,9 +127,8 @@ impl Agent {
                 });
             }
             Command::Remove { id } => {
-                let provider = self.provider.clone();
-                self.places.forget(&id);
-                self.beside(async move {
+                service.places.forget(&id);
+                self.beside(name, async move {
                     match provider.remove(&id).await {
                         Ok(()) => Event::Stopped { id },
                         Err(error) => Event::RemoveFailed { id, error: chain(&error) },
@@ -140,22 +140,23 @@ impl Agent {
         Vec::new()
     }
 
-    fn beside(&self, work: impl Future<Output = Event> + Send + 'static) {
-        let answers = self.answers.clone();
+    fn beside(&self, name: &ServiceName, work: impl Future<Output = Event> + Send + 'static) {
+        let (answers, name) = (self.answers.clone(), name.clone());
         tokio::spawn(async move {
             // The loop has ended if nobody listens; then nobody wants to know.
-            let _nobody_listens = answers.send(Answer::Event(work.await));
+            let _nobody_listens = answers.send(Answer::Event(name, work.await));
         });
     }
 
-    fn publish(&mut self, publication: &Publication) -> Vec<Event> {
+    fn publish(&mut self, name: &ServiceName, publication: &Publication) -> Vec<Event> {
         let generation = publication.generation;
-        let before = self.datapath.registry.in_slots();
-        match self.write(publication) {
+        let before = self.datapath.registry.in_slots(name.as_str());
+        match self.write(name, publication) {
             Ok(unreachable) => {
-                self.tell_rotation(&before);
+                self.tell_rotation(name, &before);
+                let Some(service) = self.services.get_mut(name) else { return Vec::new() };
                 let left_out = unreachable.into_iter().map(|(id, error)| {
-                    self.places.doubt(&id);
+                    service.places.doubt(&id);
                     Event::BackendUnreachable { id, error }
                 });
                 let left_out: Vec<Event> = left_out.collect();
@@ -166,38 +167,45 @@ impl Agent {
     }
 
     /// Tells who has come into rotation and who has left it.
-    fn tell_rotation(&self, before: &BTreeSet<ContainerId>) {
-        let after = self.datapath.registry.in_slots();
-        let names: BTreeMap<ContainerId, String> = self
+    fn tell_rotation(&self, name: &ServiceName, before: &BTreeSet<ContainerId>) {
+        let Some(service) = self.services.get(name) else { return };
+        let after = self.datapath.registry.in_slots(name.as_str());
+        let names: BTreeMap<ContainerId, String> = service
             .controller
             .snapshot(self.now())
             .backends
             .into_iter()
             .map(|backend| (backend.id, backend.name.to_string()))
             .collect();
-        let name = |sign: char, id: &ContainerId| format!("{sign}{}", names.get(id).unwrap_or(&id.0));
-        let came = after.difference(before).map(|id| name('+', id));
-        let left = before.difference(&after).map(|id| name('-', id));
+        let shown = |sign: char, id: &ContainerId| format!("{sign}{}", names.get(id).unwrap_or(&id.0));
+        let came = after.difference(before).map(|id| shown('+', id));
+        let left = before.difference(&after).map(|id| shown('-', id));
         let changes: Vec<String> = came.chain(left).collect();
         if !changes.is_empty() {
-            tracing::info!("{} in rotation: {}", after.len(), changes.join(" "));
+            tracing::info!("{}{} in rotation: {}", self.prefix(name), after.len(), changes.join(" "));
         }
     }
 
     /// Writes a publication; returns who was to be ready and is left out, and why.
-    fn write(&mut self, publication: &Publication) -> Result<BTreeMap<ContainerId, String>, DatapathError> {
+    fn write(
+        &mut self,
+        name: &ServiceName,
+        publication: &Publication,
+    ) -> Result<BTreeMap<ContainerId, String>, DatapathError> {
+        let Some(service) = self.services.get(name) else { return Ok(BTreeMap::new()) };
+        let registry = &self.datapath.registry;
         let mut unreachable = BTreeMap::new();
         let mut ready = Vec::new();
         for id in &publication.ready {
-            match self.member(id) {
+            match service.member(registry, id) {
                 Ok(member) => ready.push(member),
                 Err(error) => {
                     unreachable.insert(id.clone(), error);
                 }
             }
         }
-        let draining: Vec<Member> = publication.draining.iter().filter_map(|id| self.leaver(id)).collect();
-        let prepared = self.datapath.prepare(&ready, &draining)?;
+        let draining: Vec<Member> = publication.draining.iter().filter_map(|id| service.leaver(registry, id)).collect();
+        let prepared = self.datapath.prepare(name.as_str(), &ready, &draining)?;
         unreachable.extend(prepared.unreachable.iter().map(|(id, error)| (id.clone(), chain(error))));
         // Should the agent die from here on, the next one knows what the kernel may hold.
         self.report();
@@ -205,20 +213,50 @@ impl Agent {
         Ok(unreachable)
     }
 
+    /// Finds the way to a backend, if it is not known, and checks its health.
+    fn probe(&self, name: &ServiceName, id: ContainerId) {
+        let Some(service) = self.services.get(name) else { return };
+        let place = service.places.of.get(&id);
+        let address = place.and_then(|place| place.address);
+        let trust = match place.filter(|place| place.way.is_some()).and_then(|place| place.found) {
+            Some(found) if found.elapsed() < WAY_AGE => Trust::Fresh,
+            Some(_) => Trust::Old,
+            None => Trust::None,
+        };
+        let endpoints = address.map(|address| service.probed_endpoints(&id, address)).unwrap_or_default();
+        let (links, check, answers) = (self.links.clone(), service.config.health.clone(), self.answers.clone());
+        let name = name.clone();
+        tokio::spawn(async move {
+            let outcome = match address {
+                Some(IpAddr::V4(address)) => examine(address, trust, &endpoints, &links, &check).await,
+                Some(IpAddr::V6(address)) => Err(format!("{address}: IPv6 backends are not supported yet")),
+                None => Err("it has no address".to_owned()),
+            };
+            let _nobody_listens = answers.send(Answer::Probed { service: name, id, outcome });
+        });
+    }
+}
+
+impl Service {
     /// Returns a backend that keeps the connections it has: where they go is what the kernel holds.
-    fn leaver(&self, id: &ContainerId) -> Option<Member> {
-        let member = self.datapath.registry.member(id)?;
+    fn leaver(&self, registry: &Registry, id: &ContainerId) -> Option<Member> {
+        let member = registry.member(self.config.name.as_str(), id)?;
         let way = self.places.of.get(id).and_then(|place| place.way.clone());
         Some(Member { way: way.unwrap_or(member.way), ..member })
     }
 
-    fn member(&self, id: &ContainerId) -> Result<Member, String> {
+    fn member(&self, registry: &Registry, id: &ContainerId) -> Result<Member, String> {
         let place = self.places.of.get(id);
         let address = place.and_then(|place| place.address).ok_or_else(|| format!("{id}: no address is known"))?;
         let way = place.and_then(|place| place.way.clone()).ok_or_else(|| format!("{id}: no way is known"))?;
         let mut endpoints = BTreeMap::new();
         for publish in &self.config.frontends {
             endpoints.insert(publish.name(), self.endpoint(id, address, publish.container_port.map(Into::into))?);
+        }
+        if !self.leaving.is_empty()
+            && let Some(held) = registry.member(self.config.name.as_str(), id)
+        {
+            endpoints.extend(held.endpoints.into_iter().filter(|(frontend, _)| self.leaving.contains_key(frontend)));
         }
         Ok(Member { container: id.clone(), endpoints, way })
     }
@@ -232,27 +270,6 @@ impl Agent {
                 id.0.parse().map_err(|_| format!("{id}: no port is known"))
             }
         }
-    }
-
-    /// Finds the way to a backend, if it is not known, and checks its health.
-    fn probe(&self, id: ContainerId) {
-        let place = self.places.of.get(&id);
-        let address = place.and_then(|place| place.address);
-        let trust = match place.filter(|place| place.way.is_some()).and_then(|place| place.found) {
-            Some(found) if found.elapsed() < WAY_AGE => Trust::Fresh,
-            Some(_) => Trust::Old,
-            None => Trust::None,
-        };
-        let endpoints = address.map(|address| self.probed_endpoints(&id, address)).unwrap_or_default();
-        let (links, check, answers) = (self.links.clone(), self.config.health.clone(), self.answers.clone());
-        tokio::spawn(async move {
-            let outcome = match address {
-                Some(IpAddr::V4(address)) => examine(address, trust, &endpoints, &links, &check).await,
-                Some(IpAddr::V6(address)) => Err(format!("{address}: IPv6 backends are not supported yet")),
-                None => Err("it has no address".to_owned()),
-            };
-            let _nobody_listens = answers.send(Answer::Probed { id, outcome });
-        });
     }
 
     fn probed_endpoints(&self, id: &ContainerId, address: IpAddr) -> Vec<SocketAddr> {

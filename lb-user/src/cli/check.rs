@@ -1,12 +1,12 @@
-//! From what was said to what is run: everything that concerns several options at once.
+//! From what was said to what is run: everything that concerns several options, or several services, at once.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::time::Duration;
 
-use super::RunArgs;
+use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
-        ConfigError, Docker, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent, RunConfig,
-        Scaling, Source, publish::Proto,
+        ConfigError, Docker, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent, Publish,
+        PublishRange, RunConfig, Scaling, Service, ServiceName, Source, publish::Proto,
     },
     health::HealthCheck,
 };
@@ -20,64 +20,193 @@ const DEFAULT_UP_WINDOW: Duration = Duration::from_secs(3);
 const DEFAULT_DOWN_WINDOW: Duration = Duration::from_secs(30);
 const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 
-impl RunArgs {
+/// What was said, value by value, on the command line or in a file. Every value is right; whether all of them are so
+/// together is what [`check`](Self::check) finds out.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// What holds for the whole instance.
+    pub instance: InstanceArgs,
+    /// The services, in the order given.
+    pub services: Vec<(ServiceName, ServiceArgs)>,
+}
+
+/// A contradiction, and where it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// What it is.
+    pub error: ConfigError,
+    /// Where it is.
+    pub at: Spot,
+}
+
+/// A place in what was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spot {
+    /// Which service, counted from 0; nothing if it is about the whole instance.
+    pub service: Option<usize>,
+    /// The flag, without its dashes; `name` for that of a service, and empty for the service itself.
+    pub flag: &'static str,
+    /// Which of the flag's values, counted from 0.
+    pub place: usize,
+}
+
+impl Draft {
     /// Checks the options against each other and fills in the defaults.
+    ///
+    /// # Errors
+    /// The contradictions: the first of the instance and of each service, and then those between them.
+    pub fn check(self) -> Result<RunConfig, Vec<Fault>> {
+        let Self { instance, services: drafts } = self;
+        let mut notes = Vec::new();
+        let mut faults: Vec<Fault> = instance.check().err().into_iter().collect();
+        let mut services = Vec::new();
+        for (position, (name, said)) in drafts.iter().enumerate() {
+            let mut own_notes = Vec::new();
+            match said.check(name.clone(), &mut own_notes) {
+                Ok(service) => services.push(service),
+                Err((error, flag, place)) => {
+                    faults.push(Fault { error, at: Spot { service: Some(position), flag, place } });
+                }
+            }
+            notes.extend(own_notes.into_iter().map(|note| match drafts.len() {
+                1 => note,
+                _ => format!("{name}: {note}"),
+            }));
+        }
+        faults.extend(between(&drafts));
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(RunConfig {
+            instance: instance.instance,
+            uplinks: instance.uplink,
+            hook: instance.hook,
+            tc_attach: instance.tc_attach,
+            complete_checksums: instance.complete_checksums,
+            max_flows: instance.max_flows,
+            interval: instance.interval,
+            keep: instance.keep,
+            services,
+            notes,
+        })
+    }
+}
+
+impl RunArgs {
+    /// Checks the command line as a configuration of one service, which has the instance's name.
     ///
     /// # Errors
     /// The first contradiction.
     pub fn check(self) -> Result<RunConfig, ConfigError> {
-        let mut notes = Vec::new();
-        self.check_publish()?;
-        let source = self.source(&mut notes)?;
-        let health = self.health_check(&mut notes)?;
+        let Self { service, instance, config: _ } = self;
+        let services = vec![(ServiceName::from(&instance.instance), service)];
+        Draft { instance, services }.check().map_err(|faults| {
+            let first = faults.into_iter().next();
+            first.expect("where a check fails there is a fault").error
+        })
+    }
+}
+
+/// Finds what is wrong with several services together, and with their names.
+fn between(drafts: &[(ServiceName, ServiceArgs)]) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut fault = |error, service, flag, place| {
+        faults.push(Fault { error, at: Spot { service: Some(service), flag, place } });
+    };
+    let mut claimed: Vec<Publish> = Vec::new();
+    let (mut frontends, mut backends) = (0_usize, 0_u64);
+    for (position, (name, said)) in drafts.iter().enumerate() {
+        if drafts[..position].iter().any(|(other, _)| other == name) {
+            fault(ConfigError::DuplicateService { given: name.to_string() }, position, "name", 0);
+        }
+        let before = frontends;
+        frontends += said.count_frontends();
+        if frontends > MAX_FRONTENDS {
+            // One that has too many by itself is told so by its own check.
+            if before <= MAX_FRONTENDS && said.count_frontends() <= MAX_FRONTENDS {
+                fault(ConfigError::TooManyFrontends { count: frontends }, position, "publish", 0);
+            }
+            continue;
+        }
+        for (place, second) in said.frontends() {
+            match claimed.iter().find(|first| first.overlaps(&second)) {
+                Some(&first) => fault(ConfigError::DuplicatePublish { first, second }, position, "publish", place),
+                None => claimed.push(second),
+            }
+        }
+        let own = (frontends - before) as u64 * u64::from(said.most_backends());
+        let limit = u64::from(MAX_BACKENDS_IN_ALL);
+        if own <= limit && backends <= limit && backends + own > limit {
+            let flag = if said.image.is_some() { "max" } else { "backend" };
+            fault(ConfigError::TooManyInServices { sum: backends + own }, position, flag, 0);
+        }
+        backends += own;
+    }
+    for (position, (_, said)) in drafts.iter().enumerate() {
+        for (place, &backend) in said.backend.iter().enumerate() {
+            let is_it = |publish: &Publish| publish.addr == Some(*backend.ip()) && publish.port.get() == backend.port();
+            if claimed.iter().any(is_it) {
+                fault(ConfigError::BackendIsFrontend { backend }, position, "backend", place);
+            }
+        }
+    }
+    faults
+}
+
+impl InstanceArgs {
+    fn check(&self) -> Result<(), Fault> {
+        let fault = |error, flag, place| Fault { error, at: Spot { service: None, flag, place } };
         if self.complete_checksums && self.hook == Hook::Tc {
-            return Err(ConfigError::ChecksumsWithoutXdp);
+            return Err(fault(ConfigError::ChecksumsWithoutXdp, "complete-checksums", 0));
         }
-        if let Some(given) = first_double(&self.uplink) {
-            return Err(ConfigError::DuplicateUplink { given });
+        match first_double(&self.uplink) {
+            Some((place, given)) => Err(fault(ConfigError::DuplicateUplink { given }, "uplink", place)),
+            None => Ok(()),
         }
-        Ok(RunConfig {
-            instance: self.instance,
-            frontends: self.publish,
+    }
+}
+
+/// What is wrong with a service by itself, with the flag that says so and which of its values.
+type Wrong = (ConfigError, &'static str, usize);
+
+impl ServiceArgs {
+    fn check(&self, name: ServiceName, notes: &mut Vec<String>) -> Result<Service, Wrong> {
+        if self.publish.is_empty() {
+            return Err((ConfigError::NoPublish, "", 0));
+        }
+        if self.count_frontends() > MAX_FRONTENDS {
+            return Err((ConfigError::TooManyFrontends { count: self.count_frontends() }, "publish", 0));
+        }
+        let source = self.source(notes)?;
+        let health = self.health_check(notes)?;
+        Ok(Service {
+            name,
+            frontends: self.frontends().map(|(_, publish)| publish).collect(),
             source,
             health,
             health_interval: self.health_interval,
-            uplinks: self.uplink,
-            hook: self.hook,
-            tc_attach: self.tc_attach,
-            complete_checksums: self.complete_checksums,
-            max_flows: self.max_flows,
-            interval: self.interval,
             drain_timeout: self.drain_timeout,
-            keep: self.keep,
-            notes,
         })
     }
 
-    fn check_publish(&self) -> Result<(), ConfigError> {
-        if self.publish.len() > MAX_FRONTENDS {
-            return Err(ConfigError::TooManyFrontends { count: self.publish.len() });
-        }
-        for (position, &second) in self.publish.iter().enumerate() {
-            if let Some(&first) = self.publish[..position].iter().find(|first| first.overlaps(&second)) {
-                return Err(ConfigError::DuplicatePublish { first, second });
-            }
-        }
-        Ok(())
+    /// Returns the frontends, each with the place of the value that names it.
+    fn frontends(&self) -> impl Iterator<Item = (usize, Publish)> {
+        let ranges = self.publish.iter().enumerate();
+        ranges.flat_map(|(place, range)| range.frontends().map(move |publish| (place, publish)))
     }
 
-    fn source(&self, notes: &mut Vec<String>) -> Result<Source, ConfigError> {
+    fn source(&self, notes: &mut Vec<String>) -> Result<Source, Wrong> {
         match (&self.image, self.backend.is_empty()) {
-            (Some(_), false) => Err(ConfigError::TwoSources),
-            (None, true) => Err(ConfigError::NoSource),
+            (Some(_), false) => Err((ConfigError::TwoSources, "backend", 0)),
+            (None, true) => Err((ConfigError::NoSource, "", 0)),
             (Some(image), true) => self.docker(image, notes).map(Source::Docker),
             (None, false) => self.fixed(),
         }
     }
 
-    fn docker(&self, image: &str, notes: &mut Vec<String>) -> Result<Docker, ConfigError> {
-        if let Some(&publish) = self.publish.iter().find(|publish| publish.container_port.is_none()) {
-            return Err(ConfigError::ContainerPortMissing { publish });
+    fn docker(&self, image: &str, notes: &mut Vec<String>) -> Result<Docker, Wrong> {
+        if let Some((place, publish)) = self.frontends().find(|(_, publish)| publish.container_port.is_none()) {
+            return Err((ConfigError::ContainerPortMissing { publish }, "publish", place));
         }
         Ok(Docker {
             image: image.to_owned(),
@@ -90,22 +219,22 @@ impl RunArgs {
         })
     }
 
-    fn scaling(&self, notes: &mut Vec<String>) -> Result<Scaling, ConfigError> {
+    fn scaling(&self, notes: &mut Vec<String>) -> Result<Scaling, Wrong> {
         let max = self.max.unwrap_or(DEFAULT_MAX);
         let min = self.min.unwrap_or(DEFAULT_MIN.min(max));
         if max == 0 {
-            return Err(ConfigError::MaxZero);
+            return Err((ConfigError::MaxZero, "max", 0));
         }
         if min == 0 {
-            return Err(ConfigError::MinZero);
+            return Err((ConfigError::MinZero, "min", 0));
         }
         if min > max {
-            return Err(ConfigError::MinOverMax { min, max, max_given: self.max.is_some() });
+            return Err((ConfigError::MinOverMax { min, max, max_given: self.max.is_some() }, "min", 0));
         }
         if max > MAX_BACKENDS_PER_FRONTEND {
-            return Err(ConfigError::TooManyContainers { max });
+            return Err((ConfigError::TooManyContainers { max }, "max", 0));
         }
-        self.check_sum(max)?;
+        self.check_sum(max).map_err(|error| (error, if self.max.is_some() { "max" } else { "publish" }, 0))?;
         if self.min.is_none() && min < DEFAULT_MIN {
             notes.push(format!("--min is {min}, because --max is"));
         }
@@ -118,34 +247,30 @@ impl RunArgs {
         })
     }
 
-    fn fixed(&self) -> Result<Source, ConfigError> {
+    fn fixed(&self) -> Result<Source, Wrong> {
         let flags = self.flags_about_containers();
-        if !flags.is_empty() {
-            return Err(ConfigError::NeedsImage { flags });
+        if let Some(&first) = flags.first() {
+            let flags: Vec<&'static str> = flags.into_iter().map(|(_, dashed)| dashed).collect();
+            return Err((ConfigError::NeedsImage { flags }, first.0, 0));
         }
-        if let Some(&publish) = self.publish.iter().find(|publish| publish.container_port.is_some()) {
-            return Err(ConfigError::ContainerPortUnwanted { publish });
+        if let Some((place, publish)) = self.frontends().find(|(_, publish)| publish.container_port.is_some()) {
+            return Err((ConfigError::ContainerPortUnwanted { publish }, "publish", place));
         }
         let count = self.backend.len();
         match u32::try_from(count) {
-            Ok(each) if each <= MAX_BACKENDS_PER_FRONTEND => self.check_sum(each)?,
-            Ok(_) | Err(_) => return Err(ConfigError::TooManyBackends { count }),
+            Ok(each) if each <= MAX_BACKENDS_PER_FRONTEND => {
+                self.check_sum(each).map_err(|error| (error, "backend", 0))?;
+            }
+            Ok(_) | Err(_) => return Err((ConfigError::TooManyBackends { count }, "backend", 0)),
         }
-        if let Some(backend) = first_double(&self.backend) {
-            return Err(ConfigError::DuplicateBackend { backend });
-        }
-        if let Some(&backend) = self.backend.iter().find(|backend| self.is_frontend(backend)) {
-            return Err(ConfigError::BackendIsFrontend { backend });
+        if let Some((place, backend)) = first_double(&self.backend) {
+            return Err((ConfigError::DuplicateBackend { backend }, "backend", place));
         }
         Ok(Source::Static { backends: self.backend.clone() })
     }
 
-    fn is_frontend(&self, backend: &SocketAddrV4) -> bool {
-        self.publish.iter().any(|publish| publish.addr == Some(*backend.ip()) && publish.port.get() == backend.port())
-    }
-
-    /// Returns the options given that have a meaning for containers only.
-    fn flags_about_containers(&self) -> Vec<&'static str> {
+    /// Returns the options given that have a meaning for containers only, without dashes and with them.
+    fn flags_about_containers(&self) -> Vec<(&'static str, &'static str)> {
         [
             ("--min", self.min.is_some()),
             ("--max", self.max.is_some()),
@@ -159,13 +284,25 @@ impl RunArgs {
             ("--network", self.network.is_some()),
         ]
         .into_iter()
-        .filter_map(|(flag, given)| given.then_some(flag))
+        .filter_map(|(flag, given)| given.then_some((flag.trim_start_matches('-'), flag)))
         .collect()
+    }
+
+    /// Returns how many backends each frontend may have.
+    fn most_backends(&self) -> u32 {
+        match &self.image {
+            Some(_) => self.max.unwrap_or(DEFAULT_MAX),
+            None => u32::try_from(self.backend.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn count_frontends(&self) -> usize {
+        self.publish.iter().map(PublishRange::count).sum()
     }
 
     /// Every frontend has its own entry for each backend in the kernel's map.
     fn check_sum(&self, each: u32) -> Result<(), ConfigError> {
-        let frontends = self.publish.len();
+        let frontends = self.count_frontends();
         let fits = u32::try_from(frontends).ok().and_then(|count| count.checked_mul(each));
         match fits {
             Some(sum) if sum <= MAX_BACKENDS_IN_ALL => Ok(()),
@@ -173,11 +310,11 @@ impl RunArgs {
         }
     }
 
-    fn health_check(&self, notes: &mut Vec<String>) -> Result<HealthCheck, ConfigError> {
-        let only_udp = self.publish.iter().all(|publish| publish.proto == Proto::Udp);
+    fn health_check(&self, notes: &mut Vec<String>) -> Result<HealthCheck, Wrong> {
+        let only_udp = self.frontends().all(|(_, publish)| publish.proto == Proto::Udp);
         match &self.health {
             Some(check @ (HealthCheck::Tcp | HealthCheck::Http { .. })) if only_udp => {
-                Err(ConfigError::HealthNeedsTcp { check: check.clone() })
+                Err((ConfigError::HealthNeedsTcp { check: check.clone() }, "health", 0))
             }
             Some(check) => Ok(check.clone()),
             None if only_udp => {
@@ -191,14 +328,16 @@ impl RunArgs {
     }
 }
 
-/// Returns the first value that was there before.
-fn first_double<T: Clone + PartialEq>(values: &[T]) -> Option<T> {
+/// Returns the first value that was there before, with its place.
+fn first_double<T: Clone + PartialEq>(values: &[T]) -> Option<(usize, T)> {
     let doubled = |(position, value): &(usize, &T)| values[..*position].contains(*value);
-    values.iter().enumerate().find(doubled).map(|(_, value)| value.clone())
+    values.iter().enumerate().find(doubled).map(|(position, value)| (position, value.clone()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV4;
+
     use proptest::{prelude::prop_assert, proptest};
 
     use super::*;
@@ -212,12 +351,18 @@ mod tests {
         let words = ["lb-user", "run"].into_iter().chain(args.split_whitespace());
         match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
             Verb::Run(args) => args.check(),
-            other @ (Verb::Status(_) | Verb::Detach(_)) => panic!("{args}: {other:?}"),
+            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Detach(_)) => panic!("{args}: {other:?}"),
         }
     }
 
+    /// Returns the only service of a command line.
+    fn service(config: &RunConfig) -> &Service {
+        let [service] = config.services.as_slice() else { panic!("{:?}", config.services) };
+        service
+    }
+
     fn docker(config: &RunConfig) -> &Docker {
-        match &config.source {
+        match &service(config).source {
             Source::Docker(docker) => docker,
             Source::Static { backends } => panic!("backends {backends:?}"),
         }
@@ -233,11 +378,12 @@ mod tests {
         assert_eq!((scaling.up_window, scaling.down_window), (seconds(3), seconds(30)));
         assert_eq!(docker(&config).stop_grace, seconds(10));
         assert_eq!(
-            (config.interval, config.health_interval, config.drain_timeout),
+            (config.interval, service(&config).health_interval, service(&config).drain_timeout),
             (seconds(1), seconds(2), seconds(30))
         );
-        assert_eq!((config.hook, config.health, config.max_flows), (Hook::Auto, HealthCheck::Tcp, 1_048_576));
-        assert_eq!(config.instance.as_str(), "default");
+        assert_eq!((config.hook, config.max_flows), (Hook::Auto, 1_048_576));
+        assert_eq!(service(&config).health, HealthCheck::Tcp);
+        assert_eq!((config.instance.as_str(), service(&config).name.as_str()), ("default", "default"));
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());
     }
 
@@ -261,7 +407,7 @@ mod tests {
              --stop-grace 1s")
             .expect("a right command line");
 
-        let names: Vec<String> = config.frontends.iter().map(|frontend| frontend.name()).collect();
+        let names: Vec<String> = config.frontends().map(|frontend| frontend.name()).collect();
         assert_eq!(names, ["80/tcp", "192.0.2.1:53/udp"]);
         let env: Vec<String> = docker(&config).env.iter().map(ToString::to_string).collect();
         assert_eq!(env, ["A=1", "B=2"]);
@@ -269,8 +415,23 @@ mod tests {
         assert_eq!(docker(&config).cpus.map(Cpus::count), Some(0.5));
         assert_eq!(docker(&config).network.as_deref(), Some("web"));
         assert_eq!(config.uplinks, ["eth0", "eth1"]);
-        assert_eq!(config.health, HealthCheck::Http { path: "/healthz".into() });
+        assert_eq!(service(&config).health, HealthCheck::Http { path: "/healthz".into() });
         assert!(config.keep && config.complete_checksums && config.notes.is_empty());
+    }
+
+    #[test]
+    fn a_range_of_ports_is_as_many_frontends() {
+        let config = run("--image a --publish 8000-8002:5000-5002 --publish 53:53/udp").expect("a right command line");
+
+        let names: Vec<String> = config.frontends().map(|frontend| frontend.name()).collect();
+        assert_eq!(names, ["8000/tcp", "8001/tcp", "8002/tcp", "53/udp"]);
+        assert_eq!(service(&config).frontends[2].container_port.map(u16::from), Some(5002));
+        assert_eq!(
+            run("--image a --publish 1-65535:80"),
+            Err(ConfigError::TooManyFrontends { count: 65535 }),
+            "and no list is made of them"
+        );
+        assert!(run("--image a --publish 8000-8010:80 --publish 8010:81").is_err());
     }
 
     #[test]
@@ -282,21 +443,21 @@ mod tests {
 
         let backends: Vec<SocketAddrV4> =
             ["10.0.0.2:5000", "10.0.0.3:5001"].map(|backend| backend.parse().expect(backend)).into();
-        assert_eq!(config.source, Source::Static { backends });
-        assert_eq!(config.frontends[0].container_port, None);
+        assert_eq!(service(&config).source, Source::Static { backends });
+        assert_eq!(service(&config).frontends[0].container_port, None);
     }
 
     #[test]
     fn what_was_not_asked_for_is_noted() {
         let udp = run("--image dns --publish 53:5353/udp").expect("a right command line");
-        assert_eq!(udp.health, HealthCheck::None);
+        assert_eq!(service(&udp).health, HealthCheck::None);
         assert_eq!(
             udp.notes,
             ["--health is none, because every frontend is UDP: a backend counts as healthy while it runs"]
         );
 
         let both = run("--image dns --publish 53:5353/udp --publish 53:5353/tcp").expect("a right command line");
-        assert_eq!((both.health, both.notes), (HealthCheck::Tcp, vec![]));
+        assert_eq!((&service(&both).health, &both.notes), (&HealthCheck::Tcp, &vec![]));
 
         let one = run("--image lb-api --publish 80:5000 --max 1").expect("a right command line");
         assert_eq!((docker(&one).scaling.min, docker(&one).scaling.max), (1, 1));
@@ -306,6 +467,7 @@ mod tests {
     #[test]
     fn contradictions_are_told() {
         let rows = [
+            ("--image a", "what clients connect to is not said: give --publish PORT:CONTAINER_PORT"),
             (
                 "--publish 80:5000",
                 "where the backends are is not said: give --image IMAGE for containers, or --backend",
@@ -346,7 +508,7 @@ mod tests {
             ("--backend 10.0.0.2:80 --publish 80 --memory 64m", "--memory would have no effect"),
             ("--backend 10.0.0.2:80 --publish 80 --network web", "--network would have no effect"),
             ("--backend 10.0.0.2:80 --backend 10.0.0.2:80 --publish 80", "backend 10.0.0.2:80 is given twice"),
-            ("--backend 192.0.2.1:80 --publish 192.0.2.1:80", "backend 192.0.2.1:80 is the frontend itself"),
+            ("--backend 192.0.2.1:80 --publish 192.0.2.1:80", "backend 192.0.2.1:80 is a frontend itself"),
             (
                 "--image a --publish 53:53/udp --health http:/",
                 "health check http:/ needs a TCP port, and every frontend",

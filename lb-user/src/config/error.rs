@@ -22,6 +22,18 @@ pub enum ConfigError {
          or 53:5353/udp"
     )]
     PublishSyntax { given: String },
+    /// Nobody said what clients connect to.
+    #[error("what clients connect to is not said: give --publish PORT:CONTAINER_PORT, such as --publish 80:5000")]
+    NoPublish,
+    /// A range of ports that ends before it begins.
+    #[error("ports {given} are none: write the lower port first, such as 8000-8010")]
+    RangeOrder { given: String },
+    /// A range of ports that cannot be led to the containers' ports one by one.
+    #[error(
+        "publish {given:?} does not lead each port to one port: write as many container ports, such as \
+         8000-8010:5000-5010, or one for all, such as 8000-8010:5000"
+    )]
+    RangeLength { given: String },
     /// A port is not a number.
     #[error("port {given:?} is not a number: write one from 1 to 65535, such as 80")]
     PortSyntax { given: String },
@@ -84,7 +96,7 @@ pub enum ConfigError {
     #[error("backend {backend} is given twice: every backend gets the same share, leave one out")]
     DuplicateBackend { backend: SocketAddrV4 },
     /// A backend is what clients connect to.
-    #[error("backend {backend} is the frontend itself, connections would go in circles: give another address or port")]
+    #[error("backend {backend} is a frontend itself, connections would go in circles: give another address or port")]
     BackendIsFrontend { backend: SocketAddrV4 },
     /// There are too many backends.
     #[error("{count} backends are too many: at most {MAX_BACKENDS_PER_FRONTEND} for a frontend")]
@@ -109,8 +121,26 @@ pub enum ConfigError {
          number of backends or run another instance with --instance"
     )]
     TooManyInAll { each: u32, frontends: usize },
+    /// More backends than an instance may have, in several services.
+    #[error(
+        "with this service there may be {sum} backends, each counted once for each of its frontends: at most \
+         {MAX_BACKENDS_IN_ALL} in all, lower their number or run another instance with --instance"
+    )]
+    TooManyInServices { sum: u64 },
 
     // Values.
+    /// A service without a name.
+    #[error("a service needs a name: write name = \"web\"")]
+    NoServiceName,
+    /// A name of a service that cannot be part of names of containers.
+    #[error("service name {given:?} has to be 1 to 32 of a-z, 0-9, - and _, a letter or digit first: write web-1")]
+    ServiceName { given: String },
+    /// Two services of one name.
+    #[error("service {given} is there twice: give one of them another name")]
+    DuplicateService { given: String },
+    /// Nothing to serve.
+    #[error("there is no service: write [[service]], and below it name, publish, and image or backends")]
+    NoService,
     /// A name of an instance that cannot be part of paths and names of containers.
     #[error("instance name {given:?} has to be 1 to 32 of a-z, 0-9, - and _, a letter or digit first: write web-1")]
     InstanceName { given: String },

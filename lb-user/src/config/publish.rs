@@ -1,4 +1,4 @@
-//! A frontend and a static backend as they are written on the command line.
+//! Frontends and static backends as they are written, on the command line or in a file.
 
 use std::{
     fmt,
@@ -84,6 +84,74 @@ impl fmt::Display for Publish {
             write!(f, ":{port}")?;
         }
         write!(f, "/{}", self.proto)
+    }
+}
+
+/// Frontends of consecutive ports: a [`Publish`] in which ports may be ranges, `8000-8010:5000-5010`. Their containers'
+/// ports are as many, or one for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishRange {
+    first: Publish,
+    /// How many more there are.
+    more: u16,
+    /// Whether the containers' ports rise with the frontends'.
+    is_parallel: bool,
+}
+
+impl PublishRange {
+    /// Returns how many frontends these are: at least one.
+    pub fn count(&self) -> usize {
+        usize::from(self.more) + 1
+    }
+
+    /// Returns the frontends, by port.
+    pub fn frontends(self) -> impl Iterator<Item = Publish> {
+        let Self { first, more, is_parallel } = self;
+        (0..=more).map(move |step| Publish {
+            port: first.port.saturating_add(step),
+            container_port: first.container_port.map(|port| port.saturating_add(if is_parallel { step } else { 0 })),
+            ..first
+        })
+    }
+}
+
+impl FromStr for PublishRange {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let (ends, proto) = text.split_once('/').map_or((text, None), |(ends, proto)| (ends, Some(proto)));
+        let mut mores = Vec::new();
+        let mut firsts = Vec::new();
+        for part in ends.split(':') {
+            let range = part.split_once('-').filter(|(low, high)| is_number(low) && is_number(high));
+            let Some((low, high)) = range else {
+                mores.push(None);
+                firsts.push(part);
+                continue;
+            };
+            let (low_port, high_port) = (parse_port(low)?.get(), parse_port(high)?.get());
+            let more = high_port.checked_sub(low_port);
+            mores.push(Some(more.ok_or_else(|| ConfigError::RangeOrder { given: part.to_owned() })?));
+            firsts.push(low);
+        }
+        let first = firsts.join(":") + &proto.map(|proto| format!("/{proto}")).unwrap_or_default();
+        let first: Publish = first.parse()?;
+        // The last parts are the ports.
+        let container = if first.container_port.is_some() { mores.pop().flatten() } else { None };
+        let more = mores.pop().flatten();
+        let is_parallel = match (more, container) {
+            (None, None) | (Some(_), None) => false,
+            (Some(more), Some(container)) if more == container => true,
+            (None, Some(0)) => false,
+            (None | Some(_), Some(_)) => return Err(ConfigError::RangeLength { given: text.to_owned() }),
+        };
+        Ok(Self { first, more: more.unwrap_or(0), is_parallel })
+    }
+}
+
+impl From<Publish> for PublishRange {
+    fn from(only: Publish) -> Self {
+        Self { first: only, more: 0, is_parallel: false }
     }
 }
 
@@ -217,6 +285,44 @@ mod tests {
     }
 
     #[test]
+    fn ranges_are_frontends_of_consecutive_ports() {
+        let rows = [
+            ("80:5000", "80:5000/tcp"),
+            ("53/udp", "53/udp"),
+            ("8000-8002:5000-5002", "8000:5000/tcp 8001:5001/tcp 8002:5002/tcp"),
+            ("8000-8002:5000", "8000:5000/tcp 8001:5000/tcp 8002:5000/tcp"),
+            ("192.0.2.1:8000-8001/udp", "192.0.2.1:8000/udp 192.0.2.1:8001/udp"),
+            ("127.0.0.1:65534-65535:1-2", "127.0.0.1:65534:1/tcp 127.0.0.1:65535:2/tcp"),
+            ("80-80:5000-5000", "80:5000/tcp"),
+            ("80:5000-5000", "80:5000/tcp"),
+        ];
+        for (text, expected) in rows {
+            let range: PublishRange = text.parse().expect(text);
+
+            let frontends: Vec<String> = range.frontends().map(|publish| publish.to_string()).collect();
+            assert_eq!((frontends.join(" ").as_str(), range.count()), (expected, frontends.len()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_range_is_told_so() {
+        let rows = [
+            ("8010-8000:5000", "ports 8010-8000 are none: write the lower port first, such as 8000-8010"),
+            ("8000-8010:5000-5009", r#"publish "8000-8010:5000-5009" does not lead each port to one port: write as"#),
+            ("80:5000-5001", r#"publish "80:5000-5001" does not lead each port to one port"#),
+            ("65530-65536:5000", "port 65536 does not exist"),
+            ("0-5:5000", "port 0 does not exist"),
+            ("80-:5000", r#"port "80-" is not a number"#),
+            ("a-b:80:5000", r#""a-b" is not an IPv4 address"#),
+        ];
+        for (text, message) in rows {
+            let error = text.parse::<PublishRange>().expect_err(text).to_string();
+
+            assert!(error.starts_with(message), "{text:?} gives {error}");
+        }
+    }
+
+    #[test]
     fn backends_are_addresses_with_ports() {
         assert_eq!(parse_backend("10.0.0.2:5000"), Ok(SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 5000)));
 
@@ -289,6 +395,7 @@ mod tests {
             for text in [text, near] {
                 if let Ok(publish) = text.parse::<Publish>() {
                     prop_assert_eq!(publish.to_string().parse(), Ok(publish));
+                    prop_assert_eq!(text.parse(), Ok(PublishRange::from(publish)));
                 }
                 if let Ok(backend) = parse_backend(&text) {
                     prop_assert_eq!(parse_backend(&backend.to_string()), Ok(backend));

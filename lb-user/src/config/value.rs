@@ -47,15 +47,53 @@ impl FromStr for InstanceName {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let right = (1..=32).contains(&text.len())
-            && text.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'_')
-            && text.bytes().next().is_some_and(plain);
-        if right { Ok(Self(text.to_owned())) } else { Err(ConfigError::InstanceName { given: text.to_owned() }) }
+        if is_name(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ConfigError::InstanceName { given: text.to_owned() })
+        }
     }
 }
 
 impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    (1..=32).contains(&text.len())
+        && text.bytes().all(|byte| plain(byte) || byte == b'-' || byte == b'_')
+        && text.bytes().next().is_some_and(plain)
+}
+
+/// The name of a service within its instance, written as that of an instance. It becomes part of names of containers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(String);
+
+impl ServiceName {
+    /// Returns the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&InstanceName> for ServiceName {
+    fn from(instance: &InstanceName) -> Self {
+        Self(instance.0.clone())
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        if is_name(text) { Ok(Self(text.to_owned())) } else { Err(ConfigError::ServiceName { given: text.to_owned() }) }
+    }
+}
+
+impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

@@ -193,6 +193,18 @@ impl Backend {
         matches!(&self.state, State::Draining(drain) if drain.cause == DrainCause::Unlisted)
     }
 
+    /// Makes it nobody's: it is on its way out, and will not be missed in a list.
+    pub fn unlist(&mut self, now: Timestamp) {
+        self.sighted = false;
+        self.begin_drain(DrainCause::Unlisted, now);
+    }
+
+    /// Takes back that it is nobody's: it serves again, or has to pass its checks if it did not serve.
+    pub fn relist(&mut self, now: Timestamp) {
+        let was_ready = matches!(&self.state, State::Draining(drain) if drain.was_ready);
+        self.return_from_drain(was_ready, now);
+    }
+
     /// Takes over what the provider shows of a running backend. One with another address is another server: it has to
     /// pass its checks again, and what flows led to the old address are lost.
     pub fn sight(&mut self, sighting: Sighting, now: Timestamp) {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::load::CpuLoad;
+use super::settings::Reconfiguration;
 use super::time::Timestamp;
 
 /// The identity of a backend: the engine's container id, or the endpoint of a static backend as text.
@@ -153,6 +154,10 @@ pub enum Event {
         /// Which.
         id: ContainerId,
     },
+    /// Backends listen elsewhere, or for other frontends: what the datapath holds is out of date.
+    EndpointsChanged,
+    /// Settings have changed.
+    Reconfigured(Box<Reconfiguration>),
     /// [`Command::Publish`] failed; what the datapath holds is not known.
     PublishFailed {
         /// Of which publication.

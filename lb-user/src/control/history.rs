@@ -70,6 +70,8 @@ pub enum DecisionKind {
     ProviderLost,
     /// The provider can be reached again.
     ProviderBack,
+    /// Settings have changed.
+    Reconfigured,
     /// The agent was asked to end.
     Stopping,
 }
@@ -95,6 +97,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::LoadUnavailable => "load unavailable",
             DecisionKind::ProviderLost => "provider lost",
             DecisionKind::ProviderBack => "provider back",
+            DecisionKind::Reconfigured => "reconfigured",
             DecisionKind::Stopping => "stopping",
         })
     }

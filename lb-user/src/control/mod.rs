@@ -31,7 +31,7 @@ pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
 pub use report::{BackendReport, ControlReport, Phase};
-pub use settings::{Scaling, Settings};
+pub use settings::{Reconfiguration, Scaling, Settings};
 pub use time::Timestamp;
 
 use backend::{Backend, DrainCause, Held, State, Turn};
@@ -270,6 +270,8 @@ impl Controller {
                     self.publisher.renew();
                 }
             }
+            Event::EndpointsChanged => self.publisher.renew(),
+            Event::Reconfigured(new) => self.reconfigured(*new, now),
             Event::PublishFailed { generation, error } => {
                 if self.publisher.fail(generation, &error, now) {
                     self.remark(DecisionKind::PublishFailed, error, now);
@@ -338,6 +340,38 @@ impl Controller {
         self.record(kind, from, proposal.reason, now);
     }
 
+    /// Takes settings over in place: what they leave alone goes on, and the windows of a law that stays are kept.
+    fn reconfigured(&mut self, new: Reconfiguration, now: Timestamp) {
+        let from = self.wish;
+        match (self.settings.scaling, new.scaling) {
+            (Scaling::Auto(former), Scaling::Auto(law)) if former != law => {
+                self.settings.scaling = new.scaling;
+                // The demands of the other law mean nothing under this one.
+                self.memory = policy::Memory::default();
+                self.standing = None;
+                if self.phase == Phase::Running {
+                    self.wish = law.bounds.clamp(self.wish);
+                }
+            }
+            (Scaling::Auto(_) | Scaling::Fixed, _) => {}
+        }
+        self.settings.drain_timeout = new.drain_timeout;
+        self.settings.probe_interval = new.probe_interval;
+        self.settings.stop_patience = new.stop_patience;
+        self.settings.keep = new.keep;
+        self.record(DecisionKind::Reconfigured, from, new.reason, now);
+        for id in new.unlisted {
+            if let Some(address) = self.settings.adopted_ready.remove(&id) {
+                self.settings.adopted_leaving.insert(id.clone(), address);
+            }
+            let Some(backend) = self.backends.get_mut(&id).filter(|backend| !backend.is_unlisted()) else { continue };
+            backend.unlist(now);
+            let reason = format!("{} is not in the list any more", backend.name);
+            self.kept_last.remove(&id);
+            self.remark(DecisionKind::Drain, reason, now);
+        }
+    }
+
     fn seen(&mut self, sighting: Sighting, now: Timestamp) {
         if !sighting.running {
             match self.backends.get(&sighting.id) {
@@ -359,7 +393,15 @@ impl Controller {
             if matches!(backend.state, State::Dead(_)) {
                 backend.enter(State::Starting, now);
             }
+            let is_back = backend.is_unlisted() && self.phase != Phase::Stopping;
+            if is_back {
+                backend.relist(now);
+            }
             backend.sight(sighting, now);
+            if is_back {
+                let reason = format!("{} is in the list again", backend.name);
+                self.remark(DecisionKind::DrainCancelled, reason, now);
+            }
             return;
         }
         let mut backend = Backend::starting(sighting, now);

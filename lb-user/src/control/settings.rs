@@ -61,6 +61,26 @@ pub struct Settings {
     pub keep: bool,
 }
 
+/// What of the settings may change while the controller runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reconfiguration {
+    /// What has changed, for people.
+    pub reason: String,
+    /// The law, if there was one; who decides stays.
+    pub scaling: Scaling,
+    /// See [`Settings::drain_timeout`].
+    pub drain_timeout: Duration,
+    /// See [`Settings::probe_interval`].
+    pub probe_interval: Duration,
+    /// See [`Settings::stop_patience`].
+    pub stop_patience: Duration,
+    /// See [`Settings::keep`].
+    pub keep: bool,
+    /// Static backends that are listed no longer: they get no new connections, and keep the others until they are
+    /// drained.
+    pub unlisted: BTreeSet<ContainerId>,
+}
+
 impl Settings {
     /// Returns the defaults.
     pub fn new(scaling: Scaling) -> Self {

@@ -36,3 +36,17 @@ fn sighting(name: &str, ordinal: u32) -> Sighting {
         outdated: false,
     }
 }
+
+/// Settings that are the defaults but for who decides how many backends there are.
+fn reconfigured(scaling: Scaling) -> Reconfiguration {
+    let settings = Settings::new(scaling);
+    Reconfiguration {
+        reason: "a test".into(),
+        scaling,
+        drain_timeout: settings.drain_timeout,
+        probe_interval: settings.probe_interval,
+        stop_patience: settings.stop_patience,
+        keep: false,
+        unlisted: BTreeSet::new(),
+    }
+}

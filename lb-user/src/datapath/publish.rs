@@ -25,6 +25,8 @@ use crate::control::ContainerId;
 /// A frontend to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendWish {
+    /// The service that answers.
+    pub service: String,
     /// Its name: `80/tcp`.
     pub name: String,
     /// Its protocol.
@@ -60,6 +62,8 @@ pub struct Registry {
 
 #[derive(Clone, Debug)]
 struct FrontendRow {
+    /// Whose publications fill its slots.
+    service: String,
     name: String,
     proto: Proto,
     addresses: BTreeSet<SocketAddrV4>,
@@ -103,8 +107,8 @@ impl Registry {
             ready.extend(members.iter().copied());
             registry.next_slot = registry.next_slot.max(slots.base + slots.len);
             let proto = if told.name.ends_with("/udp") { Proto::Udp } else { Proto::Tcp };
-            let addresses = told.addresses.clone();
-            let row = FrontendRow { name: told.name.clone(), proto, addresses, slots, members };
+            let (service, name, addresses) = (told.service.clone(), told.name.clone(), told.addresses.clone());
+            let row = FrontendRow { service, name, proto, addresses, slots, members };
             registry.frontends.insert(told.id, row);
         }
         for told in &former.backends {
@@ -139,6 +143,16 @@ impl Registry {
         }
     }
 
+    /// Gives to a service what an agent has left that knew one service only.
+    pub fn bequeath(&mut self, heir: &str) {
+        let services = self.frontends.values_mut().map(|row| &mut row.service);
+        for service in services.chain(self.backends.values_mut().map(|backend| &mut backend.service)) {
+            if service.is_empty() {
+                heir.clone_into(service);
+            }
+        }
+    }
+
     /// Removes endpoints and frontends that no row names.
     fn forget_strays(&self, maps: &mut Maps) -> Result<(), DatapathError> {
         let known: BTreeMap<Endpoint, FrontendId> = self
@@ -164,7 +178,12 @@ impl Registry {
     pub fn frontends(&self) -> Vec<FrontendReport> {
         self.frontends
             .iter()
-            .map(|(&id, row)| FrontendReport { id, name: row.name.clone(), addresses: row.addresses.clone() })
+            .map(|(&id, row)| FrontendReport {
+                service: row.service.clone(),
+                id,
+                name: row.name.clone(),
+                addresses: row.addresses.clone(),
+            })
             .collect()
     }
 
@@ -173,9 +192,25 @@ impl Registry {
         self.backends.values()
     }
 
-    /// Returns a container as it was last published.
-    pub fn member(&self, id: &ContainerId) -> Option<Member> {
-        let mut of = self.backends.values().filter(|backend| backend.container == *id);
+    /// Returns which service fills the slots of each frontend.
+    pub fn owners(&self) -> BTreeMap<FrontendId, String> {
+        self.frontends.iter().map(|(&id, row)| (id, row.service.clone())).collect()
+    }
+
+    /// Returns the backends of a service.
+    pub fn backends_of(&self, service: &str) -> impl Iterator<Item = &BackendReport> {
+        self.backends.values().filter(move |backend| backend.service == service)
+    }
+
+    /// Returns the services that have backends or frontends.
+    pub fn services(&self) -> BTreeSet<&str> {
+        let rows = self.frontends.values().map(|row| row.service.as_str());
+        rows.chain(self.backends.values().map(|backend| backend.service.as_str())).collect()
+    }
+
+    /// Returns a container of a service as it was last published.
+    pub fn member(&self, service: &str, id: &ContainerId) -> Option<Member> {
+        let mut of = self.backends_of(service).filter(|backend| backend.container == *id);
         let first = of.next()?;
         let named = |backend: &BackendReport| {
             self.frontends.get(&backend.frontend).map(|row| (row.name.clone(), backend.endpoint))
@@ -184,19 +219,30 @@ impl Registry {
         Some(Member { container: id.clone(), endpoints, way: first.way.clone() })
     }
 
-    /// Returns the containers that get new connections.
-    pub fn in_slots(&self) -> BTreeSet<ContainerId> {
-        let members = self.frontends.values().flat_map(|row| &row.members);
+    /// Returns the containers of a service that get new connections.
+    pub fn in_slots(&self, service: &str) -> BTreeSet<ContainerId> {
+        let members = self.frontends.values().filter(|row| row.service == service).flat_map(|row| &row.members);
         members.filter_map(|id| self.backends.get(id)).map(|backend| backend.container.clone()).collect()
     }
 
-    /// Returns the container behind a backend that is served.
-    pub fn container(&self, id: BackendId, generation: u32) -> Option<&ContainerId> {
-        self.backends.get(&id).filter(|backend| backend.generation == generation).map(|backend| &backend.container)
+    /// Returns a backend that is served.
+    pub fn backend(&self, id: BackendId, generation: u32) -> Option<&BackendReport> {
+        self.backends.get(&id).filter(|backend| backend.generation == generation)
     }
 
-    /// Decides what to write so that exactly `ready` get new connections, and `ready` and `draining` keep theirs.
-    fn plan(&self, ready: &[&Member], draining: &[&Member]) -> Result<Plan, DatapathError> {
+    /// Returns the id of a frontend.
+    pub fn frontend(&self, name: &str) -> Option<FrontendId> {
+        self.frontends.iter().find(|(_, row)| row.name == name).map(|(&id, _)| id)
+    }
+
+    /// Returns the name of a frontend.
+    pub fn frontend_name(&self, id: FrontendId) -> Option<&str> {
+        self.frontends.get(&id).map(|row| row.name.as_str())
+    }
+
+    /// Decides what to write so that exactly `ready` get new connections of a service's frontends, and `ready` and
+    /// `draining` keep theirs. What other services have stays as it is.
+    fn plan(&self, service: &str, ready: &[&Member], draining: &[&Member]) -> Result<Plan, DatapathError> {
         let mut plan = Plan::default();
         let mut kept = BTreeSet::new();
         let taken: BTreeSet<BackendId> = self.backends.keys().chain(self.retiring.keys()).copied().collect();
@@ -204,8 +250,7 @@ impl Registry {
         let mut in_slots: BTreeMap<FrontendId, Vec<BackendId>> = BTreeMap::new();
         let ids: BTreeMap<&str, FrontendId> = self.frontends.iter().map(|(&id, row)| (row.name.as_str(), id)).collect();
         let known: BTreeMap<(FrontendId, &ContainerId, SocketAddrV4), &BackendReport> = self
-            .backends
-            .values()
+            .backends_of(service)
             .map(|backend| ((backend.frontend, &backend.container, backend.endpoint), backend))
             .collect();
         let everyone = ready.iter().map(|member| (member, true)).chain(draining.iter().map(|member| (member, false)));
@@ -224,8 +269,8 @@ impl Registry {
                     }
                 };
                 if is_new {
-                    let (container, way) = (member.container.clone(), member.way.clone());
-                    plan.backends.push(BackendReport { id, generation, frontend, container, endpoint, way });
+                    let (service, container, way) = (service.to_owned(), member.container.clone(), member.way.clone());
+                    plan.backends.push(BackendReport { service, id, generation, frontend, container, endpoint, way });
                 }
                 kept.insert(id);
                 if is_ready {
@@ -235,7 +280,7 @@ impl Registry {
         }
         let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.slots).collect();
         let mut from = self.next_slot;
-        for (&frontend, row) in &self.frontends {
+        for (&frontend, row) in self.frontends.iter().filter(|(_, row)| row.service == service) {
             let members = in_slots.remove(&frontend).unwrap_or_default();
             if members != row.members {
                 let len = members.len() as u32;
@@ -247,7 +292,7 @@ impl Registry {
                 plan.slots.push((frontend, range, members));
             }
         }
-        plan.ended = self.backends.keys().copied().filter(|id| !kept.contains(id)).collect();
+        plan.ended = self.backends_of(service).map(|backend| backend.id).filter(|id| !kept.contains(id)).collect();
         Ok(plan)
     }
 
@@ -262,7 +307,9 @@ impl Registry {
 }
 
 impl Datapath {
-    /// Serves exactly these frontends, at exactly these endpoints. What comes, comes before what goes.
+    /// Serves exactly these frontends, at exactly these endpoints. What comes, comes before what goes. A frontend that
+    /// goes is forgotten when the last backend has ended that has connections of it; one that goes over to another
+    /// service has no backends until that publishes some.
     ///
     /// # Errors
     /// What the kernel said; what was written by then stays, and a second call goes on.
@@ -294,8 +341,14 @@ impl Datapath {
             }
         }
         let is_wanted = |row: &FrontendRow| wishes.iter().any(|wish| wish.name == row.name);
-        let superfluous: Vec<FrontendId> =
-            self.registry.frontends.iter().filter(|(_, row)| !is_wanted(row)).map(|(&id, _)| id).collect();
+        let in_use: BTreeSet<FrontendId> = self.registry.backends.values().map(|backend| backend.frontend).collect();
+        let superfluous: Vec<FrontendId> = self
+            .registry
+            .frontends
+            .iter()
+            .filter(|(id, row)| !is_wanted(row) && !in_use.contains(id))
+            .map(|(&id, _)| id)
+            .collect();
         for id in superfluous {
             self.maps.frontends.remove(&id).map_err(failed(map::FRONTENDS))?;
             self.registry.frontends.remove(&id);
@@ -305,10 +358,11 @@ impl Datapath {
 
     /// Returns the id of a frontend, after giving it one if it is new.
     fn frontend_named(&mut self, wish: &FrontendWish) -> Result<FrontendId, DatapathError> {
-        let rows = &self.registry.frontends;
-        if let Some((&id, _)) = rows.iter().find(|(_, row)| row.name == wish.name) {
+        if let Some(id) = self.registry.frontend(&wish.name) {
+            self.hand_over(id, &wish.service)?;
             return Ok(id);
         }
+        let rows = &self.registry.frontends;
         let retiring: BTreeSet<FrontendId> = self.registry.retiring.values().copied().collect();
         let id = (0..MAX_FRONTENDS)
             .find(|id| !rows.contains_key(id) && !retiring.contains(id))
@@ -317,18 +371,30 @@ impl Datapath {
         // What an earlier holder of the id has counted is not this one's.
         self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
         self.write_slot_range(id, slots)?;
-        let (name, proto) = (wish.name.clone(), wish.proto);
-        let row = FrontendRow { name, proto, addresses: BTreeSet::new(), slots, members: Vec::new() };
+        let (service, name, proto) = (wish.service.clone(), wish.name.clone(), wish.proto);
+        let row = FrontendRow { service, name, proto, addresses: BTreeSet::new(), slots, members: Vec::new() };
         self.registry.frontends.insert(id, row);
         Ok(id)
     }
 
-    /// Announces a publication: who gets new connections, and who keeps theirs. A member that cannot be reached is left
-    /// out, so that it keeps nobody else from being served.
+    /// Makes a frontend another service's, if it is not: backends of the former one get no new connections.
+    fn hand_over(&mut self, id: FrontendId, service: &str) -> Result<(), DatapathError> {
+        let nobody = SlotRange { base: 0, len: 0 };
+        if self.registry.frontends.get(&id).is_some_and(|row| row.service != service) {
+            self.write_slot_range(id, nobody)?;
+            if let Some(row) = self.registry.frontends.get_mut(&id) {
+                (row.service, row.slots, row.members) = (service.to_owned(), nobody, Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// Announces a publication of a service: who gets new connections, and who keeps theirs. A member that cannot be
+    /// reached is left out, so that it keeps nobody else from being served.
     ///
     /// # Errors
     /// If there is no room.
-    pub fn prepare(&mut self, ready: &[Member], draining: &[Member]) -> Result<Prepared, DatapathError> {
+    pub fn prepare(&mut self, service: &str, ready: &[Member], draining: &[Member]) -> Result<Prepared, DatapathError> {
         let mut unreachable = BTreeMap::new();
         for member in ready.iter().chain(draining) {
             let way = &member.way;
@@ -340,13 +406,13 @@ impl Datapath {
         }
         let ready: Vec<&Member> = ready.iter().filter(|member| !unreachable.contains_key(&member.container)).collect();
         let draining: Vec<&Member> = draining.iter().collect();
-        let plan = self.registry.plan(&ready, &draining)?;
+        let plan = self.registry.plan(service, &ready, &draining)?;
         self.registry.announce(&plan);
         unreachable.retain(|container, _| !draining.iter().any(|member| member.container == *container));
         Ok(Prepared { plan, unreachable })
     }
 
-    /// Writes a publication; flows of all who are not in it end.
+    /// Writes a publication; flows of all of the service who are not in it end.
     ///
     /// # Errors
     /// What the kernel said; what was written by then stays, and the next publication goes on.
@@ -442,6 +508,8 @@ mod tests {
     use super::*;
     use crate::datapath::links::Framing;
 
+    const WEB: &str = "web";
+
     fn way() -> Way {
         Way {
             reach: Reach::Veth,
@@ -478,6 +546,7 @@ mod tests {
 
     fn registry() -> Registry {
         let row = FrontendRow {
+            service: WEB.into(),
             name: "80/tcp".into(),
             proto: Proto::Tcp,
             addresses: BTreeSet::new(),
@@ -491,33 +560,73 @@ mod tests {
     fn a_second_publication_of_the_same_writes_nothing() {
         let mut registry = registry();
         let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
-        let plan = registry.plan(&[&a, &b], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
         settle(&mut registry, plan);
 
-        assert_eq!(registry.plan(&[&a, &b], &[]).unwrap(), Plan::default());
+        assert_eq!(registry.plan(WEB, &[&a, &b], &[]).unwrap(), Plan::default());
     }
 
     #[test]
     fn draining_leaves_the_slots_and_keeps_the_backend() {
         let mut registry = registry();
         let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
-        let plan = registry.plan(&[&a, &b], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
         settle(&mut registry, plan);
 
-        let plan = registry.plan(&[&a], &[&b]).unwrap();
+        let plan = registry.plan(WEB, &[&a], &[&b]).unwrap();
 
         assert_eq!(plan.slots, [(0, SlotRange { base: 2, len: 1 }, vec![0])]);
         assert!(plan.ended.is_empty() && plan.backends.is_empty());
     }
 
     #[test]
+    fn a_service_touches_nothing_of_another_even_with_the_same_servers() {
+        let mut registry = registry();
+        let other = FrontendRow { service: "cache".into(), name: "81/tcp".into(), ..registry.frontends[&0].clone() };
+        registry.frontends.insert(1, other);
+        let web = member("198.19.0.2:5000", "198.19.0.2:5000");
+        let cache = Member { endpoints: [("81/tcp".to_owned(), web.endpoints["80/tcp"])].into(), ..web.clone() };
+        let plan = registry.plan(WEB, &[&web], &[]).unwrap();
+        settle(&mut registry, plan);
+
+        let plan = registry.plan("cache", &[&cache], &[]).unwrap();
+        assert_eq!(plan.slots, [(1, SlotRange { base: 1, len: 1 }, vec![1])]);
+        assert!(plan.ended.is_empty());
+        settle(&mut registry, plan);
+
+        assert_eq!(registry.plan(WEB, &[&web], &[]).unwrap(), Plan::default());
+        let plan = registry.plan(WEB, &[], &[]).unwrap();
+        assert_eq!((plan.slots.len(), plan.ended.as_slice()), (1, [0].as_slice()));
+        settle(&mut registry, plan);
+        assert_eq!(registry.in_slots("cache"), [web.container.clone()].into());
+        assert_eq!(registry.member(WEB, &web.container), None);
+        assert_eq!(registry.member("cache", &web.container), Some(cache));
+    }
+
+    #[test]
+    fn a_frontend_that_went_over_to_another_service_drains_and_is_filled_by_that() {
+        let mut registry = registry();
+        let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
+        let plan = registry.plan(WEB, &[&a], &[]).unwrap();
+        settle(&mut registry, plan);
+        let row = registry.frontends.get_mut(&0).unwrap();
+        (row.service, row.slots, row.members) = ("www".into(), SlotRange { base: 0, len: 0 }, Vec::new());
+
+        let plan = registry.plan("www", &[&b], &[]).unwrap();
+        assert_eq!(plan.slots, [(0, SlotRange { base: 1, len: 1 }, vec![1])]);
+        settle(&mut registry, plan);
+        assert_eq!(registry.plan(WEB, &[], &[&a]).unwrap(), Plan::default(), "what it had goes on");
+        assert_eq!(registry.plan(WEB, &[], &[]).unwrap().ended, [0]);
+    }
+
+    #[test]
     fn another_way_to_the_same_server_keeps_its_connections() {
         let mut registry = registry();
-        let plan = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&member("a", "198.19.0.2:5000")], &[]).unwrap();
         settle(&mut registry, plan);
         let elsewhere = Member { way: Way { ifindex: 9, ..way() }, ..member("a", "198.19.0.2:5000") };
 
-        let plan = registry.plan(&[&elsewhere], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&elsewhere], &[]).unwrap();
 
         assert_eq!((plan.backends[0].id, plan.backends[0].generation), (0, 1));
         assert!(plan.slots.is_empty() && plan.ended.is_empty());
@@ -526,10 +635,10 @@ mod tests {
     #[test]
     fn what_was_announced_and_not_written_is_written_by_the_next() {
         let mut registry = registry();
-        let plan = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&member("a", "198.19.0.2:5000")], &[]).unwrap();
         registry.announce(&plan);
 
-        let again = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        let again = registry.plan(WEB, &[&member("a", "198.19.0.2:5000")], &[]).unwrap();
 
         assert_eq!(again, plan);
     }
@@ -537,20 +646,20 @@ mod tests {
     #[test]
     fn a_way_that_a_former_agent_has_announced_and_not_written_is_written() {
         let mut former = registry();
-        let plan = former.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = former.plan(WEB, &[&member("a", "198.19.0.2:5000")], &[]).unwrap();
         settle(&mut former, plan);
         let held = entry(&former.backends[&0]);
         let moved = Member { way: Way { ifindex: 9, ..way() }, ..member("a", "198.19.0.2:5000") };
-        let plan = former.plan(&[&moved], &[]).unwrap();
+        let plan = former.plan(WEB, &[&moved], &[]).unwrap();
         former.announce(&plan);
 
         let mut next = registry();
         next.inherit(&former.backends[&0], &held);
-        assert_eq!(next.plan(&[&moved], &[]).unwrap().backends, plan.backends, "although it is no other way");
+        assert_eq!(next.plan(WEB, &[&moved], &[]).unwrap().backends, plan.backends, "although it is no other way");
 
         let mut next = registry();
         next.inherit(&former.backends[&0], &entry(&former.backends[&0]));
-        assert!(next.plan(&[&moved], &[]).unwrap().backends.is_empty());
+        assert!(next.plan(WEB, &[&moved], &[]).unwrap().backends.is_empty());
         let mut next = registry();
         next.inherit(&former.backends[&0], &held.freed());
         assert!(next.backends.is_empty(), "what has ended is not taken over");
@@ -559,14 +668,14 @@ mod tests {
     #[test]
     fn an_address_that_returns_is_another_generation() {
         let mut registry = registry();
-        let plan = registry.plan(&[&member("a", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&member("a", "198.19.0.2:5000")], &[]).unwrap();
         settle(&mut registry, plan);
-        let plan = registry.plan(&[&member("b", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&member("b", "198.19.0.2:5000")], &[]).unwrap();
         assert_eq!((plan.backends[0].id, plan.ended.as_slice()), (1, [0].as_slice()));
         settle(&mut registry, plan);
         registry.retiring.clear();
 
-        let plan = registry.plan(&[&member("c", "198.19.0.2:5000")], &[]).unwrap();
+        let plan = registry.plan(WEB, &[&member("c", "198.19.0.2:5000")], &[]).unwrap();
 
         assert_eq!((plan.backends[0].id, plan.backends[0].generation), (0, 2));
     }

@@ -27,10 +27,8 @@ pub struct Report {
     pub agent_started_unix: u64,
     /// Milliseconds since the first start; the times of the controller count from there.
     pub age_ms: u64,
-    /// What the controller knows.
-    pub control: ControlReport,
-    /// The load at which the most are wanted, in percent; none with static backends.
-    pub target_cpu_percent: Option<f64>,
+    /// Services, in the order in which they are configured; those that are on their way out come last.
+    pub services: Vec<ServiceReport>,
     /// Frontends.
     pub frontends: Vec<FrontendReport>,
     /// Backends that the kernel knows.
@@ -43,9 +41,23 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// Its name.
+    pub name: String,
+    /// What its controller knows.
+    pub control: ControlReport,
+    /// The load at which the most are wanted, in percent; none with static backends.
+    pub target_cpu_percent: Option<f64>,
+}
+
 /// A frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontendReport {
+    /// The service that answers. Agents that knew one service only have left it out.
+    #[serde(default)]
+    pub service: String,
     /// Its number in the maps.
     pub id: FrontendId,
     /// Its name: `80/tcp`.
@@ -57,6 +69,9 @@ pub struct FrontendReport {
 /// A backend of one frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendReport {
+    /// The service whose it is. Agents that knew one service only have left it out.
+    #[serde(default)]
+    pub service: String,
     /// Its number in the maps.
     pub id: BackendId,
     /// Its generation.
@@ -122,10 +137,17 @@ pub struct Inheritance {
     pub doors: Vec<Door>,
     /// When the first agent of the instance started, in seconds of Unix time.
     pub started_unix: Option<u64>,
-    /// The publication that the kernel holds.
-    pub generation: u64,
     /// The age of the instance when the report was written, in milliseconds.
     pub age_ms: u64,
+    /// What there was of each service, by its name; that of an agent that knew one service only has none.
+    pub services: BTreeMap<String, Past>,
+}
+
+/// What a service has left.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// The publication that the kernel holds.
+    pub generation: u64,
     /// What was decided, oldest first.
     pub decisions: Vec<Decision>,
 }
@@ -134,21 +156,41 @@ impl Inheritance {
     /// Reads a report.
     pub fn parse(text: &[u8]) -> Self {
         let Ok(report) = serde_json::from_slice::<Value>(text) else { return Self::default() };
+        let past = |control: &Value| Past {
+            generation: control["generation"].as_u64().unwrap_or(0),
+            decisions: each(&control["decisions"]),
+        };
+        let services = match report["services"].as_array() {
+            Some(services) => services
+                .iter()
+                .filter_map(|service| Some((service["name"].as_str()?.to_owned(), past(&service["control"]))))
+                .collect(),
+            None => [(String::new(), past(&report["control"]))].into(),
+        };
         Self {
             frontends: each(&report["frontends"]),
             backends: each(&report["backends"]),
             doors: each(&report["doors"]),
             started_unix: report["started_unix"].as_u64(),
-            generation: report["control"]["generation"].as_u64().unwrap_or(0),
             age_ms: report["age_ms"].as_u64().unwrap_or(0),
-            decisions: each(&report["control"]["decisions"]),
+            services,
         }
     }
 
-    /// Returns the containers all of whose backends are in `ready`.
-    pub fn containers_of(&self, ready: &BTreeSet<BackendId>) -> BTreeSet<ContainerId> {
+    /// Gives to a service what an agent has left that knew one service only.
+    pub fn bequeath(&mut self, heir: &str) {
+        for backend in self.backends.iter_mut().filter(|backend| backend.service.is_empty()) {
+            backend.service = heir.to_owned();
+        }
+        if let Some(past) = self.services.remove("") {
+            self.services.insert(heir.to_owned(), past);
+        }
+    }
+
+    /// Returns the containers of a service all of whose backends are in `ready`.
+    pub fn containers_of(&self, service: &str, ready: &BTreeSet<BackendId>) -> BTreeSet<ContainerId> {
         let mut of: BTreeMap<&ContainerId, bool> = BTreeMap::new();
-        for backend in &self.backends {
+        for backend in self.backends.iter().filter(|backend| backend.service == service) {
             *of.entry(&backend.container).or_insert(true) &= ready.contains(&backend.id);
         }
         of.into_iter().filter(|(_, all)| *all).map(|(id, _)| id.clone()).collect()
@@ -178,11 +220,26 @@ mod tests {
             "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}]},
             "frontends":[{"id":1,"name":"80/tcp","addresses":["198.18.1.1:80"],"colour":"red"},{"id":"two"}]}"#;
 
-        let inheritance = Inheritance::parse(text);
+        let mut inheritance = Inheritance::parse(text);
+        inheritance.bequeath("web");
 
-        assert_eq!((inheritance.generation, inheritance.started_unix, inheritance.age_ms), (3, Some(7), 5000));
+        assert_eq!((inheritance.started_unix, inheritance.age_ms), (Some(7), 5000));
         assert_eq!(inheritance.frontends.len(), 1);
-        assert!(inheritance.backends.is_empty() && inheritance.decisions.is_empty());
+        let past = &inheritance.services["web"];
+        assert_eq!(past.generation, 3, "there was one service, and no name");
+        assert!(inheritance.backends.is_empty() && past.decisions.is_empty());
         assert!(Inheritance::parse(b"\xff").frontends.is_empty());
+    }
+
+    #[test]
+    fn what_services_have_left_is_told_apart() {
+        let text = br#"{"services":[{"name":"web","control":{"generation":3}},{"name":"cache","control":{"generation":5}},{}]}"#;
+
+        let mut inheritance = Inheritance::parse(text);
+        inheritance.bequeath("web");
+
+        let generations: Vec<(&str, u64)> =
+            inheritance.services.iter().map(|(name, past)| (name.as_str(), past.generation)).collect();
+        assert_eq!(generations, [("cache", 5), ("web", 3)]);
     }
 }

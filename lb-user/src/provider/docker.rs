@@ -35,8 +35,12 @@ use tokio::sync::mpsc;
 use super::{Provider, ProviderError, ProviderEvent};
 use crate::control::{BackendName, ContainerId, Sighting};
 
+mod fleet;
 pub mod labels;
 mod watch;
+
+pub use fleet::Fleet;
+use fleet::Roster;
 
 /// The oldest API whose fields are relied upon: Docker 19.03, Podman's compatibility layer.
 pub const OLDEST_API: &str = "1.40";
@@ -50,11 +54,13 @@ const WRITE_LIMIT: Duration = Duration::from_secs(120);
 /// How many containers are stopped at the same time by [`remove_all`]. Most of that time is their grace.
 const REMOVALS_AT_ONCE: usize = 16;
 
-/// What the containers of an instance look like.
+/// What the containers of a service look like.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DockerSettings {
     /// The instance's name, part of the containers' names and labels.
     pub instance: String,
+    /// The service's name, part of the containers' names and labels.
+    pub service: String,
     /// The image's reference.
     pub image: String,
     /// The network to join; without it, the engine's default.
@@ -69,7 +75,7 @@ pub struct DockerSettings {
     pub stop_grace: Duration,
 }
 
-/// What [`DockerProvider::check`] found out about the engine.
+/// What [`Fleet::facts`] found out about the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineFacts {
     /// Where it is, as in `DOCKER_HOST`.
@@ -82,10 +88,12 @@ pub struct EngineFacts {
     pub cgroup_version: Option<u8>,
 }
 
-/// The containers of one instance on one engine.
+/// The containers of one service on one engine.
 #[derive(Debug, Clone)]
 pub struct DockerProvider {
     engine: Engine,
+    /// Whom the instance's containers belong to.
+    roster: Arc<Roster>,
     settings: Arc<DockerSettings>,
     /// The hash of the settings, [`labels::CONFIG`].
     config: Arc<str>,
@@ -94,32 +102,18 @@ pub struct DockerProvider {
 }
 
 impl DockerProvider {
-    /// Connects to the engine that `DOCKER_HOST` names and makes sure that it answers and is recent enough.
-    ///
-    /// # Errors
-    /// `EndpointUnsupported`, `Unreachable`, `TimedOut`, `ApiTooOld`.
-    pub async fn connect(settings: DockerSettings) -> Result<Self, ProviderError> {
+    fn new(engine: Engine, roster: Arc<Roster>, settings: DockerSettings) -> Self {
         let config = labels::config_hash(&settings).into();
-        let engine = Engine::connect().await?;
-        Ok(Self { engine, settings: Arc::new(settings), config, image_id: Arc::default() })
+        Self { engine, roster, settings: Arc::new(settings), config, image_id: Arc::default() }
     }
 
-    /// Makes sure that containers of these settings can be started here, and returns what the engine is.
+    /// Makes sure that containers of these settings can be started here.
     ///
     /// # Errors
-    /// `ImageMissing`, `NetworkMissing`, `NetworkWithoutAddresses`, `Rootless`, and those of any request.
-    pub async fn check(&self) -> Result<EngineFacts, ProviderError> {
+    /// `ImageMissing`, `NetworkMissing`, `NetworkWithoutAddresses`, and those of any request.
+    pub async fn check(&self) -> Result<(), ProviderError> {
         self.check_image().await?;
-        self.check_network().await?;
-        self.engine.facts().await
-    }
-
-    /// Stops and removes every container of the instance, and returns their names.
-    ///
-    /// # Errors
-    /// The first that occurred; the other containers are removed all the same.
-    pub async fn remove_all(&self, grace: Duration) -> Result<Vec<String>, ProviderError> {
-        self.engine.remove_all(&self.settings.instance, grace).await
+        self.check_network().await
     }
 
     async fn check_image(&self) -> Result<(), ProviderError> {
@@ -156,9 +150,7 @@ impl DockerProvider {
     async fn list_now(&self) -> Result<Vec<Found>, ProviderError> {
         let summaries = self.engine.containers(&self.settings.instance).await?;
         let mut found: Vec<Found> = summaries.into_iter().filter_map(|summary| self.found_in_list(summary)).collect();
-        found.sort_by(|Found { sighting: a, .. }, Found { sighting: b, .. }| {
-            (a.ordinal, a.created, &a.id).cmp(&(b.ordinal, b.created, &b.id))
-        });
+        in_order(&mut found);
         Ok(found)
     }
 
@@ -177,7 +169,8 @@ impl DockerProvider {
 
     /// Creates the container under the first of its names that is free, or can be freed.
     async fn create(&self, ordinal: u32) -> Result<ContainerId, ProviderError> {
-        for name in labels::names(&self.settings.instance, ordinal) {
+        let DockerSettings { instance, service, .. } = &*self.settings;
+        for name in labels::names(instance, service, ordinal) {
             if let Some(id) = self.create_named(&name, ordinal).await? {
                 return Ok(id);
             }
@@ -187,7 +180,7 @@ impl DockerProvider {
                 return Ok(id);
             }
         }
-        let name = labels::names(&self.settings.instance, ordinal).next().expect("there is a first name");
+        let name = labels::names(instance, service, ordinal).next().expect("there is a first name");
         Err(ProviderError::NameTaken { name })
     }
 
@@ -227,7 +220,7 @@ impl DockerProvider {
         }
     }
 
-    /// Frees `name` if a container of this instance holds it that does not run: what a crash left between create and
+    /// Frees `name` if a container of this service holds it that does not run: what a crash left between create and
     /// start, or one that has ended. Returns whether the name is worth another try.
     async fn clear_leftover(&self, name: &str) -> Result<bool, ProviderError> {
         let holder = match self.engine.inspect(name).await {
@@ -245,18 +238,13 @@ impl DockerProvider {
         }
     }
 
-    /// Looks at one container, `None` if it is not of this instance.
-    async fn look(&self, id: &ContainerId) -> Result<Option<Found>, ProviderError> {
-        Ok(self.found(self.engine.inspect(&id.0).await?))
-    }
-
     fn found_in_list(&self, summary: ContainerSummary) -> Option<Found> {
         let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let paused = summary.state == Some(ContainerSummaryStateEnum::PAUSED);
         let labels = summary.labels?;
         let sighting = Sighting {
             outdated: self.is_outdated(&labels, summary.image_id.as_deref()),
-            ordinal: labels::ordinal_in(&self.settings.instance, &labels)?,
+            ordinal: self.ordinal_in(&labels)?,
             id: ContainerId(summary.id?),
             name: plain_name(summary.names.unwrap_or_default().first().map_or("", String::as_str)),
             address: address_on(&networks, self.settings.network.as_deref()),
@@ -272,7 +260,7 @@ impl DockerProvider {
         let labels = container.config?.labels?;
         let sighting = Sighting {
             outdated: self.is_outdated(&labels, container.image.as_deref()),
-            ordinal: labels::ordinal_in(&self.settings.instance, &labels)?,
+            ordinal: self.ordinal_in(&labels)?,
             id: ContainerId(container.id?),
             name: plain_name(&container.name.unwrap_or_default()),
             address: address_on(&networks, self.settings.network.as_deref()),
@@ -280,6 +268,12 @@ impl DockerProvider {
             created: unix_seconds(&container.created.unwrap_or_default()),
         };
         Some(Found { sighting, paused: state.paused == Some(true) })
+    }
+
+    /// Returns the ordinal of a container of this service.
+    fn ordinal_in(&self, labels: &HashMap<String, String>) -> Option<u32> {
+        let is_ours = self.roster.owner(labels) == self.settings.service;
+        is_ours.then(|| labels::ordinal_in(&self.settings.instance, labels))?
     }
 
     /// Returns whether a container is of other settings, or of another image, than one would be today.
@@ -308,7 +302,14 @@ impl DockerProvider {
     }
 }
 
-/// A container of the instance. One that is paused runs, but serves nobody.
+/// Sorts containers by their ordinals.
+fn in_order(found: &mut [Found]) {
+    found.sort_by(|Found { sighting: a, .. }, Found { sighting: b, .. }| {
+        (a.ordinal, a.created, &a.id).cmp(&(b.ordinal, b.created, &b.id))
+    });
+}
+
+/// A container of a service. One that is paused runs, but serves nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Found {
     sighting: Sighting,
@@ -344,14 +345,14 @@ impl Provider for DockerProvider {
     }
 
     fn events(&self) -> mpsc::Receiver<ProviderEvent> {
-        watch::spawn(self.clone())
+        self.roster.enter(self.clone())
     }
 }
 
 /// Stops and removes every container of `instance` on the engine that `DOCKER_HOST` names, and returns their names.
 ///
 /// # Errors
-/// Those of [`DockerProvider::connect`], then the first that occurred; the other containers are removed all the same.
+/// Those of [`Fleet::connect`], then the first that occurred; the other containers are removed all the same.
 pub async fn remove_all(instance: &str, grace: Duration) -> Result<Vec<String>, ProviderError> {
     Engine::connect().await?.remove_all(instance, grace).await
 }

@@ -4,7 +4,7 @@
 //! addresses another ([`fixed`]). Futures are boxed and `Send`, so that a `dyn Provider` can be shared, spawned and
 //! replaced by a fake in tests.
 
-use std::{error::Error as StdError, io, time::Duration};
+use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -19,7 +19,7 @@ pub const EVENT_BACKLOG: usize = 1024;
 
 /// A source of backends.
 pub trait Provider: Send + Sync {
-    /// Returns every container of this instance, running or not, in the order of their ordinals.
+    /// Returns every container of this service, running or not, in the order of their ordinals.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Sighting>, ProviderError>>;
 
     /// Creates and starts the container of `ordinal`; what was created is removed again if it cannot be started.
@@ -60,7 +60,7 @@ pub enum ProviderEvent {
     /// The provider cannot see its containers and tries again by itself. They may well be alive.
     Lost {
         /// What went wrong.
-        error: ProviderError,
+        error: Arc<ProviderError>,
     },
     /// The provider sees its containers again; a `Resynced` follows.
     Back,

@@ -112,8 +112,10 @@ impl Snapshot {
         let ready = |frontend: &&snapshot::Frontend| {
             frontend.backends.iter().any(|backend| backend.slot && backend.state == BackendState::Ready)
         };
+        // One without addresses is on its way out: it has connections, and gets no more.
+        let is_leaving = |frontend: &&snapshot::Frontend| frontend.addresses.is_empty();
         let unserved =
-            self.frontends.iter().filter(|frontend| !ready(frontend)).map(|frontend| {
+            self.frontends.iter().filter(|frontend| !is_leaving(frontend) && !ready(frontend)).map(|frontend| {
                 format!("frontend {} has no ready backend: new connections are refused", frontend.name)
             });
         let mut findings: Vec<String> = self.agent.problem().into_iter().chain(unserved).collect();

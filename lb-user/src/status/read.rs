@@ -16,7 +16,7 @@ use super::{
     NotRunning,
     snapshot::{
         Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, HookKind, HookPoint, Phase, Reach,
-        Scaling, Snapshot, Traffic, Verdicts,
+        Scaling, Service, Snapshot, Traffic, Verdicts,
     },
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
         DatapathError, Maps, Pins, clock,
         doors::{Door, DoorAttach, DoorKind},
         links, pins,
-        report::{BackendReport, FrontendReport, Report},
+        report::{BackendReport, FrontendReport, Report, ServiceReport},
         sweep::{self, Census},
     },
 };
@@ -82,14 +82,35 @@ impl Reading {
     fn snapshot(&self, instance: &str) -> Result<Snapshot, DatapathError> {
         let now = clock::ktime();
         let heartbeat_age_ms = now.saturating_sub(self.record.heartbeat) / 1_000_000;
-        let control = &self.report.control;
-        let count = |state: control::BackendState| {
-            control.backends.iter().filter(|backend| backend.state == state).count() as u32
-        };
         let frontends = self.report.frontends.iter().map(|told| self.frontend(told)).collect::<Result<Vec<_>, _>>()?;
-        let last_sign = self.report.age_ms;
-        let mut problems = control.problems.clone();
+        let services: Vec<Service> = self.report.services.iter().map(|service| self.service(service)).collect();
+        let since_report = |at: control::Timestamp| {
+            self.report.age_ms.saturating_sub(at.elapsed().as_millis() as u64) + heartbeat_age_ms
+        };
+        let told = self.report.services.iter();
+        let mut decisions: Vec<Decision> = told
+            .flat_map(|service| service.control.decisions.iter().map(move |decision| (service, decision)))
+            .map(|(service, decision)| Decision {
+                service: service.name.clone(),
+                age_ms: since_report(decision.at),
+                kind: kind_name(decision.kind),
+                from: decision.from,
+                to: decision.to,
+                load_percent: decision.load.map(|load| load.share() * 100.0),
+                reason: decision.reason.clone(),
+                times: decision.times,
+            })
+            .collect();
+        decisions.sort_by_key(|decision| std::cmp::Reverse(decision.age_ms));
+        let mut problems = Vec::new();
+        for service in &self.report.services {
+            problems.extend(service.control.problems.iter().map(|problem| match services.len() {
+                1 => problem.clone(),
+                _ => format!("{}: {problem}", service.name),
+            }));
+        }
         problems.extend(self.report.problems.iter().cloned());
+        let load = self.report.services.iter().find_map(|service| service.control.load);
         Ok(Snapshot {
             instance: instance.to_owned(),
             taken_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -101,25 +122,12 @@ impl Reading {
                 version: self.report.version.clone(),
                 started_unix: self.report.agent_started_unix,
                 first_started_unix: self.report.started_unix,
-                phase: match control.phase {
-                    control::Phase::Starting => Phase::Starting,
-                    control::Phase::Running => Phase::Running,
-                    control::Phase::Stopping => Phase::Stopping,
-                },
+                phase: phase_of(services.iter().map(|service| service.phase)),
             },
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
-            cpu: Cpu { load_percent: control.load.map(|load| load.share() * 100.0) },
-            scaling: Scaling {
-                min: control.min,
-                max: control.max,
-                desired: control.desired,
-                ready: count(control::BackendState::Ready),
-                starting: count(control::BackendState::Starting),
-                draining: count(control::BackendState::Draining),
-                unhealthy: count(control::BackendState::Unhealthy),
-                target_cpu_percent: self.report.target_cpu_percent,
-                standing: control.standing.clone(),
-            },
+            cpu: Cpu { load_percent: load.map(|load| load.share() * 100.0) },
+            scaling: Scaling::of_all(&services.iter().map(|service| &service.scaling).collect::<Vec<_>>()),
+            services,
             frontends,
             verdicts: self.verdicts()?,
             flows: Flows {
@@ -129,24 +137,43 @@ impl Reading {
                 local: self.census.local,
                 capacity: u64::from(self.maps.flows.capacity()?),
             },
-            decisions: control
-                .decisions
-                .iter()
-                .map(|decision| Decision {
-                    age_ms: last_sign.saturating_sub(decision.at.elapsed().as_millis() as u64) + heartbeat_age_ms,
-                    kind: kind_name(decision.kind),
-                    from: decision.from,
-                    to: decision.to,
-                    load_percent: decision.load.map(|load| load.share() * 100.0),
-                    reason: decision.reason.clone(),
-                    times: decision.times,
-                })
-                .collect(),
+            decisions,
             problems,
         })
     }
 
+    fn service(&self, told: &ServiceReport) -> Service {
+        let control = &told.control;
+        let count = |state: control::BackendState| {
+            control.backends.iter().filter(|backend| backend.state == state).count() as u32
+        };
+        let own = self.report.frontends.iter().filter(|frontend| frontend.service == told.name);
+        Service {
+            name: told.name.clone(),
+            phase: match control.phase {
+                control::Phase::Starting => Phase::Starting,
+                control::Phase::Running => Phase::Running,
+                control::Phase::Stopping => Phase::Stopping,
+            },
+            scaling: Scaling {
+                min: control.min,
+                max: control.max,
+                desired: control.desired,
+                ready: count(control::BackendState::Ready),
+                starting: count(control::BackendState::Starting),
+                draining: count(control::BackendState::Draining),
+                unhealthy: count(control::BackendState::Unhealthy),
+                target_cpu_percent: told.target_cpu_percent,
+                standing: control.standing.clone(),
+            },
+            frontends: own.map(|frontend| frontend.name.clone()).collect(),
+        }
+    }
+
     fn frontend(&self, told: &FrontendReport) -> Result<Frontend, DatapathError> {
+        let service = self.report.services.iter().find(|service| service.name == told.service);
+        let known = service.map(|service| service.control.backends.as_slice()).unwrap_or_default();
+        let is_static = service.is_some_and(|service| service.control.max.is_none());
         let slots = match self.maps.frontends.get(&told.id, 0) {
             Ok(frontend) => frontend.slots(),
             Err(_) => abi::SlotRange { base: 0, len: 0 },
@@ -167,12 +194,12 @@ impl Reading {
             .report
             .backends
             .iter()
-            .filter(|backend| backend.frontend == told.id)
+            .filter(|backend| backend.frontend == told.id && backend.service == told.service)
             .map(|backend| (&backend.container, backend))
             .collect();
         let mut backends = Vec::new();
         let mut active_sum = 0;
-        for known in &self.report.control.backends {
+        for known in known {
             let mut traffic = abi::Traffic::default();
             let mut active = 0;
             let backend = published.get(&known.id);
@@ -181,32 +208,33 @@ impl Reading {
                 active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
             }
             active_sum += active;
-            backends.push(self.backend(known, backend.copied(), &in_slots, &traffic, active));
+            backends.push(self.backend(known, is_static, backend.copied(), &in_slots, &traffic, active));
         }
         // What an agent that has just begun has not seen yet.
         for backend in published.values() {
-            if self.report.control.backends.iter().any(|known| known.id == backend.container) {
+            if known.iter().any(|known| known.id == backend.container) {
                 continue;
             }
             let traffic = self.maps.traffic(backend.id)?;
             let active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
             active_sum += active;
             let is_ready = in_slots.contains(&backend.id);
-            let known = control::BackendReport {
+            let unseen = control::BackendReport {
                 id: backend.container.clone(),
                 name: control::BackendName(backend.container.0.get(..12).unwrap_or(&backend.container.0).to_owned()),
                 ordinal: 0,
                 address: Some((*backend.endpoint.ip()).into()),
                 state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
-                since: self.report.control.at,
+                since: control::Timestamp::ZERO,
                 flows: active,
                 last_error: None,
             };
-            backends.push(self.backend(&known, Some(backend), &in_slots, &traffic, active));
+            backends.push(self.backend(&unseen, is_static, Some(backend), &in_slots, &traffic, active));
         }
         let (_, proto) = told.name.rsplit_once('/').unwrap_or(("", "tcp"));
         let proto = if proto == "udp" { Proto::Udp } else { Proto::Tcp };
         Ok(Frontend {
+            service: told.service.clone(),
             name: told.name.clone(),
             addresses: told.addresses.iter().map(ToString::to_string).collect(),
             protocol: proto.to_string(),
@@ -224,12 +252,12 @@ impl Reading {
     fn backend(
         &self,
         known: &control::BackendReport,
+        is_static: bool,
         published: Option<&BackendReport>,
         in_slots: &BTreeSet<BackendId>,
         traffic: &abi::Traffic,
         active: u64,
     ) -> Backend {
-        let is_static = self.report.control.max.is_none();
         Backend {
             name: known.name.to_string(),
             container_id: (!is_static).then(|| known.id.to_string()),
@@ -277,6 +305,40 @@ impl Reading {
     }
 }
 
+impl Scaling {
+    /// Returns the scaling of several services together.
+    fn of_all(services: &[&Self]) -> Self {
+        if let [only] = services {
+            return (*only).clone();
+        }
+        let sum = |of: fn(&Self) -> u32| services.iter().copied().map(of).sum();
+        let sum_if_all = |of: fn(&Self) -> Option<u32>| services.iter().copied().map(of).sum();
+        Self {
+            min: sum_if_all(|scaling| scaling.min),
+            max: sum_if_all(|scaling| scaling.max),
+            desired: sum(|scaling| scaling.desired),
+            ready: sum(|scaling| scaling.ready),
+            starting: sum(|scaling| scaling.starting),
+            draining: sum(|scaling| scaling.draining),
+            unhealthy: sum(|scaling| scaling.unhealthy),
+            target_cpu_percent: None,
+            standing: None,
+        }
+    }
+}
+
+/// Returns what the agent is about: it ends if everything does, and begins while anything does.
+fn phase_of(services: impl Iterator<Item = Phase>) -> Phase {
+    let phases: Vec<Phase> = services.collect();
+    if phases.iter().all(|phase| *phase == Phase::Stopping) {
+        Phase::Stopping
+    } else if phases.contains(&Phase::Starting) {
+        Phase::Starting
+    } else {
+        Phase::Running
+    }
+}
+
 fn hook_point(door: &Door) -> Option<HookPoint> {
     let hook = match door.kind {
         DoorKind::TcIngress => HookKind::Tc,
@@ -316,7 +378,39 @@ fn is_living_agent(stat: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_living_agent;
+    use super::{Phase, Scaling, is_living_agent, phase_of};
+
+    fn scaling(max: Option<u32>, ready: u32) -> Scaling {
+        let standing = Some("enough".to_owned());
+        let (starting, draining, unhealthy, target_cpu_percent) = (0, 1, 0, Some(70.0));
+        Scaling { min: max, max, desired: 3, ready, starting, draining, unhealthy, target_cpu_percent, standing }
+    }
+
+    #[test]
+    fn the_scaling_of_one_service_is_that_of_the_instance() {
+        let only = scaling(Some(4), 3);
+
+        assert_eq!(Scaling::of_all(&[&only]), only);
+    }
+
+    #[test]
+    fn the_scaling_of_several_services_is_their_sum() {
+        let sum = Scaling::of_all(&[&scaling(Some(4), 3), &scaling(Some(6), 2)]);
+        assert_eq!((sum.min, sum.max, sum.desired, sum.ready, sum.draining), (Some(10), Some(10), 6, 5, 2));
+        assert_eq!((sum.target_cpu_percent, sum.standing), (None, None));
+
+        let mixed = Scaling::of_all(&[&scaling(Some(4), 3), &scaling(None, 2)]);
+        assert_eq!((mixed.max, mixed.ready), (None, 5));
+    }
+
+    #[test]
+    fn the_agent_ends_when_all_its_services_do() {
+        use Phase::{Running, Starting, Stopping};
+
+        assert_eq!(phase_of([Running, Stopping].into_iter()), Running);
+        assert_eq!(phase_of([Running, Starting].into_iter()), Starting);
+        assert_eq!(phase_of([Stopping, Stopping].into_iter()), Stopping);
+    }
 
     #[test]
     fn a_process_that_only_waits_to_be_reaped_is_dead() {

@@ -8,7 +8,7 @@ use super::{
     human::{age, bytes, clean, count, list, percent},
     page::{Page, Paint, Style},
     snapshot::{
-        Attach, Backend, BackendState, Decision, Frontend, HookKind, HookPoint, Phase, Reach, Scaling, Traffic,
+        Attach, Backend, BackendState, Decision, Frontend, HookKind, HookPoint, Phase, Reach, Scaling, Service, Traffic,
     },
 };
 
@@ -19,13 +19,24 @@ const DECISIONS_SHOWN: usize = 5;
 pub fn render(snapshot: &Snapshot, style: Style) -> String {
     let mut page = Page::new(style);
     head(&mut page, snapshot);
-    for frontend in &snapshot.frontends {
-        page.gap();
-        block(&mut page, frontend);
+    if has_several(snapshot) {
+        for service in &snapshot.services {
+            page.gap();
+            heading(&mut page, service);
+            for frontend in snapshot.frontends.iter().filter(|frontend| frontend.service == service.name) {
+                page.gap();
+                block(&mut page, frontend);
+            }
+        }
+    } else {
+        for frontend in &snapshot.frontends {
+            page.gap();
+            block(&mut page, frontend);
+        }
     }
     page.gap();
     counted(&mut page, snapshot);
-    decided(&mut page, &snapshot.decisions);
+    decided(&mut page, snapshot);
     let findings = snapshot.findings();
     if !findings.is_empty() {
         page.gap();
@@ -73,7 +84,26 @@ fn head(page: &mut Page, snapshot: &Snapshot) {
         ),
     };
     page.line(paint, &text, 7);
-    if let Some(text) = law(scaling) {
+    if let Some(text) = law(scaling).filter(|_| !has_several(snapshot)) {
+        page.line(Paint::Plain, &text, 9);
+    }
+}
+
+/// Returns whether services have to be told apart.
+fn has_several(snapshot: &Snapshot) -> bool {
+    snapshot.services.len() > 1
+}
+
+fn heading(page: &mut Page, service: &Service) {
+    let mut title = vec![format!("service {}", clean(&service.name))];
+    match service.phase {
+        Phase::Starting => title.push("starting".to_owned()),
+        Phase::Running => {}
+        Phase::Stopping => title.push("removed".to_owned()),
+    }
+    title.push(backends(&service.scaling));
+    page.parts(Paint::Strong, 2, &title);
+    if let Some(text) = law(&service.scaling).filter(|_| service.phase != Phase::Stopping) {
         page.line(Paint::Plain, &text, 9);
     }
 }
@@ -256,8 +286,8 @@ fn counted(page: &mut Page, snapshot: &Snapshot) {
     );
 }
 
-fn decided(page: &mut Page, decisions: &[Decision]) {
-    let mut newest: Vec<&Decision> = decisions.iter().collect();
+fn decided(page: &mut Page, snapshot: &Snapshot) {
+    let mut newest: Vec<&Decision> = snapshot.decisions.iter().collect();
     newest.sort_by_key(|decision| decision.age_ms);
     newest.truncate(DECISIONS_SHOWN);
     if newest.is_empty() {
@@ -269,6 +299,10 @@ fn decided(page: &mut Page, decisions: &[Decision]) {
         let change = match decision.to {
             same if same == decision.from => kind,
             to => format!("{kind} {} → {to}", decision.from),
+        };
+        let change = match has_several(snapshot) {
+            true => format!("{}: {change}", clean(&decision.service)),
+            false => change,
         };
         let load = decision.load_percent.map(|load| format!("CPU {}", percent(load))).unwrap_or_default();
         let times = if decision.times > 1 { format!(" ({}×)", decision.times) } else { String::new() };

@@ -24,15 +24,19 @@ pub struct Snapshot {
     pub hooks: Vec<HookPoint>,
     /// The load that scaling follows.
     pub cpu: Cpu,
-    /// How many backends there are and should be.
+    /// How many backends there are and should be, in all services.
     pub scaling: Scaling,
-    /// What clients connect to, in the order of the command line.
+    /// What is served, in the order of the configuration; services that were removed from it come last, until they are
+    /// drained.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// What clients connect to, in the order in which it was first served.
     pub frontends: Vec<Frontend>,
     /// Packets that were not simply forwarded, by reason.
     pub verdicts: Verdicts,
     /// The connections that the kernel keeps in mind.
     pub flows: Flows,
-    /// What was decided last, oldest first.
+    /// What was decided last, in all services, oldest first.
     pub decisions: Vec<Decision>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
@@ -117,12 +121,25 @@ pub struct Cpu {
     pub load_percent: Option<f64>,
 }
 
+/// Frontends, and the backends that answer behind them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name; that of the command line's only service is the instance's.
+    pub name: String,
+    /// What it is about: `stopping` if it was removed from the configuration.
+    pub phase: Phase,
+    /// How many backends it has and should have.
+    pub scaling: Scaling,
+    /// The names of its frontends.
+    pub frontends: Vec<String>,
+}
+
 /// How many backends there are and should be. A backend of several frontends counts once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
-    /// The fewest; null with static backends.
+    /// The fewest; null with static backends, and for several services some of which have static ones.
     pub min: Option<u32>,
-    /// The most; null with static backends.
+    /// The most; null where `min` is.
     pub max: Option<u32>,
     /// How many are wanted; with static backends all of them.
     pub desired: u32,
@@ -134,15 +151,19 @@ pub struct Scaling {
     pub draining: u32,
     /// How many fail their health checks.
     pub unhealthy: u32,
-    /// The CPU load of the host at which `max` are wanted, above 0 to 100; null with static backends.
+    /// The CPU load of the host at which `max` are wanted, above 0 to 100; null with static backends, and for several
+    /// services together.
     pub target_cpu_percent: Option<f64>,
-    /// Why the number does not change, for people; null while it does.
+    /// Why the number does not change, for people; null while it does, and for several services together.
     pub standing: Option<String>,
 }
 
 /// What clients connect to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Frontend {
+    /// The name of the service that answers.
+    #[serde(default)]
+    pub service: String,
     /// Its name: port and protocol, in front of them the address if it has one of its own: `80/tcp`.
     pub name: String,
     /// The addresses on which it answers, `ADDRESS:PORT`.
@@ -267,6 +288,9 @@ pub struct Flows {
 /// Something that the agent decided or took note of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
+    /// The service that it is about.
+    #[serde(default)]
+    pub service: String,
     /// How long ago, in milliseconds; where it was repeated, the last time.
     pub age_ms: u64,
     /// What kind, in snake case: `scale_up`.

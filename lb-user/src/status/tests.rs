@@ -29,6 +29,25 @@ fn backend(number: u32, state: BackendState) -> Backend {
     }
 }
 
+fn service(name: &str, ready: u32, frontends: &[&str]) -> Service {
+    Service {
+        name: name.into(),
+        phase: Phase::Running,
+        scaling: Scaling {
+            min: Some(2),
+            max: Some(10),
+            desired: ready,
+            ready,
+            starting: 0,
+            draining: 1,
+            unhealthy: 0,
+            target_cpu_percent: Some(100.0),
+            standing: Some("a load of 37 % asks for 4, and 4 there are".into()),
+        },
+        frontends: frontends.iter().map(ToString::to_string).collect(),
+    }
+}
+
 fn healthy() -> Snapshot {
     let hooks = vec![hook(HookKind::Tc, Some("eth0"), Attach::Tcx), hook(HookKind::Connect, None, Attach::CgroupLink)];
     Snapshot {
@@ -57,7 +76,9 @@ fn healthy() -> Snapshot {
             target_cpu_percent: Some(100.0),
             standing: Some("a load of 37 % asks for 4, and 4 there are".into()),
         },
+        services: vec![service("default", 4, &["80/tcp"])],
         frontends: vec![Frontend {
+            service: "default".into(),
             name: "80/tcp".into(),
             addresses: vec!["192.0.2.2:80".into(), "10.0.0.5:80".into(), "127.0.0.1:80".into()],
             protocol: "tcp".into(),
@@ -101,6 +122,7 @@ fn healthy() -> Snapshot {
         ]
         .into_iter()
         .map(|(age_ms, kind, from, to, load_percent, reason, times)| Decision {
+            service: "default".into(),
             age_ms,
             kind: kind.into(),
             from,
@@ -139,6 +161,53 @@ fn degraded() -> Snapshot {
     snapshot
 }
 
+/// Two services, and one that was removed and is drained.
+fn several() -> Snapshot {
+    let mut snapshot = healthy();
+    let web = Service { name: "web".into(), ..snapshot.services[0].clone() };
+    let mut cache = service("cache", 2, &["6379/tcp"]);
+    cache.scaling =
+        Scaling { min: None, max: None, target_cpu_percent: None, standing: None, draining: 0, ..cache.scaling };
+    let mut old = service("old", 0, &["81/tcp"]);
+    old.phase = Phase::Stopping;
+    old.scaling = Scaling { desired: 0, standing: None, ..old.scaling };
+    snapshot.scaling = Scaling { min: None, max: None, desired: 6, ready: 6, draining: 2, ..cache.scaling.clone() };
+    let of = |service: &str, name: &str, backends: Vec<Backend>| Frontend {
+        service: service.into(),
+        name: name.into(),
+        backends,
+        ..snapshot.frontends[0].clone()
+    };
+    let fixed = |number: u32| Backend {
+        name: format!("10.0.0.{number}:6379"),
+        address: Some(format!("10.0.0.{number}:6379")),
+        container_id: None,
+        cpu_percent: None,
+        ..backend(number, BackendState::Ready)
+    };
+    let leaving = vec![Backend { connections_active: 2, slot: false, ..backend(6, BackendState::Draining) }];
+    let mut frontends = vec![
+        of("web", "80/tcp", snapshot.frontends[0].backends.clone()),
+        of("cache", "6379/tcp", vec![fixed(2), fixed(3)]),
+        of("old", "81/tcp", leaving),
+    ];
+    frontends[1].addresses = vec!["192.0.2.2:6379".into()];
+    frontends[2].addresses.clear();
+    for (decision, service) in snapshot.decisions.iter_mut().zip(["web", "web", "web", "web", "cache", "old"]) {
+        decision.service = service.into();
+    }
+    (snapshot.services, snapshot.frontends) = (vec![web, cache, old], frontends);
+    snapshot
+}
+
+#[test]
+fn several_services_are_told_apart() {
+    let page = render(&several(), PLAIN);
+
+    assert_eq!(page, include_str!("golden/several.txt"), "\n{page}");
+    assert_eq!(several().health(), Exit::Healthy, "a frontend that is on its way out needs no ready backend");
+}
+
 #[test]
 fn a_healthy_instance_is_a_calm_page() {
     let page = render(&healthy(), PLAIN);
@@ -163,7 +232,7 @@ fn a_narrow_terminal_gets_fewer_columns() {
 #[test]
 fn no_line_is_longer_than_the_terminal() {
     for width in 60..200 {
-        for snapshot in [healthy(), degraded()] {
+        for snapshot in [healthy(), degraded(), several()] {
             let page = render(&snapshot, Style { width, ..PLAIN });
 
             let longest = page.lines().map(|line| line.chars().count()).max();
@@ -177,7 +246,7 @@ fn tiny_terminals_and_empty_snapshots_do_no_harm() {
     let mut empty = healthy();
     (empty.frontends, empty.decisions, empty.hooks) = (vec![], vec![], vec![]);
     for width in [0, 1, 2, 10, 19, 40] {
-        for snapshot in [&empty, &healthy(), &degraded()] {
+        for snapshot in [&empty, &healthy(), &degraded(), &several()] {
             assert!(render(snapshot, Style { width, ..PLAIN }).ends_with('\n'));
         }
     }

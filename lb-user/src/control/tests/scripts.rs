@@ -776,3 +776,96 @@ fn decisions_of_a_former_agent_are_remembered() {
 
     assert_eq!(script.controller.snapshot(ms(10)).decisions, [former]);
 }
+
+#[test]
+fn other_bounds_take_effect_at_once_and_are_told() {
+    let mut script = Script::running(2, 10, 2);
+
+    let raised = Event::Reconfigured(Box::new(reconfigured(Scaling::Auto(law(4, 10)))));
+    assert_eq!(script.effect(raised), [start(3), start(4)]);
+    let news = script.controller.take_news();
+    assert_eq!((news[0].kind, news[0].from, news[0].to), (DecisionKind::Reconfigured, 2, 4));
+
+    let mut script = Script::running(4, 10, 4);
+    let lowered = Event::Reconfigured(Box::new(reconfigured(Scaling::Auto(law(1, 3)))));
+    assert_eq!(script.effect(lowered), [publish(6, &[1, 2, 3], &[4])], "the newest is drained, not killed");
+}
+
+#[test]
+fn windows_of_a_law_that_stays_are_kept_and_those_of_another_begin_anew() {
+    let mut script = Script::running(2, 10, 2);
+    script.loaded(47.0, 1, 3);
+    let same = Reconfiguration { drain_timeout: Duration::from_secs(5), ..reconfigured(Scaling::Auto(law(2, 10))) };
+    assert_eq!(script.effect(Event::Reconfigured(Box::new(same))), []);
+    assert_eq!(script.loaded(47.0, 4, 4), [start(3), start(4), start(5)], "three seconds are over");
+
+    let mut script = Script::running(2, 10, 2);
+    script.loaded(47.0, 1, 3);
+    let other = reconfigured(Scaling::Auto(law(2, 11)));
+    assert_eq!(script.effect(Event::Reconfigured(Box::new(other))), []);
+    assert_eq!(script.loaded(47.0, 4, 6), [], "seen under the other law");
+    assert_eq!(script.loaded(47.0, 7, 7), [start(3), start(4), start(5), start(6)]);
+}
+
+#[test]
+fn a_shorter_drain_ends_one_that_is_under_way() {
+    let mut script = Script::running(2, 2, 2);
+    let fewer = reconfigured(Scaling::Auto(law(1, 1)));
+    assert_eq!(script.effect(Event::Reconfigured(Box::new(fewer.clone()))), [publish(4, &[1], &[2])]);
+    script.confirm(4);
+    script.effect(swept(200, &[(2, 1)]));
+
+    let shorter = Reconfiguration { drain_timeout: Duration::from_millis(500), ..fewer };
+    assert_eq!(script.at(400).effect(Event::Reconfigured(Box::new(shorter))), []);
+    assert_eq!(script.controller.deadline(), Some(ms(600)));
+
+    assert_eq!(script.at(600).effect(Event::Tick), [stop(2)]);
+}
+
+#[test]
+fn a_backend_that_is_not_listed_any_more_keeps_its_connections() {
+    let mut script = Script::running_with(Settings::new(Scaling::Fixed), 2);
+    let unlisted = Reconfiguration { unlisted: [id("b")].into(), ..reconfigured(Scaling::Fixed) };
+
+    assert_eq!(script.effect(Event::Reconfigured(Box::new(unlisted))), [publish(4, &[1], &[2])]);
+    script.confirm(4);
+    assert_eq!(script.effect(Event::Resynced(vec![sighting("a", 1), sighting("c", 3)])), [], "b is not missed");
+    assert_eq!(script.at(200).tell(passed(3)), [publish(5, &[1, 3], &[2])]);
+    script.confirm(5);
+
+    assert_eq!(script.at(2_000).effect(swept(1_900, &[(2, 1)])), [], "a connection is left");
+    assert_eq!(script.at(3_000).effect(swept(2_900, &[])), [publish(6, &[1, 3], &[])]);
+}
+
+#[test]
+fn a_backend_that_is_listed_again_serves_again() {
+    let mut script = Script::running_with(Settings::new(Scaling::Fixed), 2);
+    let unlisted = Reconfiguration { unlisted: [id("b")].into(), ..reconfigured(Scaling::Fixed) };
+    script.effect(Event::Reconfigured(Box::new(unlisted)));
+    script.confirm(4);
+
+    let both = Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]);
+    assert_eq!(script.at(200).effect(both.clone()), [publish(5, &[1, 2], &[])]);
+    assert_eq!(script.states(), [BackendState::Ready; 2]);
+    script.confirm(5);
+    assert_eq!(script.at(300).effect(both), []);
+}
+
+#[test]
+fn a_service_that_is_removed_is_drained_although_it_was_to_be_kept() {
+    let settings = Settings { keep: true, ..Settings::new(Scaling::Auto(law(1, 1))) };
+    let mut script = Script::running_with(settings, 1);
+    script.effect(Event::Reconfigured(Box::new(reconfigured(Scaling::Auto(law(1, 1))))));
+
+    assert_eq!(script.effect(Event::StopRequested), [publish(3, &[], &[1])]);
+    script.confirm(3);
+    assert_eq!(script.at(2_000).effect(swept(1_900, &[])), [stop(1)]);
+    assert_eq!(script.effect(Event::Stopped { id: id("a") }), [publish(4, &[], &[]), Command::Finish]);
+}
+
+#[test]
+fn other_endpoints_are_published_again() {
+    let mut script = Script::running(2, 2, 2);
+
+    assert_eq!(script.effect(Event::EndpointsChanged), [publish(4, &[1, 2], &[])]);
+}

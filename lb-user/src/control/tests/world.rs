@@ -53,6 +53,8 @@ struct World {
     chance: Chance,
     now: Timestamp,
     max: u32,
+    /// The law that is in force in peace.
+    scaling: Scaling,
     fault_one_in: u64,
     /// By time, and in the order in which they were planned.
     coming: BTreeMap<(Timestamp, u64), Event>,
@@ -92,7 +94,9 @@ impl Drop for World {
 
 impl World {
     fn new(seed: u64, settings: Settings, max: u32) -> Self {
+        let scaling = settings.scaling;
         let mut world = World {
+            scaling,
             controller: Controller::new(settings),
             chance: Chance(seed),
             now: Timestamp::ZERO,
@@ -180,6 +184,7 @@ impl World {
         let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
         let victim = self.chance.pick(&ids);
         let after = self.chance.below(20);
+        let most = 1 + self.chance.below(self.max.into()) as u32;
         match (self.chance.below(40), victim) {
             (0, Some(id)) => {
                 self.end(&id);
@@ -209,12 +214,18 @@ impl World {
                 self.plan(after, Event::ProviderLost { error: "gone fishing".into() });
             }
             (6 | 7, _) => self.bring_engine_back(after),
+            (9, _) => self.reconfigure(Scaling::Auto(law(1, most))),
+            (10, _) => self.tell(Event::EndpointsChanged),
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));
             }
             _ => {}
         }
+    }
+
+    fn reconfigure(&mut self, scaling: Scaling) {
+        self.tell(Event::Reconfigured(Box::new(reconfigured(scaling))));
     }
 
     /// Plans what the engine would report, if it were there.
@@ -414,6 +425,7 @@ impl World {
     /// Ends all faults.
     fn calm(&mut self) {
         self.fault_one_in = 0;
+        self.reconfigure(self.scaling);
         self.bring_engine_back(1);
         self.containers.values_mut().for_each(|real| real.healthy = true);
         self.load_percent = 35.0;

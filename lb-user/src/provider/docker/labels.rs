@@ -6,7 +6,9 @@ use super::{DockerSettings, with_tag};
 
 /// The label that names the instance a container belongs to; everything is found by it.
 pub const INSTANCE: &str = "io.lb-user.instance";
-/// The label with the container's place in the instance, a decimal number.
+/// The label that names the service within the instance. Agents that knew one service only did not write it.
+pub const SERVICE: &str = "io.lb-user.service";
+/// The label with the container's place in the service, a decimal number.
 pub const ORDINAL: &str = "io.lb-user.ordinal";
 /// The label that marks a container as made, and to be removed, by an agent.
 pub const MANAGED: &str = "io.lb-user.managed";
@@ -18,6 +20,7 @@ pub const CONFIG: &str = "io.lb-user.config";
 pub fn of(settings: &DockerSettings, ordinal: u32) -> HashMap<String, String> {
     HashMap::from([
         (INSTANCE.to_owned(), settings.instance.clone()),
+        (SERVICE.to_owned(), settings.service.clone()),
         (ORDINAL.to_owned(), ordinal.to_string()),
         (MANAGED.to_owned(), "true".to_owned()),
         (CONFIG.to_owned(), config_hash(settings)),
@@ -35,17 +38,25 @@ pub fn ordinal_in(instance: &str, labels: &HashMap<String, String>) -> Option<u3
     labels.get(ORDINAL)?.parse().ok()
 }
 
+/// Returns the service of a container of an instance; one without the label is `heir`'s.
+#[must_use]
+pub fn service_in<'a>(labels: &'a HashMap<String, String>, heir: &'a str) -> &'a str {
+    labels.get(SERVICE).map_or(heir, String::as_str)
+}
+
 /// Returns whether a container was made with other settings than `hash` stands for.
 #[must_use]
 pub fn is_outdated(hash: &str, labels: &HashMap<String, String>) -> bool {
     labels.get(CONFIG).is_none_or(|found| found != hash)
 }
 
-/// Returns the names that the container of `ordinal` may take, the first that is free wins.
+/// Returns the names that the container of `ordinal` may take, the first that is free wins. A service with its instance's
+/// name is named once.
 ///
 /// More than one, because a container that drains keeps its name while its successor starts.
-pub fn names(instance: &str, ordinal: u32) -> impl Iterator<Item = String> {
-    let first = format!("lb-{instance}-{ordinal}");
+pub fn names(instance: &str, service: &str, ordinal: u32) -> impl Iterator<Item = String> {
+    let whose = if service == instance { instance.to_owned() } else { format!("{instance}-{service}") };
+    let first = format!("lb-{whose}-{ordinal}");
     let further: Vec<String> = (2..=9).map(|suffix| format!("{first}-{suffix}")).collect();
     std::iter::once(first).chain(further)
 }
@@ -103,6 +114,7 @@ mod tests {
     fn settings() -> DockerSettings {
         DockerSettings {
             instance: "web".into(),
+            service: "web".into(),
             image: "lb-api".into(),
             network: None,
             cpus: Some(0.5),
@@ -118,6 +130,16 @@ mod tests {
 
         assert_eq!(ordinal_in("web", &labels), Some(7));
         assert_eq!(ordinal_in("other", &labels), None);
+    }
+
+    #[test]
+    fn a_container_without_a_service_is_the_heirs() {
+        let mut labels = of(&DockerSettings { service: "api".into(), ..settings() }, 7);
+        assert_eq!(service_in(&labels, "web"), "api");
+
+        labels.remove(SERVICE);
+
+        assert_eq!((service_in(&labels, "web"), ordinal_in("web", &labels)), ("web", Some(7)));
     }
 
     #[test]
@@ -137,11 +159,11 @@ mod tests {
 
     #[test]
     fn the_plain_name_comes_first() {
-        let names: Vec<String> = names("web", 3).collect();
+        let names = |service| super::names("web", service, 3).collect::<Vec<String>>();
 
-        assert_eq!(names[0], "lb-web-3");
-        assert_eq!(names[1], "lb-web-3-2");
-        assert_eq!(names.len(), 9);
+        assert_eq!(names("web")[..2], ["lb-web-3", "lb-web-3-2"]);
+        assert_eq!(names("api")[..2], ["lb-web-api-3", "lb-web-api-3-2"]);
+        assert_eq!(names("api").len(), 9);
     }
 
     #[test]
@@ -173,6 +195,7 @@ mod tests {
     fn settings_of_the_agent_leave_the_hash_alone() {
         let mut changed = settings();
         changed.instance = "other".into();
+        changed.service = "other".into();
         changed.stop_grace = Duration::ZERO;
 
         assert_eq!(config_hash(&changed), config_hash(&settings()));

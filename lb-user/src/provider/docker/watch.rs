@@ -7,6 +7,8 @@
 //!     └── back-off 0.5 s … 30 s ◀── Lost ◀── stream ended or list failed
 //! ```
 //!
+//! Each service is told of its own containers, by the [`Roster`]; one that enters it makes everything be listed.
+//!
 //! Answers arrive later than they were true, so a [`Ledger`] keeps what the events said in the meantime: an
 //! inspection is void once its container is gone, and a listing is corrected by the events since it was asked for. A paused container is listed and reported `Gone` again
 //! after every listing, as it runs but serves nobody.
@@ -17,6 +19,7 @@ use std::{
     future::pending,
     hash::{BuildHasher, Hasher},
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,12 +29,11 @@ use futures_util::{
     future::BoxFuture,
     stream::{BoxStream, FuturesUnordered},
 };
-use tokio::sync::mpsc;
 
-use super::{DockerProvider, Found};
+use super::{Found, Roster, fleet::Listing};
 use crate::{
     control::{ContainerId, GoneCause, Sighting},
-    provider::{EVENT_BACKLOG, ProviderError, ProviderEvent},
+    provider::{ProviderError, ProviderEvent},
 };
 
 /// How often everything is listed, in case the engine dropped an event.
@@ -46,49 +48,22 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A session that lasted this long ends the back-off; one that ends sooner is no better than none.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// Starts the task that watches; it ends when the receiver is dropped.
-pub(super) fn spawn(provider: DockerProvider) -> mpsc::Receiver<ProviderEvent> {
-    let (sender, receiver) = mpsc::channel(EVENT_BACKLOG);
-    tokio::spawn(async move {
-        let listener = sender.clone();
-        tokio::select! {
-            () = listener.closed() => {}
-            () = watch(&provider, &sender) => {}
-        }
-    });
-    receiver
-}
-
-async fn watch(provider: &DockerProvider, sender: &mpsc::Sender<ProviderEvent>) {
+/// Watches for as long as it is let.
+pub(super) async fn watch(roster: &Roster) {
     let mut failures = 0;
     let mut lost = false;
     loop {
         let began = Instant::now();
-        let Err(interruption) = Session::new(provider, sender).follow(&mut lost).await;
-        let error = match interruption {
-            Interruption::Engine(error) => error,
-            Interruption::NobodyListens => return,
-        };
+        let Err(error) = Session::new(roster).follow(&mut lost).await;
         if began.elapsed() >= STEADY {
             failures = 0;
         }
-        if !std::mem::replace(&mut lost, true) && sender.send(ProviderEvent::Lost { error }).await.is_err() {
-            return;
+        if !std::mem::replace(&mut lost, true) {
+            let error = Arc::new(error);
+            roster.tell_all(|| ProviderEvent::Lost { error: Arc::clone(&error) }).await;
         }
         tokio::time::sleep(backoff(failures, entropy())).await;
         failures = failures.saturating_add(1);
-    }
-}
-
-/// Why a session ended.
-enum Interruption {
-    Engine(ProviderError),
-    NobodyListens,
-}
-
-impl From<ProviderError> for Interruption {
-    fn from(error: ProviderError) -> Self {
-        Self::Engine(error)
     }
 }
 
@@ -96,21 +71,21 @@ type Look = (ContainerId, u64, Result<Option<Found>, ProviderError>);
 
 /// One subscription, from the request to the interruption.
 struct Session<'a> {
-    provider: &'a DockerProvider,
-    sender: &'a mpsc::Sender<ProviderEvent>,
+    roster: &'a Roster,
     ledger: Ledger,
     looks: FuturesUnordered<BoxFuture<'a, Look>>,
 }
 
 impl<'a> Session<'a> {
-    fn new(provider: &'a DockerProvider, sender: &'a mpsc::Sender<ProviderEvent>) -> Self {
-        Self { provider, sender, ledger: Ledger::default(), looks: FuturesUnordered::new() }
+    fn new(roster: &'a Roster) -> Self {
+        Self { roster, ledger: Ledger::default(), looks: FuturesUnordered::new() }
     }
 
     /// Follows the events until something fails. `lost` is taken back by the first listing that succeeds.
-    async fn follow(mut self, lost: &mut bool) -> Result<Infallible, Interruption> {
-        let mut events: BoxStream<'static, _> = self.provider.engine.subscribe(&self.provider.settings.instance);
-        let mut listing: Option<BoxFuture<'a, _>> = Some(Box::pin(self.provider.list_now()));
+    async fn follow(mut self, lost: &mut bool) -> Result<Infallible, ProviderError> {
+        let roster = self.roster;
+        let mut events: BoxStream<'static, _> = roster.engine.subscribe(&roster.instance);
+        let mut listing: Option<BoxFuture<'a, _>> = Some(Box::pin(roster.list()));
         let mut pause = FIRST_RESYNC;
         let resync = tokio::time::sleep(pause);
         tokio::pin!(resync);
@@ -119,69 +94,69 @@ impl<'a> Session<'a> {
             // Events come first: a death must not wait for an answer that is only of interest to the living.
             tokio::select! {
                 biased;
-                event = events.next() => self.on_event(&event.unwrap_or_else(|| Err(self.ended()))?).await?,
+                event = events.next() => self.on_event(&event.unwrap_or_else(|| Err(self.ended()))?).await,
                 Some(look) = self.looks.next() => self.on_look(look).await?,
                 listed = answer(&mut listing) => {
                     listing = None;
-                    self.on_listed(listed?, std::mem::take(lost)).await?;
+                    self.on_listed(listed?, std::mem::take(lost)).await;
                     resync.as_mut().set(tokio::time::sleep(pause));
                     pause = RESYNC;
                 }
+                () = roster.has_changed.notified(), if listing.is_none() => {
+                    self.ledger.listing_begins();
+                    listing = Some(Box::pin(roster.list()));
+                }
                 () = &mut resync, if listing.is_none() => {
                     self.ledger.listing_begins();
-                    listing = Some(Box::pin(self.provider.list_now()));
+                    listing = Some(Box::pin(roster.list()));
                 }
             }
         }
     }
 
-    async fn on_event(&mut self, event: &EventMessage) -> Result<(), Interruption> {
+    async fn on_event(&mut self, event: &EventMessage) {
         match self.ledger.record(change_of(event)) {
-            Action::None => Ok(()),
-            Action::Tell { id, cause } => self.tell(ProviderEvent::Gone { id, cause }).await,
+            Action::None => {}
+            Action::Tell { id, cause } => {
+                self.roster.tell_of(&id, || ProviderEvent::Gone { id: id.clone(), cause }).await;
+            }
             Action::Look { id, ticket } => {
-                let provider = self.provider;
+                let roster = self.roster;
                 self.looks.push(Box::pin(async move {
-                    let seen = provider.look(&id).await;
+                    let seen = roster.look(&id).await;
                     (id, ticket, seen)
                 }));
-                Ok(())
             }
         }
     }
 
-    async fn on_look(&mut self, (id, ticket, seen): Look) -> Result<(), Interruption> {
+    async fn on_look(&mut self, (id, ticket, seen): Look) -> Result<(), ProviderError> {
         let seen = match seen {
             // Removed since; its own event says so.
             Err(ProviderError::Gone { .. }) => None,
             other => other?,
         };
-        match self.ledger.looked(&id, ticket, seen) {
-            Some(sighting) => self.tell(ProviderEvent::Seen(sighting)).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn on_listed(&mut self, listed: Vec<Found>, was_lost: bool) -> Result<(), Interruption> {
-        if was_lost {
-            self.tell(ProviderEvent::Back).await?;
-        }
-        let (paused, sightings) = self.ledger.listing_ends(listed);
-        self.tell(ProviderEvent::Resynced(sightings)).await?;
-        for id in paused {
-            self.tell(ProviderEvent::Gone { id, cause: GoneCause::Paused }).await?;
+        if let Some(sighting) = self.ledger.looked(&id, ticket, seen) {
+            self.roster.tell_of(&id, || ProviderEvent::Seen(sighting.clone())).await;
         }
         Ok(())
     }
 
-    async fn tell(&mut self, event: ProviderEvent) -> Result<(), Interruption> {
-        self.sender.send(event).await.map_err(|_| Interruption::NobodyListens)
+    async fn on_listed(&mut self, listed: Listing, was_lost: bool) {
+        if was_lost {
+            self.roster.tell_all(|| ProviderEvent::Back).await;
+        }
+        let (paused, sightings) = self.ledger.listing_ends(listed.found);
+        self.roster.tell_listing(listed.services, sightings).await;
+        for id in paused {
+            self.roster.tell_of(&id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Paused }).await;
+        }
     }
 
     fn ended(&self) -> ProviderError {
         ProviderError::Unreachable {
             action: "follow the engine's events".into(),
-            endpoint: self.provider.engine.endpoint.to_string(),
+            endpoint: self.roster.engine.endpoint.to_string(),
             source: io::Error::new(io::ErrorKind::UnexpectedEof, "the engine closed the connection"),
         }
     }

@@ -1,0 +1,267 @@
+//! The configuration, read again while the agent runs.
+//!
+//! ```text
+//! SIGHUP ─▶ read and check ─▶ compare ─▶ ask the engine for images and networks ─▶ apply
+//!             (beside the loop: nobody waits for a file or an engine)           (in the loop)
+//! ```
+//!
+//! A configuration that cannot be run changes nothing at all. A service whose containers cannot be started is left as it
+//! was, and the others go on. What is not different is not touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Agent, Answer,
+    service::{docker_settings, provider},
+};
+use crate::{
+    config::{
+        Reload, RunConfig, ServiceName, Source,
+        diff::{self, Changes},
+    },
+    control::{ContainerId, Event},
+    provider::{Provider, docker::Fleet},
+};
+
+/// What `status` calls what is wrong with the configuration that was read last.
+const PROBLEM: &str = "reload";
+
+/// A configuration that can take the place of the one that is run.
+pub struct Prepared {
+    config: RunConfig,
+    changes: Changes,
+    fleet: Option<Arc<Fleet>>,
+    /// Of services that are new, or whose containers or backends have changed.
+    providers: BTreeMap<ServiceName, Arc<dyn Provider>>,
+    /// Why services were left as they were, one sentence each.
+    complaints: Vec<String>,
+}
+
+impl Agent {
+    /// Reads the configuration again, beside the loop.
+    pub(super) fn begin_reload(&mut self) {
+        let Some(reload) = self.reload.clone() else { return };
+        if self.asked > 0 {
+            tracing::info!("the agent is ending: the configuration is not read again");
+            return;
+        }
+        if std::mem::replace(&mut self.is_reloading, true) {
+            self.reload_again = true;
+            return;
+        }
+        let removed = self.services.iter().filter(|(_, service)| service.is_removed).map(|(name, _)| name.clone());
+        let (removed, from) = (removed.collect(), self.config.clone());
+        let (fleet, answers) = (self.fleet.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let outcome = prepare(reload, from, removed, fleet).await;
+            let _nobody_listens = answers.send(Answer::Reloaded(outcome.map(Box::new)));
+        });
+    }
+
+    /// Applies what was read, or tells why it cannot be.
+    pub(super) fn on_reloaded(&mut self, outcome: Result<Box<Prepared>, String>) -> Vec<(ServiceName, Event)> {
+        self.is_reloading = false;
+        self.is_report_old = true;
+        let events = match outcome {
+            // What is ending takes nothing over.
+            Ok(_) if self.asked > 0 => Vec::new(),
+            Ok(prepared) => self.apply(*prepared),
+            Err(error) => {
+                let error = format!("the configuration was not taken over, the former one is run: {error}");
+                tracing::error!("{error}");
+                self.problems.insert(PROBLEM, error.replace('\n', "; "));
+                Vec::new()
+            }
+        };
+        if std::mem::take(&mut self.reload_again) {
+            self.begin_reload();
+        }
+        events
+    }
+
+    fn apply(&mut self, prepared: Prepared) -> Vec<(ServiceName, Event)> {
+        let Prepared { config, changes, fleet, mut providers, complaints } = prepared;
+        tell(&changes);
+        complaints.iter().for_each(|complaint| tracing::error!("{complaint}"));
+        match complaints.is_empty() {
+            true => self.problems.remove(PROBLEM),
+            false => self.problems.insert(PROBLEM, complaints.join("; ")),
+        };
+        let keep_changes = config.keep != self.config.keep;
+        (self.config, self.fleet) = (config, fleet);
+        let now = self.now();
+        let mut events: Vec<(ServiceName, Event)> = Vec::new();
+        for name in &changes.removed {
+            let Some(service) = self.services.get_mut(name) else { continue };
+            service.is_removed = true;
+            let reconfiguration = service.reconfiguration(&self.config, "removed from the configuration".to_owned());
+            events.push((name.clone(), Event::Reconfigured(Box::new(reconfiguration))));
+            events.push((name.clone(), Event::StopRequested));
+        }
+        for change in changes.changed {
+            let name = change.service.name.clone();
+            let Some(service) = self.services.get_mut(&name) else { continue };
+            let former = std::mem::replace(&mut service.config, change.service);
+            let reason = format!("changed: {}", change.keys.join(", "));
+            let mut reconfiguration = service.reconfiguration(&self.config, reason);
+            reconfiguration.unlisted = change.unlisted.iter().map(|one| ContainerId(one.to_string())).collect();
+            events.push((name.clone(), Event::Reconfigured(Box::new(reconfiguration))));
+            if former.frontends != service.config.frontends {
+                service.let_go(&self.datapath.registry, now);
+                events.push((name.clone(), Event::EndpointsChanged));
+            }
+            if let Some(provider) = providers.remove(&name) {
+                service.change_provider(provider, &mut self.feeds);
+            }
+        }
+        if keep_changes {
+            for (name, service) in self.services.iter().filter(|(_, service)| !service.is_removed) {
+                let reconfiguration = service.reconfiguration(&self.config, "changed: keep".to_owned());
+                events.push((name.clone(), Event::Reconfigured(Box::new(reconfiguration))));
+            }
+        }
+        for service in changes.added {
+            let Some(provider) = providers.remove(&service.name) else { continue };
+            self.begin(service, provider, None);
+        }
+        // First, so that what is published afterwards has its frontends.
+        let came = self.serve_frontends();
+        came.into_iter().chain(events).collect()
+    }
+}
+
+fn tell(changes: &Changes) {
+    if *changes == Changes::default() {
+        tracing::info!("the configuration was read again: no service has changed");
+    }
+    changes.added.iter().for_each(|service| tracing::info!("service {}: added", service.name));
+    changes.removed.iter().for_each(|name| tracing::info!("service {name}: removed, it is drained"));
+    for change in &changes.changed {
+        tracing::info!("service {}: changed: {}", change.service.name, change.keys.join(", "));
+    }
+}
+
+/// Reads the configuration and makes sure that it can be run.
+async fn prepare(
+    reload: Reload,
+    from: RunConfig,
+    removed: BTreeSet<ServiceName>,
+    mut fleet: Option<Arc<Fleet>>,
+) -> Result<Prepared, String> {
+    let read = tokio::task::spawn_blocking(move || reload()).await;
+    let mut config = read.map_err(|error| error.to_string())??;
+    if let Some(service) = config.services.iter().find(|service| removed.contains(&service.name)) {
+        return Err(format!(
+            "service {} was removed and is still being drained: try again when `status` does not show it any more",
+            service.name
+        ));
+    }
+    let mut changes = diff::changes(&from, &config)
+        .map_err(|refusals| refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    let mut providers = BTreeMap::new();
+    let mut complaints = Vec::new();
+    let mut left_out = BTreeSet::new();
+    for service in changes.added.iter().chain(changes.changed.iter().map(|change| &change.service)) {
+        let former = from.services.iter().find(|former| former.name == service.name);
+        let is_same = former.is_some_and(|former| match (&former.source, &service.source) {
+            (Source::Docker(before), Source::Docker(after)) => {
+                let of = |docker| docker_settings(&config, &service.name, docker);
+                of(before) == of(after)
+            }
+            (before, after) => before == after,
+        });
+        if is_same {
+            continue;
+        }
+        match provider(&config, service, &mut fleet).await {
+            Ok(provider) => _ = providers.insert(service.name.clone(), provider),
+            Err(error) => {
+                let fate = if former.is_some() { "is left as it was" } else { "is not started" };
+                complaints.push(format!("service {} {fate}: {error:#}; then send SIGHUP again", service.name));
+                left_out.insert(service.name.clone());
+            }
+        }
+    }
+    changes.added.retain(|service| !left_out.contains(&service.name));
+    changes.changed.retain(|change| !left_out.contains(&change.service.name));
+    leave_out(&mut config, &from, &left_out);
+    if let Some((first, second)) = config.overlap() {
+        let overlap = format!("publish {second} claims connections that {first} claims until then");
+        return Err(format!("{}; {overlap}", complaints.join("; ")));
+    }
+    Ok(Prepared { config, changes, fleet, providers, complaints })
+}
+
+/// Leaves services as they were, or out if they were not there.
+fn leave_out(config: &mut RunConfig, from: &RunConfig, names: &BTreeSet<ServiceName>) {
+    let services = std::mem::take(&mut config.services).into_iter();
+    config.services = services
+        .filter_map(|service| {
+            if !names.contains(&service.name) {
+                return Some(service);
+            }
+            from.services.iter().find(|former| former.name == service.name).cloned()
+        })
+        .collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::file::parse;
+
+    fn config(services: &[(&str, &str)]) -> RunConfig {
+        let text: String = services
+            .iter()
+            .map(|(name, rest)| format!("[[service]]\nname = \"{name}\"\nbackends = [\"198.18.2.11:80\"]\n{rest}\n"))
+            .collect();
+        parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"))
+    }
+
+    fn reload(to: Result<RunConfig, String>) -> Reload {
+        Arc::new(move || to.clone())
+    }
+
+    #[tokio::test]
+    async fn only_what_has_changed_gets_another_provider() {
+        let from = config(&[("a", "publish = \"80\""), ("b", "publish = \"81\""), ("c", "publish = \"82\"")]);
+        let to = config(&[("a", "publish = \"80\""), ("b", "publish = \"83\""), ("d", "publish = \"82\"")]);
+
+        let prepared = prepare(reload(Ok(to)), from, BTreeSet::new(), None).await;
+
+        let Prepared { changes, providers, complaints, .. } = prepared.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(changes.removed, ["c".parse().unwrap()]);
+        assert_eq!(changes.changed[0].keys, ["publish"]);
+        assert_eq!(providers.keys().map(ServiceName::as_str).collect::<Vec<_>>(), ["d"]);
+        assert_eq!(complaints, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_run_is_told() {
+        let from = config(&[("a", "publish = \"80\"")]);
+        let told = async |to: Result<RunConfig, String>, removed: &[&str]| {
+            let removed = removed.iter().map(|name| name.parse().unwrap()).collect();
+            prepare(reload(to), from.clone(), removed, None).await.map(|_| ()).expect_err("a refusal")
+        };
+
+        assert_eq!(told(Err("a.toml:1:1: no".into()), &[]).await, "a.toml:1:1: no");
+        let two = config(&[("a", "publish = \"80\""), ("b", "publish = \"81\"")]);
+        assert!(told(Ok(two), &["b"]).await.starts_with("service b was removed and is still being drained: try again"));
+        let other = RunConfig { max_flows: 4096, ..from.clone() };
+        assert!(told(Ok(other), &[]).await.starts_with("max-flows cannot be changed while the agent runs"));
+    }
+
+    #[test]
+    fn a_service_that_cannot_be_started_is_as_it_was() {
+        let from = config(&[("a", "publish = \"80\""), ("b", "publish = \"81\"")]);
+        let mut to = config(&[("a", "publish = \"90\""), ("b", "publish = \"91\""), ("c", "publish = \"81\"")]);
+
+        leave_out(&mut to, &from, &["b", "c"].map(|name| name.parse().unwrap()).into());
+
+        let names: Vec<String> = to.frontends().map(|frontend| frontend.name()).collect();
+        assert_eq!(names, ["90/tcp", "81/tcp"]);
+    }
+}

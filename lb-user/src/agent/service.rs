@@ -1,0 +1,332 @@
+//! A service as the agent runs it: its controller, where its backends come from, and what it takes over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{ENGINE_DELAY, perform::Places};
+use crate::{
+    config::{self, RunConfig, ServiceName, Source},
+    control::{
+        ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp,
+        policy::{Bounds, Law, TargetLoad},
+    },
+    datapath::{
+        DatapathError,
+        loader::Former,
+        publish::{Member, Registry},
+    },
+    provider::{
+        Provider, ProviderEvent,
+        docker::{DockerSettings, Fleet},
+        fixed::FixedProvider,
+    },
+};
+
+/// A service that runs, or is on its way out.
+pub struct Service {
+    pub config: config::Service,
+    pub controller: Controller,
+    pub provider: Arc<dyn Provider>,
+    pub places: Places,
+    /// Frontends that are its no longer, by name, while they may have connections left.
+    pub leaving: BTreeMap<String, Leave>,
+    /// Whether it is configured no longer: it ends when it is drained.
+    pub is_removed: bool,
+    /// Whether its controller has nothing left to do.
+    pub has_finished: bool,
+    feed: Feed,
+}
+
+/// How long a frontend that has gone may keep its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Leave {
+    /// When it went.
+    pub since: Timestamp,
+    /// When its connections end, if they have not by then.
+    pub deadline: Timestamp,
+}
+
+/// What a provider told.
+pub struct Told {
+    service: ServiceName,
+    serial: u64,
+    /// Nothing if its watch has ended by itself.
+    pub event: Option<ProviderEvent>,
+}
+
+/// Where what the providers tell comes together.
+pub struct Feeds {
+    sender: mpsc::Sender<Told>,
+    serials: u64,
+}
+
+/// What a provider tells, on its way to the loop. It ends with this.
+struct Feed {
+    serial: u64,
+    task: JoinHandle<()>,
+}
+
+impl Feeds {
+    pub fn new(sender: mpsc::Sender<Told>) -> Self {
+        Self { sender, serials: 0 }
+    }
+
+    fn follow(&mut self, service: &ServiceName, provider: &dyn Provider) -> Feed {
+        self.serials += 1;
+        let (serial, service, sender) = (self.serials, service.clone(), self.sender.clone());
+        let mut events = provider.events();
+        let task = tokio::spawn(async move {
+            loop {
+                let event = events.recv().await;
+                let is_over = event.is_none();
+                let told = Told { service: service.clone(), serial, event };
+                if sender.send(told).await.is_err() || is_over {
+                    return;
+                }
+            }
+        });
+        Feed { serial, task }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Told {
+    /// Returns the name of the service that this is for, if it is the service's present provider that told it.
+    pub fn addressee(&self, services: &BTreeMap<ServiceName, Service>) -> Option<ServiceName> {
+        services.get(&self.service).filter(|service| service.feed.serial == self.serial)?;
+        Some(self.service.clone())
+    }
+}
+
+impl Service {
+    pub fn new(
+        config: config::Service,
+        settings: Settings,
+        provider: Arc<dyn Provider>,
+        places: Places,
+        feeds: &mut Feeds,
+    ) -> Self {
+        let feed = feeds.follow(&config.name, &*provider);
+        Self {
+            config,
+            controller: Controller::new(settings),
+            provider,
+            places,
+            leaving: BTreeMap::new(),
+            is_removed: false,
+            has_finished: false,
+            feed,
+        }
+    }
+
+    /// Takes another provider in place of its own.
+    pub fn change_provider(&mut self, provider: Arc<dyn Provider>, feeds: &mut Feeds) {
+        self.feed = feeds.follow(&self.config.name, &*provider);
+        self.provider = provider;
+    }
+
+    /// Returns the time between the request to end and the kill.
+    pub fn stop_grace(&self) -> Duration {
+        stop_grace(&self.config)
+    }
+
+    /// Lets frontends go that it has no longer, with the connections that they have.
+    pub fn let_go(&mut self, registry: &Registry, now: Timestamp) {
+        let names: BTreeSet<String> = self.config.frontends.iter().map(|publish| publish.name()).collect();
+        self.leaving.retain(|name, _| !names.contains(name));
+        let leave = Leave { since: now, deadline: now + self.config.drain_timeout };
+        for backend in registry.backends_of(self.config.name.as_str()) {
+            let name = registry.frontend_name(backend.frontend).filter(|name| !names.contains(*name));
+            if let Some(name) = name {
+                self.leaving.entry(name.to_owned()).or_insert(leave);
+            }
+        }
+    }
+
+    /// Returns what its controller has to be told after `config` has changed.
+    pub fn reconfiguration(&self, run: &RunConfig, reason: String) -> Reconfiguration {
+        let Settings { scaling, drain_timeout, probe_interval, stop_patience, .. } = settings(&self.config, run);
+        let (keep, unlisted) = (run.keep && !self.is_removed, BTreeSet::new());
+        Reconfiguration { reason, scaling, drain_timeout, probe_interval, stop_patience, keep, unlisted }
+    }
+
+    /// Returns the load at which the most are wanted, in percent.
+    pub fn target_cpu_percent(&self) -> Option<f64> {
+        match &self.config.source {
+            Source::Docker(docker) => Some(docker.scaling.target_cpu.percent()),
+            Source::Static { .. } => None,
+        }
+    }
+}
+
+/// Connects to everything that backends come from, and makes sure that containers can be started.
+///
+/// # Errors
+/// The first thing that keeps a service from being served.
+pub async fn connect(config: &RunConfig) -> Result<(Option<Arc<Fleet>>, BTreeMap<ServiceName, Arc<dyn Provider>>)> {
+    let mut fleet = None;
+    let mut providers = BTreeMap::new();
+    for service in &config.services {
+        let found = provider(config, service, &mut fleet).await;
+        let found =
+            if config.services.len() > 1 { found.with_context(|| format!("service {}", service.name)) } else { found };
+        providers.insert(service.name.clone(), found?);
+    }
+    Ok((fleet, providers))
+}
+
+/// Returns a service's provider; connects to the engine if it is the first that needs one.
+///
+/// # Errors
+/// What keeps its containers from being started.
+pub async fn provider(
+    config: &RunConfig,
+    service: &config::Service,
+    fleet: &mut Option<Arc<Fleet>>,
+) -> Result<Arc<dyn Provider>> {
+    let docker = match &service.source {
+        Source::Static { backends } => {
+            let backends: Vec<_> = backends.iter().map(|&backend| backend.into()).collect();
+            return Ok(Arc::new(FixedProvider::new(&backends)));
+        }
+        Source::Docker(docker) => docker,
+    };
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(DatapathError::NotRoot.into());
+    }
+    let fleet = match fleet {
+        Some(fleet) => fleet,
+        None => {
+            let connected = Fleet::connect(config.instance.as_str(), config.heir().as_str()).await?;
+            let facts = connected.facts().await?;
+            tracing::info!("Docker {} at {} (API {})", facts.version, facts.endpoint, facts.api_version);
+            fleet.insert(Arc::new(connected))
+        }
+    };
+    let provider = fleet.provider(docker_settings(config, &service.name, docker));
+    provider.check().await?;
+    Ok(Arc::new(provider))
+}
+
+/// Returns what a service's containers look like.
+pub fn docker_settings(config: &RunConfig, name: &ServiceName, docker: &config::Docker) -> DockerSettings {
+    DockerSettings {
+        instance: config.instance.as_str().to_owned(),
+        service: name.as_str().to_owned(),
+        image: docker.image.clone(),
+        network: docker.network.clone(),
+        cpus: docker.cpus.map(config::Cpus::count),
+        memory: docker.memory.map(config::MemorySize::bytes),
+        env: docker.env.iter().map(ToString::to_string).collect(),
+        stop_grace: docker.stop_grace,
+    }
+}
+
+/// Returns what a service's controller is configured with.
+pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
+    let scaling = match &service.source {
+        Source::Static { .. } => Scaling::Fixed,
+        Source::Docker(docker) => {
+            let scaling = &docker.scaling;
+            let bounds = Bounds::new(scaling.min, scaling.max).expect("the configuration was checked");
+            Scaling::Auto(Law {
+                target: TargetLoad::new(scaling.target_cpu.share()).expect("the configuration was checked"),
+                up_window: scaling.up_window,
+                down_window: scaling.down_window,
+                interval: run.interval,
+                ..Law::new(bounds)
+            })
+        }
+    };
+    Settings {
+        drain_timeout: service.drain_timeout,
+        probe_interval: service.health_interval,
+        keep: run.keep,
+        stop_patience: stop_grace(service).saturating_add(ENGINE_DELAY),
+        ..Settings::new(scaling)
+    }
+}
+
+fn stop_grace(service: &config::Service) -> Duration {
+    match &service.source {
+        Source::Docker(docker) => docker.stop_grace,
+        Source::Static { .. } => Duration::ZERO,
+    }
+}
+
+/// Tells a service's controller what a former agent has left of it.
+pub fn adopt(
+    settings: &mut Settings,
+    places: &mut Places,
+    former: &mut Former,
+    registry: &Registry,
+    service: &config::Service,
+) {
+    let name = service.name.as_str();
+    let slotted = former.inheritance.containers_of(name, &former.ready);
+    let served: BTreeMap<&ContainerId, SocketAddrV4> =
+        registry.backends_of(name).map(|backend| (&backend.container, backend.endpoint)).collect();
+    for (&id, endpoint) in &served {
+        let address = IpAddr::V4(*endpoint.ip());
+        if !is_to_be_shown(id, service) {
+            settings.adopted_leaving.insert(id.clone(), address);
+        } else if slotted.contains(id) && registry.member(name, id).is_some_and(|member| is_wanted(&member, service)) {
+            settings.adopted_ready.insert(id.clone(), address);
+        } else {
+            settings.adopted_flows.insert(id.clone());
+        }
+    }
+    let is_static = matches!(service.source, Source::Static { .. });
+    if is_static && served.keys().any(|id| is_container(id)) {
+        tracing::warn!(
+            "the containers of the former run stay: `lb-user detach --containers` of an instance that has ended, or \
+             `docker rm -f`, removes them"
+        );
+    }
+    if let Some(past) = former.inheritance.services.remove(name) {
+        settings.adopted_generation = past.generation;
+        settings.adopted_decisions = past.decisions;
+    }
+    places.adopt(registry, name);
+    if !served.is_empty() {
+        tracing::info!(
+            service = name,
+            backends = settings.adopted_ready.len(),
+            "taking over what a former agent has left; its connections go on"
+        );
+    }
+}
+
+/// Returns whether a backend is a container, and not a static backend.
+pub fn is_container(id: &ContainerId) -> bool {
+    id.0.parse::<SocketAddrV4>().is_err()
+}
+
+/// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
+fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
+    match (&service.source, id.0.parse::<SocketAddrV4>()) {
+        (Source::Static { backends }, Ok(address)) => backends.contains(&address),
+        (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
+        (Source::Docker(_), Err(_)) => true,
+    }
+}
+
+/// Returns whether a backend serves what it would serve today, whatever else it has served.
+fn is_wanted(member: &Member, service: &config::Service) -> bool {
+    service.frontends.iter().all(|publish| {
+        let endpoint = member.endpoints.get(&publish.name());
+        endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
+    })
+}

@@ -1,0 +1,344 @@
+//! The containers of an instance on one engine: one connection and one watch for all of its services.
+//!
+//! Each service enters the [`Roster`] with what its containers look like, and is told of those alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
+
+use super::{DockerProvider, DockerSettings, Engine, EngineFacts, Found, in_order, labels, watch};
+use crate::{
+    control::{ContainerId, Sighting},
+    provider::{EVENT_BACKLOG, ProviderError, ProviderEvent},
+};
+
+/// The connection to an engine, for all services of an instance. The watch ends with it.
+#[derive(Debug)]
+pub struct Fleet {
+    engine: Engine,
+    roster: Arc<Roster>,
+}
+
+impl Fleet {
+    /// Connects to the engine that `DOCKER_HOST` names and makes sure that it answers and is recent enough. Containers of
+    /// the instance that name no service belong to `heir`.
+    ///
+    /// # Errors
+    /// `EndpointUnsupported`, `Unreachable`, `TimedOut`, `ApiTooOld`.
+    pub async fn connect(instance: &str, heir: &str) -> Result<Self, ProviderError> {
+        let engine = Engine::connect().await?;
+        let roster = Roster {
+            engine: engine.clone(),
+            instance: instance.to_owned(),
+            heir: heir.to_owned(),
+            entries: Mutex::default(),
+            known: Mutex::default(),
+            has_changed: Notify::new(),
+            watch: OnceLock::new(),
+        };
+        Ok(Self { engine, roster: Arc::new(roster) })
+    }
+
+    /// Returns what the engine is.
+    ///
+    /// # Errors
+    /// `Rootless`, and those of any request.
+    pub async fn facts(&self) -> Result<EngineFacts, ProviderError> {
+        self.engine.facts().await
+    }
+
+    /// Returns the provider of a service's containers.
+    pub fn provider(&self, settings: DockerSettings) -> DockerProvider {
+        DockerProvider::new(self.engine.clone(), Arc::clone(&self.roster), settings)
+    }
+
+    /// Returns the services of which the engine has containers.
+    ///
+    /// # Errors
+    /// Those of any request.
+    pub async fn services(&self) -> Result<BTreeSet<String>, ProviderError> {
+        let Roster { instance, heir, .. } = &*self.roster;
+        let containers = self.engine.containers(instance).await?;
+        let labels = containers.into_iter().filter_map(|container| container.labels);
+        let ours = labels.filter(|labels| labels::ordinal_in(instance, labels).is_some());
+        Ok(ours.map(|labels| labels::service_in(&labels, heir).to_owned()).collect())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if let Some(watch) = self.roster.watch.get() {
+            watch.abort();
+        }
+        // Entries and roster hold each other.
+        locked(&self.roster.entries).clear();
+    }
+}
+
+/// Who is to be told of which containers.
+pub(super) struct Roster {
+    pub engine: Engine,
+    pub instance: String,
+    /// The service of containers that name none.
+    heir: String,
+    entries: Mutex<BTreeMap<String, Entry>>,
+    /// Whose the containers are that were seen.
+    known: Mutex<BTreeMap<ContainerId, String>>,
+    /// Told when a service has entered: it wants to know what there is.
+    pub has_changed: Notify,
+    watch: OnceLock<JoinHandle<()>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    provider: DockerProvider,
+    listener: mpsc::Sender<ProviderEvent>,
+}
+
+impl fmt::Debug for Roster {
+    /// Its entries lead back to it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Roster").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+/// All containers of the services that were in the roster when the engine had told them.
+pub(super) struct Listing {
+    pub services: BTreeSet<String>,
+    pub found: Vec<Found>,
+}
+
+impl Roster {
+    /// Enters a service, in place of what it was before, and starts the watch if it is the first. The first event is a
+    /// list of its containers.
+    pub fn enter(self: &Arc<Self>, provider: DockerProvider) -> mpsc::Receiver<ProviderEvent> {
+        let (listener, receiver) = mpsc::channel(EVENT_BACKLOG);
+        let service = provider.settings.service.clone();
+        locked(&self.entries).insert(service, Entry { provider, listener });
+        self.has_changed.notify_one();
+        self.watch.get_or_init(|| {
+            let roster = Arc::clone(self);
+            tokio::spawn(async move { watch::watch(&roster).await })
+        });
+        receiver
+    }
+
+    /// Returns the service of a container.
+    pub fn owner<'a>(&'a self, labels: &'a HashMap<String, String>) -> &'a str {
+        labels::service_in(labels, &self.heir)
+    }
+
+    /// Asks for everything there is.
+    pub async fn list(&self) -> Result<Listing, ProviderError> {
+        let summaries = self.engine.containers(&self.instance).await?;
+        let entries = locked(&self.entries).clone();
+        let mut known = BTreeMap::new();
+        let mut found = Vec::new();
+        for summary in summaries {
+            let Some(labels) = &summary.labels else { continue };
+            let Some((service, entry)) = entries.get_key_value(self.owner(labels)) else { continue };
+            let Some(one) = entry.provider.found_in_list(summary) else { continue };
+            known.insert(one.sighting.id.clone(), service.clone());
+            found.push(one);
+        }
+        in_order(&mut found);
+        locked(&self.known).extend(known);
+        Ok(Listing { services: entries.into_keys().collect(), found })
+    }
+
+    /// Looks at one container, `None` if it is of no service that is in the roster.
+    pub async fn look(&self, id: &ContainerId) -> Result<Option<Found>, ProviderError> {
+        let container = self.engine.inspect(&id.0).await?;
+        let Some(labels) = container.config.as_ref().and_then(|config| config.labels.as_ref()) else { return Ok(None) };
+        let entry =
+            locked(&self.entries).get_key_value(self.owner(labels)).map(|(name, entry)| (name.clone(), entry.clone()));
+        let Some((service, entry)) = entry else { return Ok(None) };
+        let found = entry.provider.found(container);
+        if found.is_some() {
+            locked(&self.known).insert(id.clone(), service);
+        }
+        Ok(found)
+    }
+
+    /// Tells a container's service what happened to it; all of them if it is not known whose it is.
+    pub async fn tell_of(&self, id: &ContainerId, event: impl Fn() -> ProviderEvent) {
+        let service = locked(&self.known).get(id).cloned();
+        match service {
+            Some(service) => self.tell(&service, event()).await,
+            None => self.tell_all(event).await,
+        }
+    }
+
+    /// Tells every service.
+    pub async fn tell_all(&self, event: impl Fn() -> ProviderEvent) {
+        let services: Vec<String> = locked(&self.entries).keys().cloned().collect();
+        for service in services {
+            self.tell(&service, event()).await;
+        }
+    }
+
+    /// Tells each service of a listing what it has; what is not in any is known no longer.
+    pub async fn tell_listing(&self, services: BTreeSet<String>, sightings: Vec<Sighting>) {
+        let mut parts: BTreeMap<String, Vec<Sighting>> =
+            services.into_iter().map(|service| (service, Vec::new())).collect();
+        {
+            let mut known = locked(&self.known);
+            let listed: BTreeSet<ContainerId> = sightings.iter().map(|sighting| sighting.id.clone()).collect();
+            known.retain(|id, _| listed.contains(id));
+            for sighting in sightings {
+                if let Some(part) = known.get(&sighting.id).and_then(|service| parts.get_mut(service)) {
+                    part.push(sighting);
+                }
+            }
+        }
+        for (service, part) in parts {
+            self.tell(&service, ProviderEvent::Resynced(part)).await;
+        }
+    }
+
+    /// Tells one service; one that listens no longer is struck out.
+    async fn tell(&self, service: &str, event: ProviderEvent) {
+        let Some(Entry { listener, .. }) = locked(&self.entries).get(service).cloned() else { return };
+        if listener.send(event).await.is_err() {
+            let mut entries = locked(&self.entries);
+            // Unless it has entered again meanwhile.
+            if entries.get(service).is_some_and(|entry| entry.listener.same_channel(&listener)) {
+                entries.remove(service);
+            }
+        }
+    }
+}
+
+/// Locks what nobody holds for longer than a look.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bollard::Docker;
+
+    use super::*;
+    use crate::control::{BackendName, GoneCause};
+
+    /// A roster on an engine that nobody asks.
+    fn roster() -> Arc<Roster> {
+        let docker = Docker::connect_with_host("unix:///dev/null").expect("a path that exists");
+        let engine = Engine { docker, endpoint: "unix:///dev/null".into() };
+        let watch = OnceLock::new();
+        watch.set(tokio::spawn(async {})).expect("there is none");
+        Arc::new(Roster {
+            engine,
+            instance: "edge".into(),
+            heir: "edge".into(),
+            entries: Mutex::default(),
+            known: Mutex::default(),
+            has_changed: Notify::new(),
+            watch,
+        })
+    }
+
+    fn enter(roster: &Arc<Roster>, service: &str) -> mpsc::Receiver<ProviderEvent> {
+        let settings = DockerSettings {
+            instance: "edge".into(),
+            service: service.into(),
+            image: "lb-api".into(),
+            network: None,
+            cpus: None,
+            memory: None,
+            env: Vec::new(),
+            stop_grace: Duration::ZERO,
+        };
+        roster.enter(DockerProvider::new(roster.engine.clone(), Arc::clone(roster), settings))
+    }
+
+    fn know(roster: &Roster, id: &str, service: &str) {
+        locked(&roster.known).insert(id.into(), service.to_owned());
+    }
+
+    fn sighting(id: &str) -> Sighting {
+        let (name, created) = (BackendName::from(id), 1);
+        Sighting { id: id.into(), name, ordinal: 1, address: None, running: true, created, outdated: false }
+    }
+
+    async fn tell_gone(roster: &Roster, id: &str) {
+        let event = || ProviderEvent::Gone { id: id.into(), cause: GoneCause::Removed };
+        roster.tell_of(&id.into(), event).await;
+    }
+
+    /// Returns what a service was told, in short.
+    fn told(receiver: &mut mpsc::Receiver<ProviderEvent>) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Ok(event) = receiver.try_recv() {
+            told.push(match event {
+                ProviderEvent::Resynced(list) => {
+                    format!("all {}", list.iter().map(|one| one.id.0.as_str()).collect::<Vec<_>>().join(" "))
+                }
+                ProviderEvent::Gone { id, .. } => format!("gone {id}"),
+                other => format!("{other:?}"),
+            });
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn each_service_is_told_of_its_own_containers() {
+        let roster = roster();
+        let (mut web, mut api) = (enter(&roster, "web"), enter(&roster, "api"));
+        know(&roster, "a", "web");
+        know(&roster, "b", "api");
+        let services = || ["web", "api"].map(str::to_owned).into();
+
+        roster.tell_listing(services(), vec![sighting("a"), sighting("b")]).await;
+        tell_gone(&roster, "a").await;
+        roster.tell_listing(services(), vec![sighting("b")]).await;
+
+        assert_eq!(told(&mut web), ["all a", "gone a", "all "]);
+        assert_eq!(told(&mut api), ["all b", "all b"]);
+    }
+
+    #[tokio::test]
+    async fn a_container_that_nobody_knows_may_be_anybodys() {
+        let roster = roster();
+        let (mut web, mut api) = (enter(&roster, "web"), enter(&roster, "api"));
+
+        tell_gone(&roster, "c").await;
+
+        assert_eq!((told(&mut web), told(&mut api)), (vec!["gone c".into()], vec!["gone c".into()]));
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_is_older_than_a_service_tells_it_nothing() {
+        let roster = roster();
+        let mut web = enter(&roster, "web");
+        let listed = ["web".to_owned()].into();
+        let mut api = enter(&roster, "api");
+
+        roster.tell_listing(listed, Vec::new()).await;
+
+        assert_eq!((told(&mut web), told(&mut api)), (vec!["all ".into()], Vec::new()), "it would seem to have none");
+    }
+
+    #[tokio::test]
+    async fn one_that_listens_no_longer_is_struck_out_unless_it_has_entered_again() {
+        let roster = roster();
+        drop(enter(&roster, "web"));
+        tell_gone(&roster, "a").await;
+        assert!(locked(&roster.entries).is_empty());
+
+        drop(enter(&roster, "web"));
+        let mut again = enter(&roster, "web");
+        tell_gone(&roster, "a").await;
+
+        assert_eq!(told(&mut again), ["gone a"]);
+    }
+}
