@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {
@@ -53,6 +53,8 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// `BackendId → Traffic`. Per-CPU array. Writer: datapath; the agent zeroes a row before it reuses its id.
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    /// `BackendId → Handshakes`. Per-CPU array. Writer: datapath; the agent zeroes a row before it reuses its id.
+    pub const HANDSHAKES: &str = "HANDSHAKES";
     /// `FrontendId → Traffic` of backends that are no more. Array. Writer: agent.
     pub const RETIRED: &str = "RETIRED";
     /// `0 → AgentRecord`. Array of one. Writer: agent.
@@ -61,7 +63,7 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -79,6 +81,7 @@ pub mod map {
         LOCAL_NETNS,
         COUNTERS,
         BACKEND_STATS,
+        HANDSHAKES,
         RETIRED,
         AGENT,
         REPORT,
@@ -864,6 +867,64 @@ impl Traffic {
     }
 }
 
+/// Places in [`Handshakes::latency`].
+pub const LATENCY_BUCKETS: usize = 22;
+
+/// How a backend answered those who began a connection of TCP, on one processor. Sockets of this host pass it by.
+///
+/// # Shape
+/// `0` latency 22 u64, `176` retransmitted 8, `184` refused 8, `192` reset 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshakes {
+    /// SYN-ACKs by the time since the first SYN of their flow: place 0 those within two microseconds, place `n` those within
+    /// 2^n to 2^(n+1) microseconds, the last all above.
+    pub latency: [u64; LATENCY_BUCKETS],
+    /// SYNs that came again.
+    pub retransmitted: u64,
+    /// SYNs that were answered by RST.
+    pub refused: u64,
+    /// RSTs of the backend in connections that it had accepted.
+    pub reset: u64,
+}
+
+impl Handshakes {
+    /// Returns the place of a latency.
+    #[inline(always)]
+    pub const fn place(latency_ns: u64) -> usize {
+        let micros = latency_ns / 1000;
+        let place = 63 - (micros | 1).leading_zeros() as usize;
+        if place < LATENCY_BUCKETS { place } else { LATENCY_BUCKETS - 1 }
+    }
+
+    /// Returns how many SYNs were answered by SYN-ACK.
+    pub fn accepted(&self) -> u64 {
+        self.latency.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    }
+
+    /// Returns the latency, in microseconds, that a share of the handshakes, 0 to 1, did not exceed: the upper end of its
+    /// place, so at most twice the truth. `None` if there was no handshake.
+    pub fn quantile_us(&self, share: f64) -> Option<u64> {
+        let rank = (self.accepted() as f64 * share).ceil().max(1.0) as u64;
+        let mut passed = 0;
+        let place = self.latency.iter().position(|count| {
+            passed += count;
+            passed >= rank
+        })?;
+        Some(2 << place)
+    }
+
+    /// Adds what another processor saw.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, count) in self.latency.iter_mut().zip(other.latency) {
+            *sum = sum.wrapping_add(count);
+        }
+        self.retransmitted = self.retransmitted.wrapping_add(other.retransmitted);
+        self.refused = self.refused.wrapping_add(other.refused);
+        self.reset = self.reset.wrapping_add(other.reset);
+    }
+}
+
 /// The agent's sign of life, and where its report stands.
 ///
 /// # Shape
@@ -904,13 +965,14 @@ const _: () = {
     assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);
     assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
     assert!(size_of::<Traffic>() == 48 && size_of::<AgentRecord>() == 48);
+    assert!(size_of::<Handshakes>() == 200 && offset_of!(Handshakes, refused) == 184);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, LocalFlow, LocalKey,
-        ReplyEntry, Traffic,
+        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, Handshakes,
+        LocalFlow, LocalKey, ReplyEntry, Traffic,
     };
 
     macro_rules! pod {
@@ -928,6 +990,7 @@ mod pod {
         FragmentEntry,
         FragmentKey,
         Frontend,
+        Handshakes,
         LocalFlow,
         LocalKey,
         ReplyEntry,
@@ -1016,6 +1079,29 @@ mod tests {
         assert_eq!(address.v4(), Some([198, 18, 0, 1]));
         assert_eq!(Address::from_v4_wire(address.v4_wire()), address);
         assert_eq!(Address::default().v4(), None);
+    }
+
+    #[test]
+    fn a_latency_has_the_place_of_its_magnitude() {
+        let cases = [(0, 0), (1_999, 0), (2_000, 1), (3_999, 1), (64_000, 6), (1_000_000_000, 19), (u64::MAX, 21)];
+        for (latency_ns, place) in cases {
+            assert_eq!(Handshakes::place(latency_ns), place, "{latency_ns} ns");
+        }
+    }
+
+    #[test]
+    fn a_quantile_is_the_upper_end_of_its_place() {
+        let mut handshakes = Handshakes::default();
+        assert_eq!(handshakes.quantile_us(0.5), None);
+
+        handshakes.latency[5] = 98;
+        handshakes.latency[10] = 2;
+
+        assert_eq!(handshakes.accepted(), 100);
+        assert_eq!(
+            [0.0, 0.5, 0.98, 0.99, 1.0].map(|share| handshakes.quantile_us(share)),
+            [64, 64, 64, 2048, 2048].map(Some)
+        );
     }
 
     #[test]

@@ -412,6 +412,9 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     let late = is_late(arrival, flow.last_seen());
     if packet.flags.opens() {
         tables.count(Event::SynRetransmitted);
+        if let Some(handshakes) = tables.handshakes(flow.backend()) {
+            handshakes.count_retransmitted();
+        }
     }
     let proven = flow.client().any(Seen::PROVEN);
     let moves = if proven { late && !flow.state().is_over() } else { proves(packet, flow) };
@@ -514,6 +517,7 @@ fn note_reply<T: Tables>(
                 }
                 flow.set_awaited_ack(packet.sequence.wrapping_add(1));
             }
+            note_answer(packet, arrival, flow, id, tables);
             flow.set_last_seen(arrival.now);
             let after = match packet.proto {
                 Proto::Tcp => before.after(Direction::Egress, packet.flags),
@@ -549,6 +553,22 @@ fn note_reply<T: Tables>(
     reply.set_last_seen(arrival.now);
     reply.set_flags(REPLY_SEEN);
     Ok(())
+}
+
+/// Counts how a backend answers, before the flow is told.
+#[inline(always)]
+fn note_answer<T: Tables>(packet: &Headers, arrival: Arrival, flow: Shared<FlowEntry>, id: BackendId, tables: &T) {
+    let (accepts, resets) = (packet.flags.accepts(), packet.flags.any(Flags::RST));
+    if !(accepts || resets) {
+        return;
+    }
+    let Some(handshakes) = tables.handshakes(id) else { return };
+    match (matches!(flow.state(), State::SynSent), accepts) {
+        (true, true) => handshakes.count_accepted(arrival.now.saturating_sub(flow.last_seen())),
+        (true, false) => handshakes.count_refused(),
+        (false, true) => {}
+        (false, false) => handshakes.count_reset(),
+    }
 }
 
 /// Looks for a connection where it can be. It may move from the second place to the first between the two looks there.

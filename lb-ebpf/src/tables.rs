@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, KtimeNs,
-        Port, ReplyEntry, Traffic,
+        Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Handshakes,
+        KtimeNs, Port, ReplyEntry, Traffic,
     },
     tcp_state::{Seen, State, lifetime_ns},
     verdict::Event,
@@ -277,6 +277,43 @@ impl Shared<Traffic> {
     }
 }
 
+impl Shared<Handshakes> {
+    /// Counts a SYN-ACK. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_accepted(self, latency_ns: u64) {
+        // SAFETY: as for `Traffic`.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        // The verifier has to see that the place is within: `place` alone convinces it of nothing.
+        if let Some(count) = handshakes.latency.get_mut(Handshakes::place(latency_ns)) {
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    /// Counts a SYN that came again. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_retransmitted(self) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.retransmitted = handshakes.retransmitted.wrapping_add(1);
+    }
+
+    /// Counts a SYN that was answered by RST. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_refused(self) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.refused = handshakes.refused.wrapping_add(1);
+    }
+
+    /// Counts a RST in a connection that was accepted. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_reset(self) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.reset = handshakes.reset.wrapping_add(1);
+    }
+}
+
 /// The maps that the pipeline reads and writes.
 pub trait Tables {
     /// Returns the frontend at an endpoint.
@@ -291,6 +328,8 @@ pub trait Tables {
     fn backend(&self, id: BackendId) -> Option<&Backend>;
     /// Returns this processor's counters of a backend.
     fn traffic(&self, id: BackendId) -> Option<Shared<Traffic>>;
+    /// Returns this processor's counters of how a backend answers.
+    fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>>;
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

@@ -32,7 +32,7 @@ mod sweeper;
 use crate::{
     config::{RunConfig, Source},
     control::{
-        Command, ContainerId, Controller, Event, Scaling, Settings, Sighting, Timestamp,
+        Answers, Command, ContainerId, Controller, Event, Scaling, Settings, Sighting, Timestamp,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
@@ -360,7 +360,16 @@ impl Agent {
                 *flows.entry(container.clone()).or_default() += count;
             }
         }
-        vec![Event::Swept { began: swept.began, flows }]
+        let mut answers: BTreeMap<ContainerId, Answers> = BTreeMap::new();
+        for (key, handshakes) in &census.handshakes {
+            if let Some(container) = self.datapath.registry.container(key.0, key.1) {
+                let waiting = census.waiting.get(key).copied().unwrap_or(0);
+                let there = Answers { accepted: handshakes.accepted(), refused: handshakes.refused, waiting };
+                let sum = answers.entry(container.clone()).or_default();
+                *sum = sum.and(there);
+            }
+        }
+        vec![Event::Swept { began: swept.began, flows, answers }]
     }
 
     fn deadline(&self) -> Instant {

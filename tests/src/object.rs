@@ -6,8 +6,8 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_ebpf::abi::{
-    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Port, Proto, ReplyEntry,
-    Scheduler, SlotRange, Traffic, map, program,
+    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Handshakes, Port, Proto,
+    ReplyEntry, Scheduler, SlotRange, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -190,6 +190,15 @@ impl Object {
     pub fn traffic(&self, id: BackendId) -> Traffic {
         let stats: PerCpuArray<&MapData, Traffic> = self.ebpf.map(map::BACKEND_STATS).unwrap().try_into().unwrap();
         stats.get(&id, 0).unwrap().iter().fold(Traffic::default(), |mut sum, value| {
+            sum.add(value);
+            sum
+        })
+    }
+
+    /// Returns how a backend answers, over all processors.
+    pub fn handshakes(&self, id: BackendId) -> Handshakes {
+        let map: PerCpuArray<&MapData, Handshakes> = self.ebpf.map(map::HANDSHAKES).unwrap().try_into().unwrap();
+        map.get(&id, 0).unwrap().iter().fold(Handshakes::default(), |mut sum, value| {
             sum.add(value);
             sum
         })

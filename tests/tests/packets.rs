@@ -1,9 +1,9 @@
 //! Packets through the real object: tables of what goes in and what comes out, for both front doors and the reply door.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, thread, time::Duration};
 
 use lb_ebpf::{
-    abi::{Address, Backend, HandOff, Port, Proto},
+    abi::{Address, Backend, HandOff, Handshakes, Port, Proto},
     tcp_state::State,
     verdict::{DropReason, Event, PassReason},
 };
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         case("only_the_right_acknowledgement_proves_a_client", only_the_right_acknowledgement_proves_a_client),
         case("a_port_used_again_draws_the_next_ticket", a_port_used_again_draws_the_next_ticket),
         case("a_refused_connection_may_be_tried_again", a_refused_connection_may_be_tried_again),
+        case("how_a_backend_answers_is_counted", how_a_backend_answers_is_counted),
         case("a_guessed_reset_ends_nothing", a_guessed_reset_ends_nothing),
         case("a_guessed_end_does_not_count", a_guessed_end_does_not_count),
         case("an_end_that_proves_the_client_is_not_lost", an_end_that_proves_the_client_is_not_lost),
@@ -244,6 +245,32 @@ fn a_refused_connection_may_be_tried_again() {
 
     let second = open(&object, Door::Tc, CLIENT, FRONTEND);
     assert_eq!((first.to, second), (BACKENDS[0], BACKENDS[1]));
+}
+
+fn how_a_backend_answers_is_counted() {
+    const WAIT: Duration = Duration::from_millis(20);
+    for door in FRONT_DOORS {
+        let object = object();
+        let syn = tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]);
+        let backend = forwarded(&object, door, &syn).to;
+        forwarded(&object, door, &syn);
+        thread::sleep(WAIT);
+        for _ in 0..2 {
+            forwarded(&object, Door::Reply, &tcp(backend, CLIENT, SYN | ACK, 900, 101, &[]));
+        }
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
+        let counted = object.handshakes(0);
+        assert_eq!((counted.accepted(), counted.retransmitted), (1, 1), "{door:?}: {counted:?}");
+        assert!(counted.quantile_us(0.5).is_some_and(|us| us > WAIT.as_micros() as u64), "{door:?}: {counted:?}");
+
+        forwarded(&object, Door::Reply, &tcp(backend, CLIENT, RST, 901, 0, &[]));
+        let refused = forwarded(&object, door, &tcp(client(41_000), FRONTEND, SYN, 7, 0, &[])).to;
+        forwarded(&object, Door::Reply, &tcp(refused, client(41_000), RST | ACK, 0, 8, &[]));
+
+        assert_eq!((object.handshakes(0).reset, object.handshakes(0).refused), (1, 0), "{door:?}");
+        let expected = Handshakes { refused: 1, ..Handshakes::default() };
+        assert_eq!(object.handshakes(1), expected, "{door:?}");
+    }
 }
 
 fn a_guessed_reset_ends_nothing() {

@@ -12,9 +12,9 @@ use aya_ebpf::{
 use lb_ebpf::{
     abi::{
         AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        Frontend, FrontendId, LocalFlow, LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS,
-        MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES,
-        ReplyEntry, ReportPage, Traffic,
+        Frontend, FrontendId, Handshakes, LocalFlow, LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS,
+        MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS,
+        REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     verdict::Event,
@@ -56,6 +56,8 @@ pub static LOCAL_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_LOCAL_
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 0);
 #[map]
 static BACKEND_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static HANDSHAKES: PerCpuArray<Handshakes> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
 #[map]
 static RETIRED: Array<Traffic> = Array::with_max_entries(MAX_FRONTENDS, 0);
 #[map]
@@ -144,6 +146,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn traffic(&self, id: BackendId) -> Option<Shared<Traffic>> {
         BACKEND_STATS.get_ptr_mut(id).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>> {
+        HANDSHAKES.get_ptr_mut(id).and_then(shared)
     }
 
     #[inline(always)]

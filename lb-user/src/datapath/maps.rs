@@ -7,8 +7,8 @@ use aya::{
     programs::{ProgramType, loaded_programs},
 };
 use lb_ebpf::abi::{
-    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow, LocalKey,
-    MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
+    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Handshakes, LocalFlow,
+    LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -33,6 +33,7 @@ pub struct Maps {
     pub retired: Array<MapData, Traffic>,
     counters: PerCpuArray<MapData, u64>,
     backend_stats: PerCpuArray<MapData, Traffic>,
+    handshakes: PerCpuArray<MapData, Handshakes>,
     agent: Array<MapData, AgentRecord>,
     report: Array<MapData, ReportPage>,
     /// TCP connections that are proven and last.
@@ -75,6 +76,7 @@ impl Maps {
             retired: typed(pins, map::RETIRED)?,
             counters: typed(pins, map::COUNTERS)?,
             backend_stats: typed(pins, map::BACKEND_STATS)?,
+            handshakes: typed(pins, map::HANDSHAKES)?,
             agent: typed(pins, map::AGENT)?,
             report: typed(pins, map::REPORT)?,
             flows: Table::open(pins, map::FLOWS)?,
@@ -140,14 +142,28 @@ impl Maps {
         }))
     }
 
+    /// Returns how a backend answers, summed over the processors.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn handshakes(&self, id: BackendId) -> Result<Handshakes, DatapathError> {
+        let values = self.handshakes.get(&id, 0).map_err(failed(map::HANDSHAKES))?;
+        Ok(values.iter().fold(Handshakes::default(), |mut sum, value| {
+            sum.add(value);
+            sum
+        }))
+    }
+
     /// Sets a backend's counters to zero. Only for an id that no packet is counted under.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn clear_traffic(&mut self, id: BackendId) -> Result<(), DatapathError> {
         let processors = aya::util::nr_cpus().map_err(|(_, source)| DatapathError::Processors { source })?;
-        let zeroes = PerCpuValues::try_from(vec![Traffic::default(); processors])
-            .map_err(|source| DatapathError::Processors { source })?;
+        let failed_values = |source| DatapathError::Processors { source };
+        let zeroes = PerCpuValues::try_from(vec![Handshakes::default(); processors]).map_err(failed_values)?;
+        self.handshakes.set(id, zeroes, 0).map_err(failed(map::HANDSHAKES))?;
+        let zeroes = PerCpuValues::try_from(vec![Traffic::default(); processors]).map_err(failed_values)?;
         self.backend_stats.set(id, zeroes, 0).map_err(failed(map::BACKEND_STATS))
     }
 

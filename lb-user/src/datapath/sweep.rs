@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
-    abi::{Backend, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, ReplyEntry, map},
+    abi::{Backend, BackendId, FlowEntry, FlowKey, Handshakes, KtimeNs, LocalFlow, LocalKey, ReplyEntry, map},
     tcp_state::{State, lifetime_ns},
 };
 
@@ -17,6 +17,10 @@ use super::{DatapathError, Maps, doors, maps::failed, netns, sockets};
 const REPLY_IDLE_NS: u64 = 60_000_000_000;
 /// How long after it connected a socket that is not listed may be in creation.
 const LOCAL_GRACE_NS: u64 = 60_000_000_000;
+/// From when on a SYN counts as waiting for its answer: its client has repeated it then (RFC 6298, 2.1).
+const WAITING_NS: u64 = 1_000_000_000;
+/// Until when: its client has given it up, or it was given to another backend.
+const GIVEN_UP_NS: u64 = 4_000_000_000;
 /// How many entries are looked at again before they are deleted together.
 const CHUNK: usize = 64;
 
@@ -25,6 +29,10 @@ const CHUNK: usize = 64;
 pub struct Census {
     /// Connections under way, by backend and generation.
     pub active: BTreeMap<(BackendId, u32), u64>,
+    /// TCP connections whose SYN waits for its answer, by backend and generation.
+    pub waiting: BTreeMap<(BackendId, u32), u64>,
+    /// How the backends that serve answer, by backend and generation. Only what deletes looks at that, too.
+    pub handshakes: BTreeMap<(BackendId, u32), Handshakes>,
     /// TCP connections that are proven and last.
     pub established: u64,
     /// TCP connections that are not proven.
@@ -77,6 +85,9 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
     let backends = Backends::read(maps)?;
     let mut ended = Vec::new();
     let mut census = count_with(maps, &backends, now, |key| ended.push(*key))?;
+    for (id, backend) in (0..).zip(&backends.0).filter(|(_, backend)| backend.is_active()) {
+        census.handshakes.insert((id, backend.generation), maps.handshakes(id)?);
+    }
     for chunk in ended.chunks(CHUNK) {
         let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
         for key in chunk {
@@ -113,7 +124,7 @@ fn count_with(
     mut ended: impl FnMut(&FlowKey),
 ) -> Result<Census, DatapathError> {
     let mut census = Census::default();
-    let Census { active, established, half_open, datagrams, local, ended: _ } = &mut census;
+    let Census { active, waiting, handshakes: _, established, half_open, datagrams, local, ended: _ } = &mut census;
     let mut tally = |total: &mut u64, backend: BackendId, generation: u32| {
         *total += 1;
         *active.entry((backend, generation)).or_default() += 1;
@@ -126,7 +137,12 @@ fn count_with(
     for (table, total) in [(&maps.half_open, half_open), (&maps.datagrams, datagrams)] {
         table.scan(|_, entry: &FlowEntry| match fate(entry, backends, now) {
             Fate::Ended | Fate::Lingers => {}
-            Fate::Active => tally(total, entry.backend, entry.generation),
+            Fate::Active => {
+                tally(total, entry.backend, entry.generation);
+                if is_waiting(entry, now) {
+                    *waiting.entry((entry.backend, entry.generation)).or_default() += 1;
+                }
+            }
         })?;
     }
     maps.local_flows.scan(|_, flow: &LocalFlow| {
@@ -158,6 +174,12 @@ fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
     } else {
         Fate::Active
     }
+}
+
+/// Returns whether a client has repeated its SYN and waits for the answer.
+fn is_waiting(entry: &FlowEntry, now: KtimeNs) -> bool {
+    let since = now.saturating_sub(entry.last_seen);
+    entry.state() == State::SynSent && (WAITING_NS..GIVEN_UP_NS).contains(&since)
 }
 
 /// Returns the key of a connection's replies, if its backend is known and the reply half there is its own.
@@ -345,6 +367,19 @@ mod tests {
 
             assert_eq!(fate(&entry, &backends(), now), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_syn_waits_once_it_was_repeated_and_until_it_was_given_up() {
+        let now = 20_000 * SECOND;
+        for (idle_ms, expected) in [(0, false), (999, false), (1_000, true), (3_999, true), (4_000, false)] {
+            let mut entry = in_state(State::Reset, 3, now - idle_ms * 1_000_000);
+            entry.ingress = 0;
+            assert_eq!(entry.state(), State::SynSent);
+
+            assert_eq!(is_waiting(&entry, now), expected, "{idle_ms} ms");
+        }
+        assert!(!is_waiting(&in_state(State::Established, 3, now - 2 * SECOND), now));
     }
 
     #[test]

@@ -15,8 +15,8 @@ use lb_ebpf::{
 use super::{
     NotRunning,
     snapshot::{
-        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, HookKind, HookPoint, Phase, Reach,
-        Scaling, Snapshot, Traffic, Verdicts,
+        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, Handshakes, HookKind, HookPoint, Phase,
+        Reach, Scaling, Snapshot, Traffic, Verdicts,
     },
 };
 use crate::{
@@ -76,6 +76,14 @@ struct Reading {
     record: AgentRecord,
     report: Report,
     census: Census,
+}
+
+/// What the maps tell of a backend.
+#[derive(Default)]
+struct Counted {
+    traffic: abi::Traffic,
+    active: u64,
+    handshakes: Handshakes,
 }
 
 impl Reading {
@@ -173,24 +181,18 @@ impl Reading {
         let mut backends = Vec::new();
         let mut active_sum = 0;
         for known in &self.report.control.backends {
-            let mut traffic = abi::Traffic::default();
-            let mut active = 0;
-            let backend = published.get(&known.id);
-            if let Some(backend) = backend {
-                traffic = self.maps.traffic(backend.id)?;
-                active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
-            }
-            active_sum += active;
-            backends.push(self.backend(known, backend.copied(), &in_slots, &traffic, active));
+            let backend = published.get(&known.id).copied();
+            let counted = backend.map(|backend| self.counted(backend)).transpose()?.unwrap_or_default();
+            active_sum += counted.active;
+            backends.push(self.backend(known, backend, &in_slots, &counted));
         }
         // What an agent that has just begun has not seen yet.
         for backend in published.values() {
             if self.report.control.backends.iter().any(|known| known.id == backend.container) {
                 continue;
             }
-            let traffic = self.maps.traffic(backend.id)?;
-            let active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
-            active_sum += active;
+            let counted = self.counted(backend)?;
+            active_sum += counted.active;
             let is_ready = in_slots.contains(&backend.id);
             let known = control::BackendReport {
                 id: backend.container.clone(),
@@ -199,10 +201,10 @@ impl Reading {
                 address: Some((*backend.endpoint.ip()).into()),
                 state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
                 since: self.report.control.at,
-                flows: active,
+                flows: counted.active,
                 last_error: None,
             };
-            backends.push(self.backend(&known, Some(backend), &in_slots, &traffic, active));
+            backends.push(self.backend(&known, Some(backend), &in_slots, &counted));
         }
         let (_, proto) = told.name.rsplit_once('/').unwrap_or(("", "tcp"));
         let proto = if proto == "udp" { Proto::Udp } else { Proto::Tcp };
@@ -221,13 +223,30 @@ impl Reading {
         })
     }
 
+    fn counted(&self, backend: &BackendReport) -> Result<Counted, DatapathError> {
+        let of = |counts: &BTreeMap<(BackendId, u32), u64>| {
+            counts.get(&(backend.id, backend.generation)).copied().unwrap_or(0)
+        };
+        let kernel = self.maps.handshakes(backend.id)?;
+        let handshakes = Handshakes {
+            accepted: kernel.accepted(),
+            p50_us: kernel.quantile_us(0.5),
+            p99_us: kernel.quantile_us(0.99),
+            latency_log2_us: kernel.latency.to_vec(),
+            refused: kernel.refused,
+            retransmitted: kernel.retransmitted,
+            waiting: of(&self.census.waiting),
+            reset: kernel.reset,
+        };
+        Ok(Counted { traffic: self.maps.traffic(backend.id)?, active: of(&self.census.active), handshakes })
+    }
+
     fn backend(
         &self,
         known: &control::BackendReport,
         published: Option<&BackendReport>,
         in_slots: &BTreeSet<BackendId>,
-        traffic: &abi::Traffic,
-        active: u64,
+        Counted { traffic, active, handshakes }: &Counted,
     ) -> Backend {
         let is_static = self.report.control.max.is_none();
         Backend {
@@ -252,11 +271,12 @@ impl Reading {
             interface: published
                 .filter(|backend| backend.way.reach != links::Reach::Routed)
                 .map(|backend| backend.way.name.clone()),
-            connections_active: active,
+            connections_active: *active,
             connections_total: traffic.connections + traffic.local_connections,
             local_connections_total: traffic.local_connections,
             ingress: Traffic { packets: traffic.ingress_packets, bytes: traffic.ingress_bytes },
             egress: Traffic { packets: traffic.egress_packets, bytes: traffic.egress_bytes },
+            handshakes: handshakes.clone(),
             cpu_percent: self.report.cpu_percent.get(&known.id).copied(),
             last_error: known.last_error.clone(),
         }

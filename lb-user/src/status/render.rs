@@ -5,7 +5,7 @@ use comfy_table::{Cell, CellAlignment, Color};
 
 use super::{
     AgentState, Snapshot,
-    human::{age, bytes, clean, count, list, percent},
+    human::{age, at_most, bytes, clean, count, list, percent},
     page::{Page, Paint, Style},
     snapshot::{
         Attach, Backend, BackendState, Decision, Frontend, HookKind, HookPoint, Phase, Reach, Scaling, Traffic,
@@ -178,7 +178,7 @@ struct Column {
     cell: fn(&Backend) -> Cell,
 }
 
-const COLUMNS: [Column; 12] = {
+const COLUMNS: [Column; 13] = {
     use CellAlignment::{Left, Right};
     const fn column(title: &'static str, alignment: CellAlignment, rank: u8, cell: fn(&Backend) -> Cell) -> Column {
         Column { title, alignment, rank, cell }
@@ -191,6 +191,9 @@ const COLUMNS: [Column; 12] = {
         column("CONNS\nACTIVE", Right, 0, |backend| Cell::new(count(backend.connections_active))),
         column("\nTOTAL", Right, 0, |backend| Cell::new(count(backend.connections_total))),
         column("\nLOCAL", Right, 4, |backend| Cell::new(count(backend.local_connections_total))),
+        column("\nSYN-ACK", Right, 4, |backend| {
+            Cell::new(backend.handshakes.p50_us.map_or_else(|| "-".to_owned(), at_most))
+        }),
         column("IN\nPACKETS", Right, 2, |backend| Cell::new(count(backend.ingress.packets))),
         column("\nBYTES", Right, 1, |backend| Cell::new(bytes(backend.ingress.bytes))),
         column("OUT\nPACKETS", Right, 2, |backend| Cell::new(count(backend.egress.packets))),

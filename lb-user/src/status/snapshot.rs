@@ -203,10 +203,35 @@ pub struct Backend {
     pub ingress: Traffic,
     /// To clients.
     pub egress: Traffic,
+    /// How it answers new connections of TCP, as packets show it: those of sockets of this host are not seen.
+    pub handshakes: Handshakes,
     /// The share of the host's CPU that it uses, 0 to 100; null where nobody measures it.
     pub cpu_percent: Option<f64>,
     /// Why its last health check failed, or it could not be started; null while all is well.
     pub last_error: Option<String>,
+}
+
+/// How a backend answers new connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshakes {
+    /// SYNs answered by SYN-ACK.
+    pub accepted: u64,
+    /// The time from SYN to SYN-ACK that half of them did not exceed, in microseconds, rounded up to a power of two; null
+    /// without any.
+    pub p50_us: Option<u64>,
+    /// The same for 99 of a hundred.
+    pub p99_us: Option<u64>,
+    /// All of them by that time: the first number counts those below 2 microseconds, each further one those up to twice as
+    /// long, the last all above.
+    pub latency_log2_us: Vec<u64>,
+    /// SYNs answered by RST.
+    pub refused: u64,
+    /// SYNs repeated by their clients.
+    pub retransmitted: u64,
+    /// Connections whose client has repeated its SYN and waits right now.
+    pub waiting: u64,
+    /// Connections that it accepted and reset.
+    pub reset: u64,
 }
 
 /// What a backend is in.

@@ -24,6 +24,16 @@ fn backend(number: u32, state: BackendState) -> Backend {
         local_connections_total: 41,
         ingress: Traffic { packets: 31_200, bytes: 25_794_970 },
         egress: Traffic { packets: 52_100, bytes: 367_001_600 },
+        handshakes: Handshakes {
+            accepted: 3063,
+            p50_us: Some(64),
+            p99_us: Some(2048),
+            latency_log2_us: vec![0, 0, 3, 610, 900, 1400, 100, 20, 15, 9, 6],
+            refused: 1,
+            retransmitted: 4,
+            waiting: 0,
+            reset: 2,
+        },
         cpu_percent: Some(8.25),
         last_error: None,
     }
