@@ -57,13 +57,15 @@ pub mod map {
     pub const HANDSHAKES: &str = "HANDSHAKES";
     /// `FrontendId → Traffic` of backends that are no more. Array. Writer: agent.
     pub const RETIRED: &str = "RETIRED";
+    /// `0 → Lifetimes`. Array of one. Writer: agent.
+    pub const LIFETIMES: &str = "LIFETIMES";
     /// `0 → AgentRecord`. Array of one. Writer: agent.
     pub const AGENT: &str = "AGENT";
     /// Two halves of [`REPORT_PAGES`](super::REPORT_PAGES) pages of the agent's report. Array. Writer: agent.
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -83,6 +85,7 @@ pub mod map {
         BACKEND_STATS,
         HANDSHAKES,
         RETIRED,
+        LIFETIMES,
         AGENT,
         REPORT,
     ];
@@ -641,9 +644,8 @@ impl FlowEntry {
     /// Returns whether it has idled for longer than its state allows: it is as good as gone, whether it was swept or not.
     ///
     /// A stamp from another processor may be a tick ahead.
-    #[inline(always)]
-    pub const fn is_expired(&self, now: KtimeNs) -> bool {
-        now.saturating_sub(self.last_seen) > crate::tcp_state::lifetime_ns(self.state())
+    pub fn is_expired(&self, now: KtimeNs, lifetimes: &Lifetimes) -> bool {
+        now.saturating_sub(self.last_seen) > lifetimes.of(self.state())
     }
 
     /// Says by which port the backend knows the client.
@@ -659,6 +661,42 @@ impl FlowEntry {
     #[must_use]
     pub const fn seen_client(&self, client: Address, host_address: Address) -> Address {
         crate::tcp_state::Seen(self.ingress).address(client, host_address)
+    }
+}
+
+/// For how long flows may stay idle before they are over.
+///
+/// # Shape
+/// Nine u32 of seconds, in the order of [`State::ALL`](crate::tcp_state::State::ALL).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    seconds: [u32; 9],
+}
+
+impl Lifetimes {
+    /// What holds unless the agent is told otherwise.
+    pub const DEFAULT: Self = {
+        let mut seconds = [0; 9];
+        let mut place = 0;
+        while place < seconds.len() {
+            seconds[place] = crate::tcp_state::State::ALL[place].default_lifetime_s();
+            place += 1;
+        }
+        Self { seconds }
+    };
+
+    /// Returns the lifetime of a state, in nanoseconds.
+    #[inline(always)]
+    pub fn of(&self, state: crate::tcp_state::State) -> KtimeNs {
+        self.seconds.get(state as usize).map_or(0, |&seconds| seconds as KtimeNs * 1_000_000_000)
+    }
+
+    /// Says that flows may stay idle in a state for so many seconds.
+    #[must_use]
+    pub fn with(mut self, state: crate::tcp_state::State, seconds: u32) -> Self {
+        self.seconds[state as usize] = seconds;
+        self
     }
 }
 
@@ -965,6 +1003,7 @@ const _: () = {
     assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);
     assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
     assert!(size_of::<Traffic>() == 48 && size_of::<AgentRecord>() == 48);
+    assert!(size_of::<Lifetimes>() == 36);
     assert!(size_of::<Handshakes>() == 200 && offset_of!(Handshakes, refused) == 184);
 };
 
@@ -991,6 +1030,7 @@ mod pod {
         FragmentKey,
         Frontend,
         Handshakes,
+        Lifetimes,
         LocalFlow,
         LocalKey,
         ReplyEntry,

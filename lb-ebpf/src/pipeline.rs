@@ -338,7 +338,7 @@ fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tab
         Some(backend) if backend.serves(flow.generation()) => Some(backend),
         Some(_) | None => None,
     };
-    let (silent, over) = (is_silent(packet, flow, arrival.now), restarts(packet, flow, arrival.now));
+    let (silent, over) = (is_silent(packet, flow, arrival.now), restarts(packet, flow, arrival.now, tables));
     // Between the look-up and here, the memory may have become another flow's; this one has been moved or removed then.
     if flow.tag() != packet.key.tag() || flow.client().any(Seen::MOVED) {
         return GoingOn::No;
@@ -664,10 +664,10 @@ fn retire<T: Tables>(
 /// That one is scheduled like any other: a client that uses its ports over and over would otherwise never see another
 /// backend. The reply half of the old one stays, so that late segments still find home.
 #[inline(always)]
-fn restarts(packet: &Headers, flow: Shared<FlowEntry>, now: KtimeNs) -> bool {
+fn restarts<T: Tables>(packet: &Headers, flow: Shared<FlowEntry>, now: KtimeNs, tables: &T) -> bool {
     match packet.proto {
-        Proto::Tcp => packet.flags.opens() && (flow.state().is_over() || flow.is_expired(now)),
-        Proto::Udp => flow.is_expired(now),
+        Proto::Tcp => packet.flags.opens() && (flow.state().is_over() || flow.is_expired(now, tables)),
+        Proto::Udp => flow.is_expired(now, tables),
     }
 }
 
@@ -1042,7 +1042,7 @@ fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, 
             flow.backend() == holder.backend()
                 && flow.generation() == holder.generation()
                 && !flow.state().is_over()
-                && !flow.is_expired(now)
+                && !flow.is_expired(now, tables)
         }
         None => silent_for < CLAIM_NS,
     }

@@ -7,7 +7,7 @@ use crate::{
         Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Handshakes,
         KtimeNs, Port, ReplyEntry, Traffic,
     },
-    tcp_state::{Seen, State, lifetime_ns},
+    tcp_state::{Seen, State},
     verdict::Event,
 };
 
@@ -135,8 +135,8 @@ impl Shared<FlowEntry> {
 
     /// Returns whether it has idled for longer than its state allows, [`FlowEntry::is_expired`].
     #[inline(always)]
-    pub fn is_expired(self, now: KtimeNs) -> bool {
-        now.saturating_sub(self.last_seen()) > lifetime_ns(self.state())
+    pub fn is_expired<T: Tables>(self, now: KtimeNs, tables: &T) -> bool {
+        now.saturating_sub(self.last_seen()) > tables.lifetime_ns(self.state())
     }
 }
 
@@ -330,6 +330,8 @@ pub trait Tables {
     fn traffic(&self, id: BackendId) -> Option<Shared<Traffic>>;
     /// Returns this processor's counters of how a backend answers.
     fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>>;
+    /// Returns for how long a flow may stay idle in a state, in nanoseconds.
+    fn lifetime_ns(&self, state: State) -> KtimeNs;
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

@@ -79,8 +79,12 @@ pub async fn run(config: RunConfig) -> Result<()> {
     let (provider, stop_grace) = connect(&config).await?;
     let links = Arc::new(Links::open()?);
     let network = Network::find(&config, &links).await?;
-    let opening =
-        Opening { instance: config.instance.as_str(), max_flows: config.max_flows, tc_attach: config.tc_attach };
+    let opening = Opening {
+        instance: config.instance.as_str(),
+        max_flows: config.max_flows,
+        tc_attach: config.tc_attach,
+        lifetimes: config.lifetimes,
+    };
     let (mut datapath, former) = Datapath::open(&opening)?;
     let sweeper = Sweeper::start(config.instance.as_str());
     let sweeper = match sweeper.and_then(|sweeper| Ok(network.attach(&mut datapath, &config).map(|()| sweeper)?)) {

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, Publish, TcAttach, publish,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Publish, TcAttach, publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -199,6 +199,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = value::parse_max_flows, default_value = "1048576", help_heading = DATAPATH)]
     pub max_flows: u32,
 
+    /// Time that a connection may be idle in a STATE before it is over, at least 1s; may be repeated
+    ///
+    /// By default established=2h4m, client-closed=4m and backend-closed=4m (one side has closed), closed=2m, reset=10s,
+    /// syn-sent=1m, syn-received=1m; udp-replied=2m, udp-unreplied=30s.
+    #[arg(long, value_name = "STATE=DUR", help_heading = DATAPATH)]
+    pub lifetime: Vec<Lifetime>,
+
     /// Processors that one container may use, such as 0.5 [default: all]
     #[arg(long, value_name = "X", help_heading = CONTAINERS)]
     pub cpus: Option<Cpus>,
@@ -327,7 +334,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose"),
+            ("run", "--health-interval --tc-attach --complete-checksums --max-flows --lifetime --stop-grace --verbose"),
             ("status", "--instance --json --verbose"),
             ("detach", "--instance --containers --verbose"),
         ];

@@ -15,7 +15,7 @@ pub mod value;
 
 pub use error::ConfigError;
 pub use publish::Publish;
-pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, TcAttach};
+pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, TcAttach};
 
 /// Frontends that one instance may have.
 pub const MAX_FRONTENDS: usize = 64;
@@ -48,6 +48,8 @@ pub struct RunConfig {
     pub complete_checksums: bool,
     /// How many proven flows the kernel keeps.
     pub max_flows: u32,
+    /// For how long flows may stay idle.
+    pub lifetimes: abi::Lifetimes,
     /// The time between two samples of the load, and between two signs of life.
     pub interval: Duration,
     /// How long a draining backend may keep its flows before it is stopped.

@@ -6,8 +6,8 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_ebpf::abi::{
-    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Handshakes, Port, Proto,
-    ReplyEntry, Scheduler, SlotRange, Traffic, map, program,
+    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Handshakes, Lifetimes,
+    Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -73,7 +73,15 @@ impl Object {
         }
         let program: &mut Xdp = ebpf.program_mut(program::XDP_INGRESS).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("{}: {error}", program::XDP_INGRESS));
-        Self { ebpf, next_slot: 0 }
+        let mut object = Self { ebpf, next_slot: 0 };
+        object.live_for(Lifetimes::DEFAULT);
+        object
+    }
+
+    /// Says for how long flows may stay idle.
+    pub fn live_for(&mut self, lifetimes: Lifetimes) {
+        let mut map: Array<&mut MapData, Lifetimes> = self.map(map::LIFETIMES);
+        map.set(0, lifetimes, 0).unwrap();
     }
 
     /// Serves a frontend with these backends in its slots.

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, thread, time::Duration};
 
 use lb_ebpf::{
-    abi::{Address, Backend, HandOff, Handshakes, Port, Proto},
+    abi::{Address, Backend, HandOff, Handshakes, Lifetimes, Port, Proto},
     tcp_state::State,
     verdict::{DropReason, Event, PassReason},
 };
@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         case("merged_segments_count_as_they_came", merged_segments_count_as_they_came),
         case("notes_are_left_where_the_backend_takes_no_frames", notes_are_left_where_the_backend_takes_no_frames),
         case("datagrams_of_a_client_stay_with_a_backend", datagrams_of_a_client_stay_with_a_backend),
+        case("a_flow_lives_as_long_as_it_is_told_to", a_flow_lives_as_long_as_it_is_told_to),
         case("a_datagram_without_checksum_stays_without", a_datagram_without_checksum_stays_without),
         case("two_frontends_on_one_backend_never_share_a_port", two_frontends_on_one_backend_never_share_a_port),
         case("a_backend_that_is_its_own_client_sees_the_host", a_backend_that_is_its_own_client_sees_the_host),
@@ -429,6 +430,32 @@ fn datagrams_of_a_client_stay_with_a_backend() {
         }
         assert_eq!((3..6).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [2; 3]);
     }
+}
+
+fn a_flow_lives_as_long_as_it_is_told_to() {
+    let mut object = object();
+    object.live_for(Lifetimes::DEFAULT.with(State::UdpUnreplied, 1).with(State::Established, 1));
+    let datagram = udp(CLIENT, DATAGRAMS, b"which");
+    let (answered, silent) = (client(40_001), client(40_002));
+    let [first, second, third] = [CLIENT, answered, silent].map(|from| {
+        let backend = forwarded(&object, Door::Tc, &udp(from, DATAGRAMS, b"which")).to;
+        if from == answered {
+            forwarded(&object, Door::Reply, &udp(backend, from, b"this one"));
+        }
+        backend
+    });
+    assert_eq!([first, second, third], BACKENDS);
+    let kept = open(&object, Door::Tc, CLIENT, FRONTEND);
+
+    thread::sleep(Duration::from_millis(1_100));
+
+    assert_eq!(forwarded(&object, Door::Tc, &udp(answered, DATAGRAMS, b"again")).to, second, "UDP with an answer");
+    assert_eq!(forwarded(&object, Door::Xdp, &datagram).to, BACKENDS[0], "the next in turn");
+    assert_eq!(forwarded(&object, Door::Tc, &udp(silent, DATAGRAMS, b"again")).to, BACKENDS[1], "and the next");
+    // What idles goes on until something else is begun; the sweep ends it, too.
+    assert_eq!(forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"on")).to, kept);
+    thread::sleep(Duration::from_millis(1_100));
+    assert_ne!(forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, SYN, 7, 0, &[])).to, kept);
 }
 
 fn a_datagram_without_checksum_stays_without() {

@@ -12,11 +12,12 @@ use aya_ebpf::{
 use lb_ebpf::{
     abi::{
         AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        Frontend, FrontendId, Handshakes, LocalFlow, LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS,
-        MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS,
-        REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
+        Frontend, FrontendId, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, MAX_ADDRESSES, MAX_BACKENDS,
+        MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS,
+        MAX_SLOTS, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
+    tcp_state::State,
     verdict::Event,
 };
 
@@ -60,6 +61,8 @@ static BACKEND_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(MAX_B
 static HANDSHAKES: PerCpuArray<Handshakes> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
 #[map]
 static RETIRED: Array<Traffic> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static LIFETIMES: Array<Lifetimes> = Array::with_max_entries(1, 0);
 #[map]
 static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
 /// This processor's room for entries that are about to be inserted. Never seen by the agent.
@@ -151,6 +154,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>> {
         HANDSHAKES.get_ptr_mut(id).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn lifetime_ns(&self, state: State) -> KtimeNs {
+        LIFETIMES.get(0).map_or(0, |lifetimes| lifetimes.of(state))
     }
 
     #[inline(always)]

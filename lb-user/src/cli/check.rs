@@ -2,11 +2,13 @@
 
 use std::{net::SocketAddrV4, time::Duration};
 
+use lb_ebpf::abi::Lifetimes;
+
 use super::RunArgs;
 use crate::{
     config::{
-        ConfigError, Docker, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent, RunConfig,
-        Scaling, Source, publish::Proto,
+        ConfigError, Docker, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent,
+        RunConfig, Scaling, Source, publish::Proto,
     },
     health::HealthCheck,
 };
@@ -47,6 +49,7 @@ impl RunArgs {
             tc_attach: self.tc_attach,
             complete_checksums: self.complete_checksums,
             max_flows: self.max_flows,
+            lifetimes: lifetimes(&self.lifetime)?,
             interval: self.interval,
             drain_timeout: self.drain_timeout,
             keep: self.keep,
@@ -197,6 +200,21 @@ fn first_double<T: Clone + PartialEq>(values: &[T]) -> Option<T> {
     values.iter().enumerate().find(doubled).map(|(_, value)| value.clone())
 }
 
+/// Puts together what was said and the defaults.
+///
+/// # Errors
+/// [`ConfigError::DuplicateLifetime`].
+fn lifetimes(said: &[Lifetime]) -> Result<Lifetimes, ConfigError> {
+    let mut lifetimes = Lifetimes::DEFAULT;
+    for (place, lifetime) in said.iter().enumerate() {
+        if said[..place].iter().any(|other| other.state == lifetime.state) {
+            return Err(ConfigError::DuplicateLifetime { state: lifetime.state.name() });
+        }
+        lifetimes = lifetimes.with(lifetime.state, lifetime.seconds);
+    }
+    Ok(lifetimes)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{prelude::prop_assert, proptest};
@@ -237,6 +255,7 @@ mod tests {
             (seconds(1), seconds(2), seconds(30))
         );
         assert_eq!((config.hook, config.health, config.max_flows), (Hook::Auto, HealthCheck::Tcp, 1_048_576));
+        assert_eq!(config.lifetimes, Lifetimes::DEFAULT);
         assert_eq!(config.instance.as_str(), "default");
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());
     }

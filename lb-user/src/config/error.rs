@@ -150,6 +150,12 @@ pub enum ConfigError {
     /// A size of the flow table outside its range.
     #[error("{given:?} flows are out of range: write a number from {least} to {most}")]
     MaxFlows { given: String, least: u32, most: u32 },
+    /// A lifetime that cannot be read.
+    #[error("\"{given}\" is no lifetime: write STATE=DUR, such as established=4h; the states are {states}")]
+    Lifetime { given: String, states: String },
+    /// A state has two lifetimes.
+    #[error("the lifetime of {state} is given twice: leave one out")]
+    DuplicateLifetime { state: &'static str },
 
     // Health and datapath.
     /// A health check that cannot be read.

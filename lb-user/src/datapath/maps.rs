@@ -7,8 +7,9 @@ use aya::{
     programs::{ProgramType, loaded_programs},
 };
 use lb_ebpf::abi::{
-    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Handshakes, LocalFlow,
-    LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
+    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Handshakes, Lifetimes,
+    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
+    map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -34,6 +35,7 @@ pub struct Maps {
     counters: PerCpuArray<MapData, u64>,
     backend_stats: PerCpuArray<MapData, Traffic>,
     handshakes: PerCpuArray<MapData, Handshakes>,
+    lifetimes: Array<MapData, Lifetimes>,
     agent: Array<MapData, AgentRecord>,
     report: Array<MapData, ReportPage>,
     /// TCP connections that are proven and last.
@@ -77,6 +79,7 @@ impl Maps {
             counters: typed(pins, map::COUNTERS)?,
             backend_stats: typed(pins, map::BACKEND_STATS)?,
             handshakes: typed(pins, map::HANDSHAKES)?,
+            lifetimes: typed(pins, map::LIFETIMES)?,
             agent: typed(pins, map::AGENT)?,
             report: typed(pins, map::REPORT)?,
             flows: Table::open(pins, map::FLOWS)?,
@@ -165,6 +168,22 @@ impl Maps {
         self.handshakes.set(id, zeroes, 0).map_err(failed(map::HANDSHAKES))?;
         let zeroes = PerCpuValues::try_from(vec![Traffic::default(); processors]).map_err(failed_values)?;
         self.backend_stats.set(id, zeroes, 0).map_err(failed(map::BACKEND_STATS))
+    }
+
+    /// Returns for how long flows may stay idle.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn lifetimes(&self) -> Result<Lifetimes, DatapathError> {
+        self.lifetimes.get(&0, 0).map_err(failed(map::LIFETIMES))
+    }
+
+    /// Says for how long flows may stay idle.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_lifetimes(&mut self, lifetimes: Lifetimes) -> Result<(), DatapathError> {
+        self.lifetimes.set(0, lifetimes, 0).map_err(failed(map::LIFETIMES))
     }
 
     /// Returns the agent's record; all zero if no agent has written one.

@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
-    abi::{Backend, BackendId, FlowEntry, FlowKey, Handshakes, KtimeNs, LocalFlow, LocalKey, ReplyEntry, map},
-    tcp_state::{State, lifetime_ns},
+    abi::{
+        Backend, BackendId, FlowEntry, FlowKey, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, ReplyEntry, map,
+    },
+    tcp_state::State,
 };
 
 use super::{DatapathError, Maps, doors, maps::failed, netns, sockets};
@@ -54,18 +56,21 @@ pub enum Depth {
     All,
 }
 
-/// The backends as they were when a sweep began.
-struct Backends(Vec<Backend>);
+/// What decides over a flow, as it was when a sweep began.
+struct Rules {
+    backends: Vec<Backend>,
+    lifetimes: Lifetimes,
+}
 
-impl Backends {
+impl Rules {
     fn read(maps: &Maps) -> Result<Self, DatapathError> {
-        Ok(Self(maps.all_backends()?))
+        Ok(Self { backends: maps.all_backends()?, lifetimes: maps.lifetimes()? })
     }
 
     /// Returns whether flows of a backend go on. One that was published after the sweep had begun is younger than what
     /// is known here.
     fn serves(&self, id: BackendId, generation: u32) -> bool {
-        self.0.get(id as usize).is_some_and(|backend| match backend.generation.wrapping_sub(generation) as i32 {
+        self.backends.get(id as usize).is_some_and(|backend| match backend.generation.wrapping_sub(generation) as i32 {
             0 => backend.is_active(),
             1.. => false,
             i32::MIN..0 => true,
@@ -73,7 +78,7 @@ impl Backends {
     }
 
     fn of(&self, entry: &FlowEntry) -> Option<&Backend> {
-        self.0.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
+        self.backends.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
     }
 }
 
@@ -82,19 +87,19 @@ impl Backends {
 /// # Errors
 /// What the kernel said.
 pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
-    let backends = Backends::read(maps)?;
+    let rules = Rules::read(maps)?;
     let mut ended = Vec::new();
-    let mut census = count_with(maps, &backends, now, |key| ended.push(*key))?;
-    for (id, backend) in (0..).zip(&backends.0).filter(|(_, backend)| backend.is_active()) {
+    let mut census = count_with(maps, &rules, now, |key| ended.push(*key))?;
+    for (id, backend) in (0..).zip(&rules.backends).filter(|(_, backend)| backend.is_active()) {
         census.handshakes.insert((id, backend.generation), maps.handshakes(id)?);
     }
     for chunk in ended.chunks(CHUNK) {
         let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
         for key in chunk {
             let Some(entry) = maps.flows.get(key)? else { continue };
-            if fate(&entry, &backends, now) == Fate::Ended {
+            if fate(&entry, &rules, now) == Fate::Ended {
                 keys.push(*key);
-                reply_keys.extend(reply_key(maps, key, &entry, &backends)?);
+                reply_keys.extend(reply_key(maps, key, &entry, &rules)?);
             }
         }
         maps.flows.delete(&keys)?;
@@ -103,7 +108,7 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
     }
     census.ended += sweep_lost(maps)?;
     if depth == Depth::All {
-        census.ended += sweep_replies(maps, &backends, now)?;
+        census.ended += sweep_replies(maps, &rules, now)?;
     }
     Ok(census)
 }
@@ -113,13 +118,13 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
 /// # Errors
 /// What the kernel said.
 pub fn count(maps: &Maps, now: KtimeNs) -> Result<Census, DatapathError> {
-    count_with(maps, &Backends::read(maps)?, now, |_| {})
+    count_with(maps, &Rules::read(maps)?, now, |_| {})
 }
 
 /// Counts, and shows the keys of proven connections that have ended.
 fn count_with(
     maps: &Maps,
-    backends: &Backends,
+    rules: &Rules,
     now: KtimeNs,
     mut ended: impl FnMut(&FlowKey),
 ) -> Result<Census, DatapathError> {
@@ -129,13 +134,13 @@ fn count_with(
         *total += 1;
         *active.entry((backend, generation)).or_default() += 1;
     };
-    maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, backends, now) {
+    maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, rules, now) {
         Fate::Ended => ended(key),
         Fate::Lingers => {}
         Fate::Active => tally(established, entry.backend, entry.generation),
     })?;
     for (table, total) in [(&maps.half_open, half_open), (&maps.datagrams, datagrams)] {
-        table.scan(|_, entry: &FlowEntry| match fate(entry, backends, now) {
+        table.scan(|_, entry: &FlowEntry| match fate(entry, rules, now) {
             Fate::Ended | Fate::Lingers => {}
             Fate::Active => {
                 tally(total, entry.backend, entry.generation);
@@ -146,13 +151,13 @@ fn count_with(
         })?;
     }
     maps.local_flows.scan(|_, flow: &LocalFlow| {
-        if backends.serves(flow.backend, flow.generation) {
+        if rules.serves(flow.backend, flow.generation) {
             tally(local, flow.backend, flow.generation);
         }
     })?;
     maps.local_datagrams.scan(|key: &LocalKey, flow: &LocalFlow| {
-        let fresh = now.saturating_sub(flow.last_seen) <= lifetime_ns(State::UdpReplied);
-        if key.is_flow() && fresh && backends.serves(flow.backend, flow.generation) {
+        let fresh = now.saturating_sub(flow.last_seen) <= rules.lifetimes.of(State::UdpReplied);
+        if key.is_flow() && fresh && rules.serves(flow.backend, flow.generation) {
             tally(local, flow.backend, flow.generation);
         }
     })?;
@@ -166,8 +171,8 @@ enum Fate {
     Active,
 }
 
-fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
-    if !backends.serves(entry.backend, entry.generation) || entry.is_expired(now) {
+fn fate(entry: &FlowEntry, rules: &Rules, now: KtimeNs) -> Fate {
+    if !rules.serves(entry.backend, entry.generation) || entry.is_expired(now, &rules.lifetimes) {
         Fate::Ended
     } else if entry.state().is_over() || entry.is_moved() {
         Fate::Lingers
@@ -183,13 +188,8 @@ fn is_waiting(entry: &FlowEntry, now: KtimeNs) -> bool {
 }
 
 /// Returns the key of a connection's replies, if its backend is known and the reply half there is its own.
-fn reply_key(
-    maps: &Maps,
-    key: &FlowKey,
-    entry: &FlowEntry,
-    backends: &Backends,
-) -> Result<Option<FlowKey>, DatapathError> {
-    let (Some(backend), Some(proto)) = (backends.of(entry), key.proto()) else { return Ok(None) };
+fn reply_key(maps: &Maps, key: &FlowKey, entry: &FlowEntry, rules: &Rules) -> Result<Option<FlowKey>, DatapathError> {
+    let (Some(backend), Some(proto)) = (rules.of(entry), key.proto()) else { return Ok(None) };
     let client = entry.seen_client(key.source, backend.host_address);
     let reply_key = FlowKey::new(backend.address, backend.port, client, entry.seen_client_port, proto);
     Ok(maps.replies.get(&reply_key)?.filter(|reply| reply.flow == *key).map(|_| reply_key))
@@ -225,11 +225,11 @@ fn sweep_lost(maps: &Maps) -> Result<u64, DatapathError> {
 }
 
 /// Deletes reply halves that stand alone.
-fn sweep_replies(maps: &Maps, backends: &Backends, now: KtimeNs) -> Result<u64, DatapathError> {
+fn sweep_replies(maps: &Maps, rules: &Rules, now: KtimeNs) -> Result<u64, DatapathError> {
     let mut doubtful = Vec::new();
     maps.replies.scan(|key: &FlowKey, reply: &ReplyEntry| {
         let idle = now.saturating_sub(reply.last_seen) > REPLY_IDLE_NS;
-        if idle || !backends.serves(reply.backend, reply.generation) {
+        if idle || !rules.serves(reply.backend, reply.generation) {
             doubtful.push(*key);
         }
     })?;
@@ -327,8 +327,9 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn backends() -> Backends {
-        Backends(vec![Backend::new(0, 3, Address::from_v4([198, 19, 0, 2]), Port::new(80))])
+    fn rules() -> Rules {
+        let backends = vec![Backend::new(0, 3, Address::from_v4([198, 19, 0, 2]), Port::new(80))];
+        Rules { backends, lifetimes: Lifetimes::DEFAULT }
     }
 
     fn in_state(state: State, generation: u32, last_seen: KtimeNs) -> FlowEntry {
@@ -365,7 +366,7 @@ mod tests {
             let now = 20_000 * SECOND;
             let entry = in_state(state, generation, now - idle);
 
-            assert_eq!(fate(&entry, &backends(), now), expected, "{what}");
+            assert_eq!(fate(&entry, &rules(), now), expected, "{what}");
         }
     }
 
@@ -383,10 +384,21 @@ mod tests {
     }
 
     #[test]
+    fn a_lifetime_may_be_set() {
+        let now = 20_000 * SECOND;
+        let mut rules = rules();
+        rules.lifetimes = rules.lifetimes.with(State::Established, 5);
+
+        assert_eq!(fate(&in_state(State::Established, 3, now - 5 * SECOND), &rules, now), Fate::Active);
+        assert_eq!(fate(&in_state(State::Established, 3, now - 6 * SECOND), &rules, now), Fate::Ended);
+        assert_eq!(fate(&in_state(State::UdpReplied, 3, now - 6 * SECOND), &rules, now), Fate::Active);
+    }
+
+    #[test]
     fn a_stamp_ahead_of_the_clock_is_fresh() {
         let entry = in_state(State::Reset, 3, 10 * SECOND);
 
-        assert_eq!(fate(&entry, &backends(), 9 * SECOND), Fate::Lingers);
+        assert_eq!(fate(&entry, &rules(), 9 * SECOND), Fate::Lingers);
     }
 
     #[test]
