@@ -2,8 +2,10 @@
 
 use lb_ebpf::abi::{
     Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, HandOff,
-    LocalFlow, LocalKey, Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map,
+    Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto, ReplyEntry, Scheduler, SlotRange,
+    Traffic, map,
 };
+use lb_ebpf::tcp_state::State;
 
 fn bytes<T: aya::Pod>(value: &T) -> Vec<u8> {
     // SAFETY: a `Pod` has no padding but what is named, so every byte is written.
@@ -182,4 +184,23 @@ fn names_of_maps_fit_into_the_kernel_and_differ() {
     let mut shown: Vec<&str> = names.iter().map(|name| &name[..name.len().min(15)]).collect();
     shown.dedup();
     assert_eq!(shown.len(), names.len());
+}
+
+#[test]
+fn handshakes_are_a_histogram_and_three_counters() {
+    let mut latency = [0; LATENCY_BUCKETS];
+    (latency[0], latency[21]) = (1, 2);
+    let handshakes = Handshakes { latency, retransmitted: 3, refused: 4, reset: 5 };
+
+    let words: Vec<u64> = [&latency[..], &[3, 4, 5]].concat();
+    assert_eq!(bytes(&handshakes), words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+}
+
+#[test]
+fn lifetimes_are_seconds_in_the_order_of_the_states() {
+    let lifetimes = Lifetimes::DEFAULT.with(State::Reset, 7);
+
+    let seconds: [u32; 9] = [60, 60, 7440, 240, 240, 120, 7, 30, 120];
+    assert_eq!(bytes(&lifetimes), seconds.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+    assert_eq!(State::ALL.map(|state| lifetimes.of(state) / 1_000_000_000), seconds.map(u64::from));
 }
