@@ -8,7 +8,7 @@
 //!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
 //!    that the table of the proven holds what lives, with or without an agent. Its old place is kept for that as long as
 //!    nobody else needs it.
-//! 4. A beginning: a SYN, or any datagram. The next backend in turn; the reply's key is claimed, so that no two flows
+//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the next backend in turn; the reply's key is claimed, so that no two flows
 //!    share one; where the client's port is taken on the backend's side, the flow gets another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
@@ -17,6 +17,7 @@ use crate::{
         Address, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendId, HandOff, KtimeNs,
         Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
+    guard::{self, Admission},
     icmp::{IcmpError, Translated},
     packet::Headers,
     sched,
@@ -911,6 +912,11 @@ fn schedule<'t, T: Tables>(
     frontend: FrontendId,
     tables: &'t T,
 ) -> Result<Begun<'t>, Verdict> {
+    match guard::admit(&packet.key.source, frontend, arrival.now, tables) {
+        Admission::Granted => {}
+        Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
+        Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
+    }
     let (id, backend) = match choose(frontend, tables) {
         Ok(chosen) => chosen,
         Err(reason) => return Err(Verdict::Pass(reason)),

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Handshakes,
-        KtimeNs, Port, ReplyEntry, Traffic,
+        Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId,
+        Guard, Handshakes, KtimeNs, Port, RateKey, ReplyEntry, Traffic,
     },
     tcp_state::{Seen, State},
     verdict::Event,
@@ -332,6 +332,14 @@ pub trait Tables {
     fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>>;
     /// Returns for how long a flow may stay idle in a state, in nanoseconds.
     fn lifetime_ns(&self, state: State) -> KtimeNs;
+    /// Returns who may begin connections to a frontend.
+    fn guard(&self, frontend: FrontendId) -> Option<&Guard>;
+    /// Returns whether a client may, by the longest prefix that holds it; `None` if there is none.
+    fn source(&self, frontend: FrontendId, client: &Address) -> Option<bool>;
+    /// Returns when a network's bucket is full again; a time in the past if nobody knows it.
+    fn full_at(&self, key: &RateKey) -> KtimeNs;
+    /// Notes that.
+    fn set_full_at(&self, key: &RateKey, full_at: KtimeNs);
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

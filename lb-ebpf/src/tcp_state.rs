@@ -5,8 +5,6 @@
 
 use crate::abi::Address;
 
-/// Nanoseconds in a second.
-
 /// TCP flags, RFC 9293, 3.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags(pub u8);

@@ -12,11 +12,13 @@ use std::{
 };
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Publish, TcAttach, publish,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Publish, SourceRate, TcAttach,
+        guard, publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -129,6 +131,26 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT, help_heading = FRONTENDS)]
     pub instance: InstanceName,
 
+    /// Let only clients of this NETWORK begin connections; may be repeated
+    ///
+    /// NETWORK is 192.0.2.0/24, 2001:db8::/32 or one address. Packets of others are dropped and counted; connections that
+    /// are there go on; clients on this host are not asked.
+    #[arg(long, value_name = "NETWORK", value_parser = guard::parse_network, help_heading = GUARD)]
+    pub allow: Vec<IpNet>,
+
+    /// Let no client of this NETWORK begin connections; may be repeated
+    ///
+    /// Of several networks that hold an address, allowed or denied, the smallest counts.
+    #[arg(long, value_name = "NETWORK", value_parser = guard::parse_network, help_heading = GUARD)]
+    pub deny: Vec<IpNet>,
+
+    /// Let a client begin so many connections in a second; with /BITS, all of its IPv4 network together
+    ///
+    /// Of each frontend, and as many at once as in a second, at least 10. Of IPv6, all of a /64 together. What is beyond
+    /// is dropped and counted: TCP tries again.
+    #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
+    pub source_rate: Option<SourceRate>,
+
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub min: Option<u32>,
@@ -224,6 +246,7 @@ pub struct RunArgs {
 }
 
 const FRONTENDS: &str = "Frontends and backends";
+const GUARD: &str = "Guard";
 const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
 const HEALTH: &str = "Health and the end of a backend";
 const DATAPATH: &str = "Datapath";
@@ -334,6 +357,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
+            ("run", "--allow --deny --source-rate"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --lifetime --stop-grace --verbose"),
             ("status", "--instance --json --verbose"),
             ("detach", "--instance --containers --verbose"),

@@ -10,10 +10,12 @@ use lb_ebpf::abi;
 use crate::health::HealthCheck;
 
 pub mod error;
+pub mod guard;
 pub mod publish;
 pub mod value;
 
 pub use error::ConfigError;
+pub use guard::{Guard, SourceRate};
 pub use publish::Publish;
 pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, TcAttach};
 
@@ -32,6 +34,8 @@ pub struct RunConfig {
     pub instance: InstanceName,
     /// What clients connect to: 1 to [`MAX_FRONTENDS`], no two of which claim the same packet.
     pub frontends: Vec<Publish>,
+    /// Who may begin connections to them.
+    pub guard: Guard,
     /// Where backends come from.
     pub source: Source,
     /// What makes a backend healthy.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_ebpf::abi::Lifetimes;
 use lb_tests::lab::{self, Lab};
 use lb_user::{
-    config::{Hook, TcAttach},
+    config::{Guard, Hook, TcAttach},
     control::ContainerId,
     datapath::{
         Datapath, Opening,
@@ -36,6 +36,7 @@ impl Ours {
         let namespace = lab.balancer();
         let frontend = format!("{}/{}", service.port, service.proto);
         let wish = FrontendWish {
+            guard: Guard::default(),
             name: frontend.clone(),
             proto: service.proto,
             addresses: BTreeSet::from([service.frontend()]),

@@ -2,12 +2,15 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{
+        Array, HashMap, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_ebpf::abi::{
-    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, HandOff, Handshakes, Lifetimes,
-    Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map, program,
+    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Guard, HandOff, Handshakes,
+    Lifetimes, Port, Proto, ReplyEntry, SOURCE_BITS, Scheduler, SlotRange, Source, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -210,6 +213,17 @@ impl Object {
             sum.add(value);
             sum
         })
+    }
+
+    /// Says who may begin connections to a frontend: by the rules, and by networks of IPv4 with whether they may.
+    pub fn guard(&mut self, id: FrontendId, rules: Guard, networks: &[([u8; 4], u32, bool)]) {
+        let mut guards: Array<&mut MapData, Guard> = self.map(map::GUARDS);
+        guards.set(id, rules, 0).unwrap();
+        let mut sources: LpmTrie<&mut MapData, Source, u32> = self.map(map::SOURCES);
+        for &(network, bits, admits) in networks {
+            let source = Source { frontend: id, address: Address::from_v4(network) };
+            sources.insert(&Key::new(SOURCE_BITS - 32 + bits, source), u32::from(admits), 0).unwrap();
+        }
     }
 
     /// Returns a proven flow.

@@ -1,9 +1,9 @@
 //! The ABI, byte by byte: what one version of the agent writes, the kernel object and other versions read.
 
 use lb_ebpf::abi::{
-    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, HandOff,
-    Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto, ReplyEntry, Scheduler, SlotRange,
-    Traffic, map,
+    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, Guard, HandOff,
+    Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto, RateKey, RateLimit, ReplyEntry,
+    Scheduler, SlotRange, Source, Traffic, map,
 };
 use lb_ebpf::tcp_state::State;
 
@@ -194,6 +194,26 @@ fn handshakes_are_a_histogram_and_three_counters() {
 
     let words: Vec<u64> = [&latency[..], &[3, 4, 5]].concat();
     assert_eq!(bytes(&handshakes), words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+}
+
+#[test]
+fn a_guard_is_a_limit_and_flags() {
+    let limit = RateLimit { interval_ns: 7, burst: 8, v4_mask: 9 };
+
+    for (admits_others, flags) in [(true, 1), (false, 3)] {
+        let guard = Guard::default().with_sources(admits_others).with_limit(limit);
+        let words: [u32; 4] = [7, 8, 9, flags];
+        assert_eq!(bytes(&guard), words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+    }
+    assert_eq!(bytes(&Guard::default()), [0; 16]);
+}
+
+#[test]
+fn a_source_is_a_frontend_and_an_address() {
+    let expected = [&5_u32.to_ne_bytes()[..], &mapped(2)].concat();
+
+    assert_eq!(bytes(&Source { frontend: 5, address: address(2) }), expected);
+    assert_eq!(bytes(&RateKey::new(5, address(2))), expected);
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn main() -> ExitCode {
             "a_backend_that_is_deaf_to_clients_alone_is_put_aside",
             a_backend_that_is_deaf_to_clients_alone_is_put_aside,
         ),
+        case("clients_that_are_denied_are_dropped", clients_that_are_denied_are_dropped),
         case("without_backends_clients_are_refused_at_once", without_backends_clients_are_refused_at_once),
         case("instances_live_side_by_side_and_never_share", instances_live_side_by_side_and_never_share),
         case("keep_leaves_it_serving_and_detach_removes_it", keep_leaves_it_serving_and_detach_removes_it),
@@ -467,6 +468,25 @@ fn a_backend_that_is_deaf_to_clients_alone_is_put_aside() {
     assert!(deaf(&status), "its checks pass, and are not asked: {status}");
     let answers = &status["frontends"][0]["backends"][0]["handshakes"];
     assert!(answers["accepted"].as_u64() >= Some(26) && answers["p50_us"].is_u64(), "{answers}");
+}
+
+fn clients_that_are_denied_are_dropped() {
+    let (lab, agent) = served(1, &["--allow", "198.18.1.0/24", "--deny", "198.18.1.2"]);
+    let tries = || lab.from_client("curl", &["-s", "--max-time", "0.5", "http://198.18.1.1/"]).status.success();
+    assert!(!tries(), "denied");
+    let status = agent.status();
+    assert!(status["verdicts"]["drops"]["denied"].as_u64() >= Some(1), "{status}");
+    assert_eq!(status["frontends"][0]["guard"]["deny"], json!(["198.18.1.2/32"]));
+    // Who is on the host is not asked.
+    inside(&lab.balancer(), || TcpStream::connect((UPLINK, 80)).expect("connected"));
+
+    agent.crash();
+    let agent = start(&lab, &arguments(1), &["--source-rate", "1"]);
+    agent.wait_ready(1);
+
+    let answered = (0..15).filter(|_| tries()).count();
+    assert!((10..=12).contains(&answered), "ten at once, then one a second: {answered}");
+    assert!(agent.status()["verdicts"]["drops"]["rate_limited"].as_u64() >= Some(3));
 }
 
 fn without_backends_clients_are_refused_at_once() {

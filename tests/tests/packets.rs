@@ -3,7 +3,7 @@
 use std::{process::ExitCode, thread, time::Duration};
 
 use lb_ebpf::{
-    abi::{Address, Backend, HandOff, Handshakes, Lifetimes, Port, Proto},
+    abi::{Address, Backend, Guard, HandOff, Handshakes, Lifetimes, Port, Proto, RateLimit},
     tcp_state::State,
     verdict::{DropReason, Event, PassReason},
 };
@@ -43,6 +43,8 @@ fn main() -> ExitCode {
         case("merged_segments_count_as_they_came", merged_segments_count_as_they_came),
         case("notes_are_left_where_the_backend_takes_no_frames", notes_are_left_where_the_backend_takes_no_frames),
         case("datagrams_of_a_client_stay_with_a_backend", datagrams_of_a_client_stay_with_a_backend),
+        case("who_may_not_begin_is_dropped_and_counted", who_may_not_begin_is_dropped_and_counted),
+        case("a_network_begins_no_more_than_it_may", a_network_begins_no_more_than_it_may),
         case("a_flow_lives_as_long_as_it_is_told_to", a_flow_lives_as_long_as_it_is_told_to),
         case("a_datagram_without_checksum_stays_without", a_datagram_without_checksum_stays_without),
         case("two_frontends_on_one_backend_never_share_a_port", two_frontends_on_one_backend_never_share_a_port),
@@ -262,7 +264,7 @@ fn how_a_backend_answers_is_counted() {
         forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
         let counted = object.handshakes(0);
         assert_eq!((counted.accepted(), counted.retransmitted), (1, 1), "{door:?}: {counted:?}");
-        assert!(counted.quantile_us(0.5).is_some_and(|us| us > WAIT.as_micros() as u64), "{door:?}: {counted:?}");
+        assert!(counted.quantile_us(500).is_some_and(|us| us > WAIT.as_micros() as u64), "{door:?}: {counted:?}");
 
         forwarded(&object, Door::Reply, &tcp(backend, CLIENT, RST, 901, 0, &[]));
         let refused = forwarded(&object, door, &tcp(client(41_000), FRONTEND, SYN, 7, 0, &[])).to;
@@ -429,6 +431,61 @@ fn datagrams_of_a_client_stay_with_a_backend() {
             assert!(object.flow(from, DATAGRAMS, Proto::Udp).is_none(), "none of TCP's room is taken");
         }
         assert_eq!((3..6).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [2; 3]);
+    }
+}
+
+fn who_may_not_begin_is_dropped_and_counted() {
+    // Which networks are in the list, what becomes of others, who asks, and whether it may.
+    type Row = (&'static [([u8; 4], u32, bool)], bool, [u8; 4], bool);
+    const ROWS: [Row; 9] = [
+        (&[], true, [198, 18, 1, 2], true),
+        (&[], false, [198, 18, 1, 2], false),
+        (&[([198, 18, 1, 0], 24, true)], false, [198, 18, 1, 2], true),
+        (&[([198, 18, 1, 0], 24, true)], false, [198, 18, 3, 2], false),
+        (&[([198, 18, 1, 0], 24, true), ([198, 18, 1, 2], 32, false)], false, [198, 18, 1, 2], false),
+        (&[([198, 18, 1, 0], 24, true), ([198, 18, 1, 2], 32, false)], false, [198, 18, 1, 3], true),
+        (&[([198, 18, 0, 0], 15, false)], true, [198, 19, 1, 2], false),
+        (&[([198, 18, 0, 0], 15, false)], true, [203, 0, 113, 9], true),
+        (&[([0, 0, 0, 0], 0, false), ([203, 0, 113, 8], 29, true)], true, [203, 0, 113, 9], true),
+    ];
+    for door in FRONT_DOORS {
+        for (networks, others, source, admitted) in ROWS {
+            let mut object = object();
+            object.guard(0, Guard::default().with_sources(others), networks);
+            let from = (source, 40_000);
+
+            let (did, out) = object.run(door, &tcp(from, FRONTEND, SYN, 100, 0, &[]));
+
+            let dropped = object.count(DropReason::Denied.index());
+            let expected = if admitted { (Action::Redirect, 0) } else { (Action::Drop, 1) };
+            assert_eq!((did, dropped), expected, "{door:?} {networks:?} {others} {source:?}");
+            assert_eq!(object.half_open(from, FRONTEND, Proto::Tcp).is_some(), admitted, "{out:?}");
+            // Another frontend has lists of its own.
+            assert_eq!(object.run(door, &udp(from, DATAGRAMS, b"?")).0, Action::Redirect, "{door:?}");
+        }
+    }
+}
+
+fn a_network_begins_no_more_than_it_may() {
+    const MINUTE: u32 = 4_000_000_000; // nanoseconds: none comes back while the test runs
+    let limit = |v4_mask: [u8; 4]| RateLimit { interval_ns: MINUTE, burst: 3, v4_mask: u32::from_ne_bytes(v4_mask) };
+    for door in FRONT_DOORS {
+        let mut object = object();
+        object.guard(0, Guard::default().with_limit(limit([255; 4])), &[]);
+        let syn = |last: u8, port: u16| tcp(([198, 18, 1, last], port), FRONTEND, SYN, 100, 0, &[]);
+        let known = open(&object, door, CLIENT, FRONTEND);
+        for port in 1..=4 {
+            let expected = if port <= 2 { Action::Redirect } else { Action::Drop };
+            assert_eq!(object.run(door, &syn(2, port)).0, expected, "{door:?}, connection {}", port + 1);
+        }
+        assert_eq!(object.run(door, &syn(2, 1)).0, Action::Redirect, "a SYN that comes again begins nothing");
+        assert_eq!(object.run(door, &syn(3, 1)).0, Action::Redirect, "another client has another bucket");
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"on")).to, known);
+        assert_eq!(object.count(DropReason::RateLimited.index()), 2);
+
+        object.guard(0, Guard::default().with_limit(limit([255, 255, 255, 0])), &[]);
+        let begun = (10..20).filter(|&last| object.run(door, &syn(last, 1)).0 == Action::Redirect).count();
+        assert_eq!(begun, 3, "{door:?}: all of a network together");
     }
 }
 

@@ -181,6 +181,7 @@ impl Network {
                 name: publish.name(),
                 proto: publish.proto,
                 addresses: loader::answering(publish.addr, publish.port.get(), &self.addresses),
+                guard: config.guard.clone(),
             })
             .collect()
     }

@@ -7,8 +7,8 @@ use lb_ebpf::abi::Lifetimes;
 use super::RunArgs;
 use crate::{
     config::{
-        ConfigError, Docker, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent,
-        RunConfig, Scaling, Source, publish::Proto,
+        ConfigError, Docker, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS,
+        Percent, RunConfig, Scaling, Source, publish::Proto,
     },
     health::HealthCheck,
 };
@@ -50,6 +50,7 @@ impl RunArgs {
             complete_checksums: self.complete_checksums,
             max_flows: self.max_flows,
             lifetimes: lifetimes(&self.lifetime)?,
+            guard: Guard::new(&self.allow, &self.deny, self.source_rate)?,
             interval: self.interval,
             drain_timeout: self.drain_timeout,
             keep: self.keep,

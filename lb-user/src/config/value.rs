@@ -492,8 +492,8 @@ mod tests {
                 ("udp-unreplied=1s", None),
                 ("udp=1s", Some("\"udp=1s\" is no lifetime: write STATE=DUR, such as established=4h; the states are")),
                 ("established", Some("\"established\" is no lifetime")),
-                ("reset=999ms", Some("\"")),
-                ("reset=soon", Some("\"")),
+                ("reset=999ms", Some("999ms is out of range")),
+                ("reset=soon", Some("\"soon\"")),
             ],
         );
     }

@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{ProgramType, loaded_programs},
 };
 use lb_ebpf::abi::{
-    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Handshakes, Lifetimes,
-    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic,
-    map,
+    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Guard, Handshakes, Lifetimes,
+    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Source,
+    Traffic, map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -32,6 +32,10 @@ pub struct Maps {
     pub local_netns: HashMap<MapData, u64, u32>,
     /// `FrontendId → Traffic`.
     pub retired: Array<MapData, Traffic>,
+    /// `FrontendId → Guard`.
+    pub guards: Array<MapData, Guard>,
+    /// `Source → 1 if it may begin connections, else 0`.
+    pub sources: LpmTrie<MapData, Source, u32>,
     counters: PerCpuArray<MapData, u64>,
     backend_stats: PerCpuArray<MapData, Traffic>,
     handshakes: PerCpuArray<MapData, Handshakes>,
@@ -76,6 +80,8 @@ impl Maps {
             cursors: typed(pins, map::CURSORS)?,
             local_netns: typed(pins, map::LOCAL_NETNS)?,
             retired: typed(pins, map::RETIRED)?,
+            guards: typed(pins, map::GUARDS)?,
+            sources: typed(pins, map::SOURCES)?,
             counters: typed(pins, map::COUNTERS)?,
             backend_stats: typed(pins, map::BACKEND_STATS)?,
             handshakes: typed(pins, map::HANDSHAKES)?,

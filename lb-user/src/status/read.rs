@@ -214,6 +214,7 @@ impl Reading {
             protocol: proto.to_string(),
             scheduler: "round-robin".into(),
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
+            guard: told.guard.clone(),
             connections_total: sum.connections + sum.local_connections,
             local_connections_total: sum.local_connections,
             connections_active: active_sum,
@@ -230,8 +231,8 @@ impl Reading {
         let kernel = self.maps.handshakes(backend.id)?;
         let handshakes = Handshakes {
             accepted: kernel.accepted(),
-            p50_us: kernel.quantile_us(0.5),
-            p99_us: kernel.quantile_us(0.99),
+            p50_us: kernel.quantile_us(500),
+            p99_us: kernel.quantile_us(990),
             latency_log2_us: kernel.latency.to_vec(),
             refused: kernel.refused,
             retransmitted: kernel.retransmitted,

@@ -3,6 +3,8 @@
 
 use comfy_table::{Cell, CellAlignment, Color};
 
+use crate::config::Guard;
+
 use super::{
     AgentState, Snapshot,
     human::{age, at_most, bytes, clean, count, list, percent},
@@ -100,6 +102,9 @@ fn block(page: &mut Page, frontend: &Frontend) {
     if !frontend.addresses.is_empty() {
         page.line(Paint::Faint, &format!("  {}", clean(&list(&frontend.addresses))), 2);
     }
+    if let Some(guard) = guard(&frontend.guard) {
+        page.line(Paint::Faint, &format!("  {guard}"), 2);
+    }
     let local = match frontend.local_connections_total {
         0 => String::new(),
         local => format!(" ({} local)", count(local)),
@@ -148,6 +153,19 @@ fn hook_point(point: &HookPoint) -> String {
         Some(interface) => format!("{hook} at {} ({attach})", clean(interface)),
         None => format!("{hook} ({attach})"),
     }
+}
+
+/// Says who may begin connections; nothing where everybody may.
+fn guard(guard: &Guard) -> Option<String> {
+    let mut parts = Vec::new();
+    if !guard.allow.is_empty() {
+        parts.push(format!("only from {}", list(&guard.allow)));
+    }
+    if !guard.deny.is_empty() {
+        parts.push(format!("not from {}", list(&guard.deny)));
+    }
+    parts.extend(guard.source_rate.map(|rate| format!("{rate} new connections a second from each client")));
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// Writes the table of backends with as many columns as there is room for, the least important left out first.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Guard;
+
 /// Version of the document's shape.
 pub const SCHEMA: u32 = 1;
 
@@ -153,6 +155,8 @@ pub struct Frontend {
     pub scheduler: String,
     /// The hooks that lead to it.
     pub hooks: Vec<HookPoint>,
+    /// Who may begin connections to it.
+    pub guard: Guard,
     /// Connections begun, by packets and by sockets of this host, those of removed backends included.
     pub connections_total: u64,
     /// Those of them begun by sockets of this host; their packets pass the counters by.

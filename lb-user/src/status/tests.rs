@@ -73,6 +73,7 @@ fn healthy() -> Snapshot {
             protocol: "tcp".into(),
             scheduler: "round-robin".into(),
             hooks,
+            guard: crate::config::Guard::default(),
             connections_total: 12_416,
             local_connections_total: 164,
             connections_active: 50,
