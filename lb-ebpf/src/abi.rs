@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {
@@ -53,15 +53,27 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// `BackendId → Traffic`. Per-CPU array. Writer: datapath; the agent zeroes a row before it reuses its id.
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    /// `BackendId → Handshakes`. Per-CPU array. Writer: datapath; the agent zeroes a row before it reuses its id.
+    pub const HANDSHAKES: &str = "HANDSHAKES";
     /// `FrontendId → Traffic` of backends that are no more. Array. Writer: agent.
     pub const RETIRED: &str = "RETIRED";
+    /// `FrontendId → Guard`. Array. Writer: agent.
+    pub const GUARDS: &str = "GUARDS";
+    /// `Source → 1 if it may begin connections, else 0` (u32). Trie of longest prefixes. Writer: agent. Full: the agent
+    /// refuses the configuration.
+    pub const SOURCES: &str = "SOURCES";
+    /// `RateKey → when its bucket is full again` (u64, [`KtimeNs`](super::KtimeNs)). LRU hash. Writer: datapath. Full: the
+    /// oldest goes, and its network may begin a whole burst again.
+    pub const RATES: &str = "RATES";
+    /// `0 → Lifetimes`. Array of one. Writer: agent.
+    pub const LIFETIMES: &str = "LIFETIMES";
     /// `0 → AgentRecord`. Array of one. Writer: agent.
     pub const AGENT: &str = "AGENT";
     /// Two halves of [`REPORT_PAGES`](super::REPORT_PAGES) pages of the agent's report. Array. Writer: agent.
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 25] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -79,7 +91,12 @@ pub mod map {
         LOCAL_NETNS,
         COUNTERS,
         BACKEND_STATS,
+        HANDSHAKES,
         RETIRED,
+        GUARDS,
+        SOURCES,
+        RATES,
+        LIFETIMES,
         AGENT,
         REPORT,
     ];
@@ -135,6 +152,10 @@ pub const MAX_FRAGMENTS: u32 = 8192;
 pub const MAX_LOCAL_FLOWS: u32 = 65_536;
 /// Network namespaces whose sockets are balanced.
 pub const MAX_LOCAL_NETNS: u32 = 4096;
+/// Prefixes in the lists of all frontends.
+pub const MAX_SOURCES: u32 = 65_536;
+/// Networks at most whose rate of new connections is known.
+pub const MAX_RATES: u32 = 65_536;
 /// Pages in one half of the report.
 pub const REPORT_PAGES: u32 = 512;
 /// Bytes in one page of the report.
@@ -175,6 +196,16 @@ impl Address {
     #[inline(always)]
     pub const fn is_none(self) -> bool {
         matches!(self.words, [0, 0, 0, 0])
+    }
+
+    /// Returns the network of an address: of IPv4 by a mask, as it stands in a packet; of IPv6 the first half.
+    #[inline(always)]
+    #[must_use]
+    pub const fn network(self, v4_mask: u32) -> Self {
+        match self.words {
+            [0, 0, marker, word] if marker == 0xffff_u32.to_be() => Self::from_v4_wire(word & v4_mask),
+            [first, second, _, _] => Self { words: [first, second, 0, 0] },
+        }
     }
 
     /// Maps an IPv4 address given as its four bytes.
@@ -638,9 +669,8 @@ impl FlowEntry {
     /// Returns whether it has idled for longer than its state allows: it is as good as gone, whether it was swept or not.
     ///
     /// A stamp from another processor may be a tick ahead.
-    #[inline(always)]
-    pub const fn is_expired(&self, now: KtimeNs) -> bool {
-        now.saturating_sub(self.last_seen) > crate::tcp_state::lifetime_ns(self.state())
+    pub fn is_expired(&self, now: KtimeNs, lifetimes: &Lifetimes) -> bool {
+        now.saturating_sub(self.last_seen) > lifetimes.of(self.state())
     }
 
     /// Says by which port the backend knows the client.
@@ -656,6 +686,142 @@ impl FlowEntry {
     #[must_use]
     pub const fn seen_client(&self, client: Address, host_address: Address) -> Address {
         crate::tcp_state::Seen(self.ingress).address(client, host_address)
+    }
+}
+
+/// Who may begin connections to a frontend, and how often. All zero: everybody, as often as they like.
+///
+/// # Shape
+/// `0` interval 4, `4` burst 4, `8` IPv4 mask 4, `12` flags 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    interval_ns: u32,
+    burst: u32,
+    v4_mask: u32,
+    flags: u32,
+}
+
+/// How many connections a network may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Nanoseconds after which it may begin another.
+    pub interval_ns: u32,
+    /// How many it may begin at once; not zero.
+    pub burst: u32,
+    /// What of an IPv4 address is the network, as it stands in a packet. Of IPv6, it is the first 64 bits.
+    pub v4_mask: u32,
+}
+
+impl Guard {
+    const SOURCES: u32 = 1;
+    const DENIES_OTHERS: u32 = 2;
+
+    /// Says that `SOURCES` is to be asked, and whether those are admitted that it does not know.
+    #[must_use]
+    pub const fn with_sources(mut self, admits_others: bool) -> Self {
+        self.flags = if admits_others { Self::SOURCES } else { Self::SOURCES | Self::DENIES_OTHERS };
+        self
+    }
+
+    /// Says how many connections a network may begin.
+    #[must_use]
+    pub const fn with_limit(mut self, limit: RateLimit) -> Self {
+        (self.interval_ns, self.burst, self.v4_mask) = (limit.interval_ns, limit.burst, limit.v4_mask);
+        self
+    }
+
+    /// Returns whether `SOURCES` is to be asked.
+    #[inline(always)]
+    pub const fn asks_for_sources(&self) -> bool {
+        self.flags & Self::SOURCES != 0
+    }
+
+    /// Returns whether those are admitted that `SOURCES` does not know.
+    #[inline(always)]
+    pub const fn admits_others(&self) -> bool {
+        self.flags & Self::DENIES_OTHERS == 0
+    }
+
+    /// Returns how many connections a network may begin; `None` if nobody counts.
+    #[inline(always)]
+    pub const fn limit(&self) -> Option<RateLimit> {
+        match self.burst {
+            0 => None,
+            burst => Some(RateLimit { interval_ns: self.interval_ns, burst, v4_mask: self.v4_mask }),
+        }
+    }
+}
+
+/// A client's address at a frontend, or the first bits of both: key of `SOURCES`, behind the number of those bits.
+///
+/// # Shape
+/// `0` frontend 4, `4` address 16. All 32 bits of the frontend belong to every prefix.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(any(feature = "user", test), derive(Debug))]
+pub struct Source {
+    /// The frontend.
+    pub frontend: FrontendId,
+    /// The address.
+    pub address: Address,
+}
+
+/// Bits of a [`Source`].
+pub const SOURCE_BITS: u32 = 160;
+
+/// A network that begins connections to a frontend.
+///
+/// # Shape
+/// `0` frontend 4, `4` network 16.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RateKey {
+    frontend: FrontendId,
+    network: Address,
+}
+
+impl RateKey {
+    /// Joins the two.
+    #[inline(always)]
+    pub const fn new(frontend: FrontendId, network: Address) -> Self {
+        Self { frontend, network }
+    }
+}
+
+/// For how long flows may stay idle before they are over.
+///
+/// # Shape
+/// Nine u32 of seconds, in the order of [`State::ALL`](crate::tcp_state::State::ALL).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    seconds: [u32; 9],
+}
+
+impl Lifetimes {
+    /// What holds unless the agent is told otherwise.
+    pub const DEFAULT: Self = {
+        let mut seconds = [0; 9];
+        let mut place = 0;
+        while place < seconds.len() {
+            seconds[place] = crate::tcp_state::State::ALL[place].default_lifetime_s();
+            place += 1;
+        }
+        Self { seconds }
+    };
+
+    /// Returns the lifetime of a state, in nanoseconds.
+    #[inline(always)]
+    pub fn of(&self, state: crate::tcp_state::State) -> KtimeNs {
+        self.seconds.get(state as usize).map_or(0, |&seconds| KtimeNs::from(seconds) * 1_000_000_000)
+    }
+
+    /// Says that flows may stay idle in a state for so many seconds.
+    #[must_use]
+    pub fn with(mut self, state: crate::tcp_state::State, seconds: u32) -> Self {
+        self.seconds[state as usize] = seconds;
+        self
     }
 }
 
@@ -864,6 +1030,64 @@ impl Traffic {
     }
 }
 
+/// Places in [`Handshakes::latency`].
+pub const LATENCY_BUCKETS: usize = 22;
+
+/// How a backend answered those who began a connection of TCP, on one processor. Sockets of this host pass it by.
+///
+/// # Shape
+/// `0` latency 22 u64, `176` retransmitted 8, `184` refused 8, `192` reset 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshakes {
+    /// SYN-ACKs by the time since the first SYN of their flow: place 0 those within two microseconds, place `n` those within
+    /// 2^n to 2^(n+1) microseconds, the last all above.
+    pub latency: [u64; LATENCY_BUCKETS],
+    /// SYNs that came again.
+    pub retransmitted: u64,
+    /// SYNs that were answered by RST.
+    pub refused: u64,
+    /// RSTs of the backend in connections that it had accepted.
+    pub reset: u64,
+}
+
+impl Handshakes {
+    /// Returns the place of a latency.
+    #[inline(always)]
+    pub const fn place(latency_ns: u64) -> usize {
+        let micros = latency_ns / 1000;
+        let place = 63 - (micros | 1).leading_zeros() as usize;
+        if place < LATENCY_BUCKETS { place } else { LATENCY_BUCKETS - 1 }
+    }
+
+    /// Returns how many SYNs were answered by SYN-ACK.
+    pub fn accepted(&self) -> u64 {
+        self.latency.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    }
+
+    /// Returns the latency, in microseconds, that so many of a thousand handshakes did not exceed: the upper end of its
+    /// place, so at most twice the truth. `None` if there was no handshake.
+    pub fn quantile_us(&self, per_mille: u64) -> Option<u64> {
+        let rank = self.accepted().saturating_mul(per_mille).div_ceil(1000).max(1);
+        let mut passed = 0;
+        let place = self.latency.iter().position(|count| {
+            passed += count;
+            passed >= rank
+        })?;
+        Some(2 << place)
+    }
+
+    /// Adds what another processor saw.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, count) in self.latency.iter_mut().zip(other.latency) {
+            *sum = sum.wrapping_add(count);
+        }
+        self.retransmitted = self.retransmitted.wrapping_add(other.retransmitted);
+        self.refused = self.refused.wrapping_add(other.refused);
+        self.reset = self.reset.wrapping_add(other.reset);
+    }
+}
+
 /// The agent's sign of life, and where its report stands.
 ///
 /// # Shape
@@ -904,13 +1128,16 @@ const _: () = {
     assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);
     assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
     assert!(size_of::<Traffic>() == 48 && size_of::<AgentRecord>() == 48);
+    assert!(size_of::<Lifetimes>() == 36 && size_of::<Guard>() == 16);
+    assert!(size_of::<Source>() == 20 && size_of::<RateKey>() == 20);
+    assert!(size_of::<Handshakes>() == 200 && offset_of!(Handshakes, refused) == 184);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, LocalFlow, LocalKey,
-        ReplyEntry, Traffic,
+        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, Guard, Handshakes,
+        Lifetimes, LocalFlow, LocalKey, RateKey, ReplyEntry, Source, Traffic,
     };
 
     macro_rules! pod {
@@ -928,9 +1155,14 @@ mod pod {
         FragmentEntry,
         FragmentKey,
         Frontend,
+        Guard,
+        Handshakes,
+        Lifetimes,
         LocalFlow,
         LocalKey,
+        RateKey,
         ReplyEntry,
+        Source,
         Traffic
     );
 }
@@ -948,6 +1180,14 @@ mod show {
     impl From<Ipv4Addr> for Address {
         fn from(address: Ipv4Addr) -> Self {
             Self::from_v4(address.octets())
+        }
+    }
+
+    impl From<Ipv6Addr> for Address {
+        fn from(address: Ipv6Addr) -> Self {
+            let bytes = address.octets();
+            let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+            Self { words: [word(0), word(4), word(8), word(12)] }
         }
     }
 
@@ -1016,6 +1256,29 @@ mod tests {
         assert_eq!(address.v4(), Some([198, 18, 0, 1]));
         assert_eq!(Address::from_v4_wire(address.v4_wire()), address);
         assert_eq!(Address::default().v4(), None);
+    }
+
+    #[test]
+    fn a_latency_has_the_place_of_its_magnitude() {
+        let cases = [(0, 0), (1_999, 0), (2_000, 1), (3_999, 1), (64_000, 6), (1_000_000_000, 19), (u64::MAX, 21)];
+        for (latency_ns, place) in cases {
+            assert_eq!(Handshakes::place(latency_ns), place, "{latency_ns} ns");
+        }
+    }
+
+    #[test]
+    fn a_quantile_is_the_upper_end_of_its_place() {
+        let mut handshakes = Handshakes::default();
+        assert_eq!(handshakes.quantile_us(500), None);
+
+        handshakes.latency[5] = 98;
+        handshakes.latency[10] = 2;
+
+        assert_eq!(handshakes.accepted(), 100);
+        assert_eq!(
+            [0, 500, 980, 990, 1000].map(|share| handshakes.quantile_us(share)),
+            [64, 64, 64, 2048, 2048].map(Some)
+        );
     }
 
     #[test]

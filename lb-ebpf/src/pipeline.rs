@@ -8,7 +8,7 @@
 //!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
 //!    that the table of the proven holds what lives, with or without an agent. Its old place is kept for that as long as
 //!    nobody else needs it.
-//! 4. A beginning: a SYN, or any datagram. The next backend in turn; the reply's key is claimed, so that no two flows
+//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the next backend in turn; the reply's key is claimed, so that no two flows
 //!    share one; where the client's port is taken on the backend's side, the flow gets another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
@@ -17,6 +17,7 @@ use crate::{
         Address, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendId, HandOff, KtimeNs,
         Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
+    guard::{self, Admission},
     icmp::{IcmpError, Translated},
     packet::Headers,
     sched,
@@ -338,7 +339,7 @@ fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tab
         Some(backend) if backend.serves(flow.generation()) => Some(backend),
         Some(_) | None => None,
     };
-    let (silent, over) = (is_silent(packet, flow, arrival.now), restarts(packet, flow, arrival.now));
+    let (silent, over) = (is_silent(packet, flow, arrival.now), restarts(packet, flow, arrival.now, tables));
     // Between the look-up and here, the memory may have become another flow's; this one has been moved or removed then.
     if flow.tag() != packet.key.tag() || flow.client().any(Seen::MOVED) {
         return GoingOn::No;
@@ -412,6 +413,9 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     let late = is_late(arrival, flow.last_seen());
     if packet.flags.opens() {
         tables.count(Event::SynRetransmitted);
+        if let Some(handshakes) = tables.handshakes(flow.backend()) {
+            handshakes.count_retransmitted();
+        }
     }
     let proven = flow.client().any(Seen::PROVEN);
     let moves = if proven { late && !flow.state().is_over() } else { proves(packet, flow) };
@@ -514,6 +518,7 @@ fn note_reply<T: Tables>(
                 }
                 flow.set_awaited_ack(packet.sequence.wrapping_add(1));
             }
+            note_answer(packet, arrival, flow, id, tables);
             flow.set_last_seen(arrival.now);
             let after = match packet.proto {
                 Proto::Tcp => before.after(Direction::Egress, packet.flags),
@@ -549,6 +554,22 @@ fn note_reply<T: Tables>(
     reply.set_last_seen(arrival.now);
     reply.set_flags(REPLY_SEEN);
     Ok(())
+}
+
+/// Counts how a backend answers, before the flow is told.
+#[inline(always)]
+fn note_answer<T: Tables>(packet: &Headers, arrival: Arrival, flow: Shared<FlowEntry>, id: BackendId, tables: &T) {
+    let (accepts, resets) = (packet.flags.accepts(), packet.flags.any(Flags::RST));
+    if !(accepts || resets) {
+        return;
+    }
+    let Some(handshakes) = tables.handshakes(id) else { return };
+    match (matches!(flow.state(), State::SynSent), accepts) {
+        (true, true) => handshakes.count_accepted(arrival.now.saturating_sub(flow.last_seen())),
+        (true, false) => handshakes.count_refused(),
+        (false, true) => {}
+        (false, false) => handshakes.count_reset(),
+    }
 }
 
 /// Looks for a connection where it can be. It may move from the second place to the first between the two looks there.
@@ -644,10 +665,10 @@ fn retire<T: Tables>(
 /// That one is scheduled like any other: a client that uses its ports over and over would otherwise never see another
 /// backend. The reply half of the old one stays, so that late segments still find home.
 #[inline(always)]
-fn restarts(packet: &Headers, flow: Shared<FlowEntry>, now: KtimeNs) -> bool {
+fn restarts<T: Tables>(packet: &Headers, flow: Shared<FlowEntry>, now: KtimeNs, tables: &T) -> bool {
     match packet.proto {
-        Proto::Tcp => packet.flags.opens() && (flow.state().is_over() || flow.is_expired(now)),
-        Proto::Udp => flow.is_expired(now),
+        Proto::Tcp => packet.flags.opens() && (flow.state().is_over() || flow.is_expired(now, tables)),
+        Proto::Udp => flow.is_expired(now, tables),
     }
 }
 
@@ -891,6 +912,11 @@ fn schedule<'t, T: Tables>(
     frontend: FrontendId,
     tables: &'t T,
 ) -> Result<Begun<'t>, Verdict> {
+    match guard::admit(&packet.key.source, frontend, arrival.now, tables) {
+        Admission::Granted => {}
+        Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
+        Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
+    }
     let (id, backend) = match choose(frontend, tables) {
         Ok(chosen) => chosen,
         Err(reason) => return Err(Verdict::Pass(reason)),
@@ -1022,7 +1048,7 @@ fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, 
             flow.backend() == holder.backend()
                 && flow.generation() == holder.generation()
                 && !flow.state().is_over()
-                && !flow.is_expired(now)
+                && !flow.is_expired(now, tables)
         }
         None => silent_for < CLAIM_NS,
     }

@@ -4,10 +4,10 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, KtimeNs,
-        Port, ReplyEntry, Traffic,
+        Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId,
+        Guard, Handshakes, KtimeNs, Port, RateKey, ReplyEntry, Traffic,
     },
-    tcp_state::{Seen, State, lifetime_ns},
+    tcp_state::{Seen, State},
     verdict::Event,
 };
 
@@ -135,8 +135,8 @@ impl Shared<FlowEntry> {
 
     /// Returns whether it has idled for longer than its state allows, [`FlowEntry::is_expired`].
     #[inline(always)]
-    pub fn is_expired(self, now: KtimeNs) -> bool {
-        now.saturating_sub(self.last_seen()) > lifetime_ns(self.state())
+    pub fn is_expired<T: Tables>(self, now: KtimeNs, tables: &T) -> bool {
+        now.saturating_sub(self.last_seen()) > tables.lifetime_ns(self.state())
     }
 }
 
@@ -289,6 +289,43 @@ impl Shared<Traffic> {
     }
 }
 
+impl Shared<Handshakes> {
+    /// Counts a SYN-ACK. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_accepted(self, latency_ns: u64) {
+        // SAFETY: as for `Traffic`.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        // The verifier has to see that the place is within: `place` alone convinces it of nothing.
+        if let Some(count) = handshakes.latency.get_mut(Handshakes::place(latency_ns)) {
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    /// Counts a SYN that came again. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_retransmitted(self) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.retransmitted = handshakes.retransmitted.wrapping_add(1);
+    }
+
+    /// Counts a SYN that was answered by RST. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_refused(self) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.refused = handshakes.refused.wrapping_add(1);
+    }
+
+    /// Counts a RST in a connection that was accepted. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_reset(self) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.reset = handshakes.reset.wrapping_add(1);
+    }
+}
+
 /// The maps that the pipeline reads and writes.
 pub trait Tables {
     /// Returns the frontend at an endpoint.
@@ -303,6 +340,18 @@ pub trait Tables {
     fn backend(&self, id: BackendId) -> Option<&Backend>;
     /// Returns this processor's counters of a backend.
     fn traffic(&self, id: BackendId) -> Option<Shared<Traffic>>;
+    /// Returns this processor's counters of how a backend answers.
+    fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>>;
+    /// Returns for how long a flow may stay idle in a state, in nanoseconds.
+    fn lifetime_ns(&self, state: State) -> KtimeNs;
+    /// Returns who may begin connections to a frontend.
+    fn guard(&self, frontend: FrontendId) -> Option<&Guard>;
+    /// Returns whether a client may, by the longest prefix that holds it; `None` if there is none.
+    fn source(&self, frontend: FrontendId, client: &Address) -> Option<bool>;
+    /// Returns when a network's bucket is full again; a time in the past if nobody knows it.
+    fn full_at(&self, key: &RateKey) -> KtimeNs;
+    /// Notes that.
+    fn set_full_at(&self, key: &RateKey, full_at: KtimeNs);
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

@@ -5,9 +5,6 @@
 
 use crate::abi::Address;
 
-/// Nanoseconds in a second.
-const SECOND: u64 = 1_000_000_000;
-
 /// TCP flags, RFC 9293, 3.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags(pub u8);
@@ -118,6 +115,7 @@ impl Seen {
 }
 
 /// How far a flow has come; states as in nf_conntrack_proto_tcp.c.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// The client has sent a SYN.
@@ -141,6 +139,51 @@ pub enum State {
 }
 
 impl State {
+    /// All of them, in the order in which [`crate::abi::Lifetimes`] holds their lifetimes.
+    pub const ALL: [Self; 9] = [
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::ClientClosed,
+        Self::BackendClosed,
+        Self::Closed,
+        Self::Reset,
+        Self::UdpUnreplied,
+        Self::UdpReplied,
+    ];
+
+    /// Returns its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "syn-sent",
+            Self::SynReceived => "syn-received",
+            Self::Established => "established",
+            Self::ClientClosed => "client-closed",
+            Self::BackendClosed => "backend-closed",
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::UdpUnreplied => "udp-unreplied",
+            Self::UdpReplied => "udp-replied",
+        }
+    }
+
+    /// Returns for how many seconds a flow may stay idle in this state, unless the agent is told otherwise.
+    ///
+    /// # Source
+    /// RFC 5382, REQ-5: established at least 2 h 4 min, transitory at least 4 min; RFC 4787, REQ-5: UDP at least 2 min;
+    /// the unanswered, the closed (in which data may still be repeated) and the reset as in nf_conntrack.
+    pub const fn default_lifetime_s(self) -> u32 {
+        match self {
+            Self::SynSent | Self::SynReceived => 60,
+            Self::Established => (2 * 60 + 4) * 60,
+            Self::ClientClosed | Self::BackendClosed => 4 * 60,
+            Self::Closed => 120,
+            Self::Reset => 10,
+            Self::UdpUnreplied => 30,
+            Self::UdpReplied => 120,
+        }
+    }
+
     /// Returns the state of a flow whose sides have been seen to do this.
     #[inline(always)]
     pub const fn of(client: Seen, backend: Seen) -> Self {
@@ -164,24 +207,6 @@ impl State {
     #[inline(always)]
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Closed | Self::Reset)
-    }
-}
-
-/// Returns how long a flow may stay idle in `state` before it is swept, in nanoseconds.
-///
-/// # Source
-/// RFC 5382, REQ-5: established at least 2 h 4 min, transitory at least 4 min; RFC 4787, REQ-5: UDP at least 2 min;
-/// the unanswered, the closed (in which data may still be repeated) and the reset as in nf_conntrack.
-#[inline(always)]
-pub const fn lifetime_ns(state: State) -> u64 {
-    match state {
-        State::SynSent | State::SynReceived => 60 * SECOND,
-        State::Established => (2 * 60 + 4) * 60 * SECOND,
-        State::ClientClosed | State::BackendClosed => 4 * 60 * SECOND,
-        State::Closed => 120 * SECOND,
-        State::Reset => 10 * SECOND,
-        State::UdpUnreplied => 30 * SECOND,
-        State::UdpReplied => 120 * SECOND,
     }
 }
 

@@ -97,6 +97,10 @@ reasons! {
         TtlExpired = 6 "ttl_expired",
         /// Too big for the device by which it would have to leave: its sender is told (RFC 1191).
         TooBig = 7 "too_big",
+        /// Its sender's address is denied, or not among those that are allowed.
+        Denied = 8 "denied",
+        /// Its sender's network begins more connections than it may.
+        RateLimited = 9 "rate_limited",
         /// A client's reset that would end a connection past us, whose ports its own has: it is told by its next SYN.
         ForeignReset = 10 "foreign_reset",
         /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or

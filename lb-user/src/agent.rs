@@ -35,7 +35,7 @@ mod sweeper;
 
 use crate::{
     config::{self, Reload, RunConfig, ServiceName, Source},
-    control::{Command, ContainerId, Event, Sighting, Timestamp},
+    control::{Answers, Command, ContainerId, Event, Sighting, Timestamp},
     datapath::{
         Datapath, DatapathError, Opening,
         links::Links,
@@ -79,8 +79,12 @@ pub async fn run(config: RunConfig, reload: Option<Reload>) -> Result<()> {
     let (fleet, providers) = service::connect(&config).await?;
     let links = Arc::new(Links::open()?);
     let network = Network::find(&config, &links).await?;
-    let opening =
-        Opening { instance: config.instance.as_str(), max_flows: config.max_flows, tc_attach: config.tc_attach };
+    let opening = Opening {
+        instance: config.instance.as_str(),
+        max_flows: config.max_flows,
+        tc_attach: config.tc_attach,
+        lifetimes: config.lifetimes,
+    };
     let (mut datapath, mut former) = Datapath::open(&opening)?;
     if let Some(former) = &mut former {
         let heir = config.heir();
@@ -509,6 +513,16 @@ impl Agent {
                 busy.insert((backend.service.as_str(), backend.frontend));
             }
         }
+        let mut answers: BTreeMap<&str, BTreeMap<ContainerId, Answers>> = BTreeMap::new();
+        for (key, handshakes) in &census.handshakes {
+            if let Some(backend) = registry.backend(key.0, key.1) {
+                let waiting = census.waiting.get(key).copied().unwrap_or(0);
+                let there = Answers { accepted: handshakes.accepted(), refused: handshakes.refused, waiting };
+                let of_service = answers.entry(&backend.service).or_default();
+                let sum = of_service.entry(backend.container.clone()).or_default();
+                *sum = sum.and(there);
+            }
+        }
         let now = self.now();
         let mut events = Vec::new();
         for (name, service) in &mut self.services {
@@ -521,7 +535,8 @@ impl Agent {
                 events.push((name.clone(), Event::EndpointsChanged));
             }
             let flows = flows.remove(name.as_str()).unwrap_or_default();
-            events.push((name.clone(), Event::Swept { began: swept.began, flows }));
+            let answers = answers.remove(name.as_str()).unwrap_or_default();
+            events.push((name.clone(), Event::Swept { began: swept.began, flows, answers }));
         }
         events
     }

@@ -16,12 +16,13 @@ use std::{
 };
 
 use clap::{ArgAction, Args, Command, CommandFactory, Id, Parser, Subcommand, error::ErrorKind};
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, PublishRange, Reload, RunConfig, TcAttach,
-        publish,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
+        SourceRate, TcAttach, guard, publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -181,6 +182,26 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<SocketAddrV4>,
 
+    /// Let only clients of this NETWORK begin connections; may be repeated
+    ///
+    /// NETWORK is 192.0.2.0/24, 2001:db8::/32 or one address. Packets of others are dropped and counted; connections that
+    /// are there go on; clients on this host are not asked.
+    #[arg(long, value_name = "NETWORK", value_parser = guard::parse_network, help_heading = GUARD)]
+    pub allow: Vec<IpNet>,
+
+    /// Let no client of this NETWORK begin connections; may be repeated
+    ///
+    /// Of several networks that hold an address, allowed or denied, the smallest counts.
+    #[arg(long, value_name = "NETWORK", value_parser = guard::parse_network, help_heading = GUARD)]
+    pub deny: Vec<IpNet>,
+
+    /// Let a client begin so many connections in a second; with /BITS, all of its IPv4 network together
+    ///
+    /// Of each frontend, and as many at once as in a second, at least 10. Of IPv6, all of a /64 together. What is beyond
+    /// is dropped and counted: TCP tries again.
+    #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
+    pub source_rate: Option<SourceRate>,
+
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub min: Option<u32>,
@@ -276,9 +297,17 @@ pub struct InstanceArgs {
     /// Established connections that the kernel keeps in mind, 1024 to 16777216; about 300 bytes each
     #[arg(long, value_name = "N", value_parser = value::parse_max_flows, default_value = "1048576", help_heading = DATAPATH)]
     pub max_flows: u32,
+
+    /// Time that a connection may be idle in a STATE before it is over, at least 1s; may be repeated
+    ///
+    /// By default established=2h4m, client-closed=4m and backend-closed=4m (one side has closed), closed=2m, reset=10s,
+    /// syn-sent=1m, syn-received=1m; udp-replied=2m, udp-unreplied=30s.
+    #[arg(long, value_name = "STATE=DUR", help_heading = DATAPATH)]
+    pub lifetime: Vec<Lifetime>,
 }
 
 const FRONTENDS: &str = "Frontends and backends";
+const GUARD: &str = "Guard";
 const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
 const HEALTH: &str = "Health and the end of a backend";
 const DATAPATH: &str = "Datapath";
@@ -432,6 +461,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
+            ("run", "--allow --deny --source-rate --lifetime"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -12,12 +12,14 @@ use crate::health::HealthCheck;
 
 pub mod diff;
 pub mod error;
+pub mod guard;
 pub mod publish;
 pub mod value;
 
 pub use error::ConfigError;
+pub use guard::{Guard, SourceRate};
 pub use publish::{Publish, PublishRange};
-pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, ServiceName, TcAttach};
+pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, TcAttach};
 
 /// Frontends that all services of one instance may have together.
 pub const MAX_FRONTENDS: usize = 64;
@@ -42,6 +44,8 @@ pub struct RunConfig {
     pub complete_checksums: bool,
     /// How many proven flows the kernel keeps.
     pub max_flows: u32,
+    /// For how long flows may stay idle.
+    pub lifetimes: abi::Lifetimes,
     /// The time between two samples of the load, and between two signs of life.
     pub interval: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
@@ -63,6 +67,8 @@ pub struct Service {
     pub name: ServiceName,
     /// What clients connect to: at least one.
     pub frontends: Vec<Publish>,
+    /// Who may begin connections to them.
+    pub guard: Guard,
     /// Where backends come from.
     pub source: Source,
     /// What makes a backend healthy.
@@ -102,7 +108,8 @@ impl Service {
     /// Returns what is left of a service that is configured no longer: enough to drain and to stop it.
     pub fn leftover(name: ServiceName, source: Source) -> Self {
         let (health_interval, drain_timeout) = (Duration::from_secs(2), Duration::from_secs(30));
-        Self { name, frontends: Vec::new(), source, health: HealthCheck::None, health_interval, drain_timeout }
+        let (frontends, guard, health) = (Vec::new(), Guard::default(), HealthCheck::None);
+        Self { name, frontends, guard, source, health, health_interval, drain_timeout }
     }
 
     /// Returns the backends that somebody else runs.

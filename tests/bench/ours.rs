@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_ebpf::abi::Lifetimes;
 use lb_tests::lab::{self, Lab};
 use lb_user::{
-    config::{Hook, TcAttach},
+    config::{Guard, Hook, TcAttach},
     control::ContainerId,
     datapath::{
         Datapath, Opening,
@@ -39,6 +40,7 @@ impl Ours {
         let frontend = format!("{}/{}", service.port, service.proto);
         let wish = FrontendWish {
             service: SERVICE.to_owned(),
+            guard: Guard::default(),
             name: frontend.clone(),
             proto: service.proto,
             addresses: BTreeSet::from([service.frontend()]),
@@ -46,7 +48,12 @@ impl Ours {
         let uplink = ifindex(&namespace, "up0")?;
         let instance = lab.instance();
         let datapath = lab::inside(&namespace, || -> Result<Datapath> {
-            let opening = Opening { instance: &instance, max_flows: 1_048_576, tc_attach: TcAttach::Auto };
+            let opening = Opening {
+                instance: &instance,
+                max_flows: 1_048_576,
+                tc_attach: TcAttach::Auto,
+                lifetimes: Lifetimes::DEFAULT,
+            };
             let (mut datapath, _new) = Datapath::open(&opening)?;
             let device = Device { ifindex: uplink, name: "up0", framing: Framing::Ethernet };
             datapath.open_uplink(Hook::Tc, device)?;

@@ -12,12 +12,12 @@ use std::{
 
 use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use lb_ebpf::{
-    abi::{Address, FlowKey, Port, Proto, Scheduler},
+    abi::{Address, FlowKey, Lifetimes, Port, Proto, Scheduler},
     checksum::Delta,
     nat,
     packet::{Headers, PacketWindow},
     sched,
-    tcp_state::{Direction, Flags, Seen, State, lifetime_ns},
+    tcp_state::{Direction, Flags, Seen, State},
 };
 use lb_tests::frames::{self, ACK, FIN, SYN, Side};
 use lb_user::control::{
@@ -156,7 +156,7 @@ fn states(criterion: &mut Criterion) {
                     Direction::Ingress => client = client.after(direction, Flags(flags)),
                     Direction::Egress => backend = backend.after(direction, Flags(flags)),
                 }
-                longest = longest.max(lifetime_ns(State::of(client, backend)));
+                longest = longest.max(Lifetimes::DEFAULT.of(State::of(client, backend)));
             }
             longest
         });

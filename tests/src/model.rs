@@ -85,6 +85,8 @@ const FIN_AHEAD: u32 = 1 << 24;
 const RST_AHEAD: u32 = 1 << 20;
 /// How far an answer to a SYN may acknowledge beyond it.
 const SYN_AHEAD: u32 = 1 << 16;
+/// A segment that carries nothing, in bytes: Ethernet, IPv4 and TCP without options.
+const SEGMENT: u64 = 54;
 
 /// A backend.
 #[derive(Clone, Copy, Debug)]
@@ -244,9 +246,15 @@ impl Model {
         let opens = packet.flags & (SYN | ACK | RST | FIN) == SYN;
         let mut is_orphan = false;
         if let Some(flow) = self.flows.get(&name).copied() {
-            let is_shut_out = opens && flow.is_unanswered() && self.reply_of(name, &flow).is_some_and(|it| it.foreign);
+            let resets = packet.carrier == Carrier::Tcp && packet.flags & RST != 0;
+            let meets_another = flow.is_unanswered() && self.reply_of(name, &flow).is_some_and(|it| it.foreign);
+            let is_shut_out = (opens || resets) && meets_another;
             let starts_again = packet.carrier == Carrier::Tcp && opens && flow.is_over();
-            if !self.serves(flow.backend, flow.generation) || is_shut_out {
+            let is_served = self.serves(flow.backend, flow.generation);
+            if is_served && is_shut_out && resets {
+                return Fate::Dropped(DropReason::ForeignReset);
+            }
+            if !is_served || is_shut_out {
                 is_orphan = true;
             } else if !starts_again {
                 return self.go_on(packet, name, flow);
@@ -402,7 +410,14 @@ impl Model {
             let waits = flow.as_ref().is_some_and(|flow| is_of(flow) && flow.is_unanswered());
             if (reply.foreign || waits) && !answers {
                 self.replies.insert(name, Reply { foreign: true, answered: false, ..reply });
-                return Fate::Passed(PassReason::NotReply);
+                // The first bare acknowledgement tells the client that its port is taken.
+                let is_bare = packet.flags & (SYN | FIN | RST | ACK) == ACK && packet.bytes == SEGMENT;
+                if reply.foreign || !is_bare {
+                    return Fate::Passed(PassReason::NotReply);
+                }
+                let sum = self.sums.entry(reply.backend).or_default();
+                sum.egress = (sum.egress.0 + 1, sum.egress.1 + packet.bytes);
+                return Fate::Sent { from: reply.flow.1, to: reply.flow.0, backend: reply.backend };
             }
             match flow {
                 Some(mut flow) if is_of(&flow) => {

@@ -7,13 +7,17 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, MapData, PerCpuArray, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
 };
 use lb_ebpf::abi::{
-    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId,
-    HandOff, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map, program,
+    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Guard,
+    HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto, RateKey, ReplyEntry,
+    SOURCE_BITS, Scheduler, SlotRange, Source, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -78,7 +82,10 @@ impl Object {
             let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
             idle.iter().position(|(of, _)| *of == size).map(|place| idle.swap_remove(place).1)
         };
-        Self { ebpf: Some(idle.unwrap_or_else(|| load(size))), size, next_slot: 0, backends: BTreeSet::new() }
+        let ebpf = Some(idle.unwrap_or_else(|| load(size)));
+        let mut object = Self { ebpf, size, next_slot: 0, backends: BTreeSet::new() };
+        object.live_for(Lifetimes::DEFAULT);
+        object
     }
 
     fn ebpf(&self) -> &Ebpf {
@@ -100,12 +107,22 @@ impl Object {
         for id in std::mem::take(&mut self.backends) {
             self.write_backend(id, none);
             self.clear_counted::<Traffic>(map::BACKEND_STATS, id);
+            self.clear_counted::<Handshakes>(map::HANDSHAKES, id);
         }
         self.backends.clear();
         let mut cursors: Array<&mut MapData, u64> = self.map(map::CURSORS);
         for id in 0..MAX_FRONTENDS {
             cursors.set(id, 0, 0).unwrap();
         }
+        let mut guards: Array<&mut MapData, Guard> = self.map(map::GUARDS);
+        for id in 0..MAX_FRONTENDS {
+            guards.set(id, Guard::default(), 0).unwrap();
+        }
+        let mut sources: LpmTrie<&mut MapData, Source, u32> = self.map(map::SOURCES);
+        for key in sources.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            sources.remove(&key).unwrap();
+        }
+        self.clear_hash::<RateKey, KtimeNs>(map::RATES);
         for index in 0..MAX_COUNTERS {
             self.clear_counted::<u64>(map::COUNTERS, index);
         }
@@ -125,6 +142,12 @@ impl Object {
         let mut values: PerCpuArray<&mut MapData, V> = self.map(name);
         let none = vec![V::default(); nr_cpus().expect("there are some")];
         values.set(index, PerCpuValues::try_from(none).unwrap(), 0).unwrap();
+    }
+
+    /// Says for how long flows may stay idle.
+    pub fn live_for(&mut self, lifetimes: Lifetimes) {
+        let mut map: Array<&mut MapData, Lifetimes> = self.map(map::LIFETIMES);
+        map.set(0, lifetimes, 0).unwrap();
     }
 
     /// Serves a frontend with these backends in its slots.
@@ -245,6 +268,26 @@ impl Object {
             sum.add(value);
             sum
         })
+    }
+
+    /// Returns how a backend answers, over all processors.
+    pub fn handshakes(&self, id: BackendId) -> Handshakes {
+        let map: PerCpuArray<&MapData, Handshakes> = self.ebpf().map(map::HANDSHAKES).unwrap().try_into().unwrap();
+        map.get(&id, 0).unwrap().iter().fold(Handshakes::default(), |mut sum, value| {
+            sum.add(value);
+            sum
+        })
+    }
+
+    /// Says who may begin connections to a frontend: by the rules, and by networks of IPv4 with whether they may.
+    pub fn guard(&mut self, id: FrontendId, rules: Guard, networks: &[([u8; 4], u32, bool)]) {
+        let mut guards: Array<&mut MapData, Guard> = self.map(map::GUARDS);
+        guards.set(id, rules, 0).unwrap();
+        let mut sources: LpmTrie<&mut MapData, Source, u32> = self.map(map::SOURCES);
+        for &(network, bits, admits) in networks {
+            let source = Source { frontend: id, address: Address::from_v4(network) };
+            sources.insert(&Key::new(SOURCE_BITS - 32 + bits, source), u32::from(admits), 0).unwrap();
+        }
     }
 
     /// Returns a proven flow.

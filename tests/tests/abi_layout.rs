@@ -1,9 +1,11 @@
 //! The ABI, byte by byte: what one version of the agent writes, the kernel object and other versions read.
 
 use lb_ebpf::abi::{
-    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, HandOff,
-    LocalFlow, LocalKey, Port, Proto, ReplyEntry, Scheduler, SlotRange, Traffic, map,
+    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, Guard, HandOff,
+    Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto, RateKey, RateLimit, ReplyEntry,
+    Scheduler, SlotRange, Source, Traffic, map,
 };
+use lb_ebpf::tcp_state::State;
 
 fn bytes<T: aya::Pod>(value: &T) -> Vec<u8> {
     // SAFETY: a `Pod` has no padding but what is named, so every byte is written.
@@ -182,4 +184,43 @@ fn names_of_maps_fit_into_the_kernel_and_differ() {
     let mut shown: Vec<&str> = names.iter().map(|name| &name[..name.len().min(15)]).collect();
     shown.dedup();
     assert_eq!(shown.len(), names.len());
+}
+
+#[test]
+fn handshakes_are_a_histogram_and_three_counters() {
+    let mut latency = [0; LATENCY_BUCKETS];
+    (latency[0], latency[21]) = (1, 2);
+    let handshakes = Handshakes { latency, retransmitted: 3, refused: 4, reset: 5 };
+
+    let words: Vec<u64> = [&latency[..], &[3, 4, 5]].concat();
+    assert_eq!(bytes(&handshakes), words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+}
+
+#[test]
+fn a_guard_is_a_limit_and_flags() {
+    let limit = RateLimit { interval_ns: 7, burst: 8, v4_mask: 9 };
+
+    for (admits_others, flags) in [(true, 1), (false, 3)] {
+        let guard = Guard::default().with_sources(admits_others).with_limit(limit);
+        let words: [u32; 4] = [7, 8, 9, flags];
+        assert_eq!(bytes(&guard), words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+    }
+    assert_eq!(bytes(&Guard::default()), [0; 16]);
+}
+
+#[test]
+fn a_source_is_a_frontend_and_an_address() {
+    let expected = [&5_u32.to_ne_bytes()[..], &mapped(2)].concat();
+
+    assert_eq!(bytes(&Source { frontend: 5, address: address(2) }), expected);
+    assert_eq!(bytes(&RateKey::new(5, address(2))), expected);
+}
+
+#[test]
+fn lifetimes_are_seconds_in_the_order_of_the_states() {
+    let lifetimes = Lifetimes::DEFAULT.with(State::Reset, 7);
+
+    let seconds: [u32; 9] = [60, 60, 7440, 240, 240, 120, 7, 30, 120];
+    assert_eq!(bytes(&lifetimes), seconds.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
+    assert_eq!(State::ALL.map(|state| lifetimes.of(state) / 1_000_000_000), seconds.map(u64::from));
 }

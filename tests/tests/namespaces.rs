@@ -21,7 +21,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::Signal,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -55,6 +55,11 @@ fn main() -> ExitCode {
         case("no_backend_address_is_seen_on_the_wire", no_backend_address_is_seen_on_the_wire),
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("a_backend_that_fails_leaves_and_returns", a_backend_that_fails_leaves_and_returns),
+        case(
+            "a_backend_that_is_deaf_to_clients_alone_is_put_aside",
+            a_backend_that_is_deaf_to_clients_alone_is_put_aside,
+        ),
+        case("clients_that_are_denied_are_dropped", clients_that_are_denied_are_dropped),
         case("without_backends_clients_are_refused_at_once", without_backends_clients_are_refused_at_once),
         case("instances_live_side_by_side_and_never_share", instances_live_side_by_side_and_never_share),
         case("keep_leaves_it_serving_and_detach_removes_it", keep_leaves_it_serving_and_detach_removes_it),
@@ -435,6 +440,57 @@ fn a_backend_that_fails_leaves_and_returns() {
     }
     lab.start_server(1);
     agent.wait_ready(2);
+}
+
+fn a_backend_that_is_deaf_to_clients_alone_is_put_aside() {
+    let (lab, agent) = served(2, &[]);
+    let rules =
+        "table ip deaf { chain input { type filter hook input priority 0; ip saddr 198.18.1.2 tcp dport 80 drop; }; }";
+    lab::run(lab.command(&lab.backend(1), "nft").arg(rules));
+
+    // Half of them meet it. Their second repetition, after three seconds, goes to the other.
+    let clients: Vec<_> = (0..12)
+        .map(|_| {
+            let mut curl = lab.command(&lab.client(), "curl");
+            curl.args(["-s", "-f", "--max-time", "10", "-o", "/dev/null", "http://198.18.1.1/"]).spawn().expect("curl")
+        })
+        .collect();
+    let deaf = |status: &Value| {
+        let backend = status["frontends"][0]["backends"][1].clone();
+        let error = backend["last_error"].as_str().unwrap_or_default().to_owned();
+        backend["state"] == "unhealthy" && backend["slot"] == false && error.contains("wait for its answer")
+    };
+    agent.wait_for("the deaf one is aside", Duration::from_secs(5), deaf);
+    for mut client in clients {
+        assert!(client.wait().expect("curl ends").success(), "nobody is lost");
+    }
+
+    let started = Instant::now();
+    (0..20).for_each(|_| assert_eq!(lab.get("http://198.18.1.1/"), "backend 0"));
+    assert!(started.elapsed() < Duration::from_secs(3), "nobody waits for it any longer");
+    let status = agent.status();
+    assert!(deaf(&status), "its checks pass, and are not asked: {status}");
+    let answers = &status["frontends"][0]["backends"][0]["handshakes"];
+    assert!(answers["accepted"].as_u64() >= Some(26) && answers["p50_us"].is_u64(), "{answers}");
+}
+
+fn clients_that_are_denied_are_dropped() {
+    let (lab, agent) = served(1, &["--allow", "198.18.1.0/24", "--deny", "198.18.1.2"]);
+    let tries = || lab.from_client("curl", &["-s", "--max-time", "0.5", "http://198.18.1.1/"]).status.success();
+    assert!(!tries(), "denied");
+    let status = agent.status();
+    assert!(status["verdicts"]["drops"]["denied"].as_u64() >= Some(1), "{status}");
+    assert_eq!(status["frontends"][0]["guard"]["deny"], json!(["198.18.1.2/32"]));
+    // Who is on the host is not asked.
+    inside(&lab.balancer(), || TcpStream::connect((UPLINK, 80)).expect("connected"));
+
+    agent.crash();
+    let agent = start(&lab, &arguments(1), &["--source-rate", "1"]);
+    agent.wait_ready(1);
+
+    let answered = (0..15).filter(|_| tries()).count();
+    assert!((10..=12).contains(&answered), "ten at once, then one a second: {answered}");
+    assert!(agent.status()["verdicts"]["drops"]["rate_limited"].as_u64() >= Some(3));
 }
 
 fn without_backends_clients_are_refused_at_once() {

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_ebpf::abi::Proto;
+use lb_ebpf::abi::{Lifetimes, Proto};
 use lb_tests::{
     agent::Agent,
     frames::{ACK, RST, SYN, tcp},
@@ -21,7 +21,7 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 use lb_user::{
-    config::{Hook, TcAttach},
+    config::{Guard, Hook, TcAttach},
     control::ContainerId,
     datapath::{
         Datapath, Opening, clock,
@@ -32,6 +32,9 @@ use lb_user::{
         sweep,
     },
 };
+
+/// The service to which everything belongs.
+const SERVICE: &str = "churn";
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -68,8 +71,13 @@ struct Served {
 impl Served {
     fn new(lab: &Lab) -> Self {
         let namespace = lab.balancer();
-        let wish =
-            FrontendWish { name: format!("{PORT}/tcp"), proto: Proto::Tcp, addresses: BTreeSet::from([frontend()]) };
+        let wish = FrontendWish {
+            service: SERVICE.to_owned(),
+            name: format!("{PORT}/tcp"),
+            proto: Proto::Tcp,
+            addresses: BTreeSet::from([frontend()]),
+            guard: Guard::default(),
+        };
         let instance = lab.instance();
         let (datapath, members) = inside(&namespace, || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -82,7 +90,12 @@ impl Served {
                 }
                 (links.named("up0").await.expect("the uplink"), ways)
             });
-            let opening = Opening { instance: &instance, max_flows: 262_144, tc_attach: TcAttach::Auto };
+            let opening = Opening {
+                instance: &instance,
+                max_flows: 262_144,
+                tc_attach: TcAttach::Auto,
+                lifetimes: Lifetimes::DEFAULT,
+            };
             let (mut datapath, _new) = Datapath::open(&opening).expect("the datapath opens");
             let device = Device { ifindex: uplink.index, name: &uplink.name, framing: uplink.framing };
             datapath.open_uplink(Hook::Tc, device).expect("the uplink opens");
@@ -102,7 +115,7 @@ impl Served {
         let (ready, draining) = (named(ready), named(draining));
         let datapath = self.datapath.as_mut().expect("it is open");
         inside(&self.namespace, || {
-            let prepared = datapath.prepare(&ready, &draining).expect("there is room");
+            let prepared = datapath.prepare(SERVICE, &ready, &draining).expect("there is room");
             // The kernel takes a link away when it comes to it. Until then there is no other of the program at the device, and
             // the backend is left out, as the agent leaves it out, and asked for again with the next change.
             prepared.unreachable.iter().for_each(|(backend, error)| eprintln!("{backend}: {error}"));

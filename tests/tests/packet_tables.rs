@@ -400,7 +400,7 @@ const REPLIES: &[Row] = &[
     Row("a RST of a direct connection", HalfOpen, reset, Passed(NotReply)),
     Row("data of a direct connection", HalfOpen, answer, Passed(NotReply)),
     Row("a FIN of a direct connection", HalfOpen, close, Passed(NotReply)),
-    Row("a challenge", HalfOpen, |a, b| tcp(a, b, ACK, 7000, 555, b""), Passed(NotReply)),
+    Row("a challenge", HalfOpen, |a, b| tcp(a, b, ACK, 7000, 555, b""), Sent),
     Row("the SYN-ACK again", Accepted, accept, Sent),
     Row("data before the ACK", Accepted, answer, Sent),
     Row("a FIN before the ACK", Accepted, close, Sent),

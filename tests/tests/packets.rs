@@ -1,9 +1,9 @@
 //! Packets through the real object: tables of what goes in and what comes out, for both front doors and the reply door.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, thread, time::Duration};
 
 use lb_ebpf::{
-    abi::{Address, Backend, HandOff, Port, Proto},
+    abi::{Address, Backend, Guard, HandOff, Handshakes, Lifetimes, Port, Proto, RateLimit},
     tcp_state::State,
     verdict::{DropReason, Event, PassReason},
 };
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         case("only_the_right_acknowledgement_proves_a_client", only_the_right_acknowledgement_proves_a_client),
         case("a_port_used_again_draws_the_next_ticket", a_port_used_again_draws_the_next_ticket),
         case("a_refused_connection_may_be_tried_again", a_refused_connection_may_be_tried_again),
+        case("how_a_backend_answers_is_counted", how_a_backend_answers_is_counted),
         case("a_guessed_reset_ends_nothing", a_guessed_reset_ends_nothing),
         case("a_guessed_end_does_not_count", a_guessed_end_does_not_count),
         case("an_end_that_proves_the_client_is_not_lost", an_end_that_proves_the_client_is_not_lost),
@@ -42,6 +43,9 @@ fn main() -> ExitCode {
         case("merged_segments_count_as_they_came", merged_segments_count_as_they_came),
         case("notes_are_left_where_the_backend_takes_no_frames", notes_are_left_where_the_backend_takes_no_frames),
         case("datagrams_of_a_client_stay_with_a_backend", datagrams_of_a_client_stay_with_a_backend),
+        case("who_may_not_begin_is_dropped_and_counted", who_may_not_begin_is_dropped_and_counted),
+        case("a_network_begins_no_more_than_it_may", a_network_begins_no_more_than_it_may),
+        case("a_flow_lives_as_long_as_it_is_told_to", a_flow_lives_as_long_as_it_is_told_to),
         case("a_datagram_without_checksum_stays_without", a_datagram_without_checksum_stays_without),
         case("two_frontends_on_one_backend_never_share_a_port", two_frontends_on_one_backend_never_share_a_port),
         case("a_backend_that_is_its_own_client_sees_the_host", a_backend_that_is_its_own_client_sees_the_host),
@@ -246,6 +250,32 @@ fn a_refused_connection_may_be_tried_again() {
     assert_eq!((first.to, second), (BACKENDS[0], BACKENDS[1]));
 }
 
+fn how_a_backend_answers_is_counted() {
+    const WAIT: Duration = Duration::from_millis(20);
+    for door in FRONT_DOORS {
+        let object = object();
+        let syn = tcp(CLIENT, FRONTEND, SYN, 100, 0, &[]);
+        let backend = forwarded(&object, door, &syn).to;
+        forwarded(&object, door, &syn);
+        thread::sleep(WAIT);
+        for _ in 0..2 {
+            forwarded(&object, Door::Reply, &tcp(backend, CLIENT, SYN | ACK, 900, 101, &[]));
+        }
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
+        let counted = object.handshakes(0);
+        assert_eq!((counted.accepted(), counted.retransmitted), (1, 1), "{door:?}: {counted:?}");
+        assert!(counted.quantile_us(500).is_some_and(|us| us > WAIT.as_micros() as u64), "{door:?}: {counted:?}");
+
+        forwarded(&object, Door::Reply, &tcp(backend, CLIENT, RST, 901, 0, &[]));
+        let refused = forwarded(&object, door, &tcp(client(41_000), FRONTEND, SYN, 7, 0, &[])).to;
+        forwarded(&object, Door::Reply, &tcp(refused, client(41_000), RST | ACK, 0, 8, &[]));
+
+        assert_eq!((object.handshakes(0).reset, object.handshakes(0).refused), (1, 0), "{door:?}");
+        let expected = Handshakes { refused: 1, ..Handshakes::default() };
+        assert_eq!(object.handshakes(1), expected, "{door:?}");
+    }
+}
+
 fn a_guessed_reset_ends_nothing() {
     for door in FRONT_DOORS {
         let object = object();
@@ -402,6 +432,87 @@ fn datagrams_of_a_client_stay_with_a_backend() {
         }
         assert_eq!((3..6).map(|id| object.traffic(id).connections).collect::<Vec<_>>(), [2; 3]);
     }
+}
+
+fn who_may_not_begin_is_dropped_and_counted() {
+    // Which networks are in the list, what becomes of others, who asks, and whether it may.
+    type Row = (&'static [([u8; 4], u32, bool)], bool, [u8; 4], bool);
+    const ROWS: [Row; 9] = [
+        (&[], true, [198, 18, 1, 2], true),
+        (&[], false, [198, 18, 1, 2], false),
+        (&[([198, 18, 1, 0], 24, true)], false, [198, 18, 1, 2], true),
+        (&[([198, 18, 1, 0], 24, true)], false, [198, 18, 3, 2], false),
+        (&[([198, 18, 1, 0], 24, true), ([198, 18, 1, 2], 32, false)], false, [198, 18, 1, 2], false),
+        (&[([198, 18, 1, 0], 24, true), ([198, 18, 1, 2], 32, false)], false, [198, 18, 1, 3], true),
+        (&[([198, 18, 0, 0], 15, false)], true, [198, 19, 1, 2], false),
+        (&[([198, 18, 0, 0], 15, false)], true, [203, 0, 113, 9], true),
+        (&[([0, 0, 0, 0], 0, false), ([203, 0, 113, 8], 29, true)], true, [203, 0, 113, 9], true),
+    ];
+    for door in FRONT_DOORS {
+        for (networks, others, source, admitted) in ROWS {
+            let mut object = object();
+            object.guard(0, Guard::default().with_sources(others), networks);
+            let from = (source, 40_000);
+
+            let (did, out) = object.run(door, &tcp(from, FRONTEND, SYN, 100, 0, &[]));
+
+            let dropped = object.count(DropReason::Denied.index());
+            let expected = if admitted { (Action::Redirect, 0) } else { (Action::Drop, 1) };
+            assert_eq!((did, dropped), expected, "{door:?} {networks:?} {others} {source:?}");
+            assert_eq!(object.half_open(from, FRONTEND, Proto::Tcp).is_some(), admitted, "{out:?}");
+            // Another frontend has lists of its own.
+            assert_eq!(object.run(door, &udp(from, DATAGRAMS, b"?")).0, Action::Redirect, "{door:?}");
+        }
+    }
+}
+
+fn a_network_begins_no_more_than_it_may() {
+    const MINUTE: u32 = 4_000_000_000; // nanoseconds: none comes back while the test runs
+    let limit = |v4_mask: [u8; 4]| RateLimit { interval_ns: MINUTE, burst: 3, v4_mask: u32::from_ne_bytes(v4_mask) };
+    for door in FRONT_DOORS {
+        let mut object = object();
+        object.guard(0, Guard::default().with_limit(limit([255; 4])), &[]);
+        let syn = |last: u8, port: u16| tcp(([198, 18, 1, last], port), FRONTEND, SYN, 100, 0, &[]);
+        let known = open(&object, door, CLIENT, FRONTEND);
+        for port in 1..=4 {
+            let expected = if port <= 2 { Action::Redirect } else { Action::Drop };
+            assert_eq!(object.run(door, &syn(2, port)).0, expected, "{door:?}, connection {}", port + 1);
+        }
+        assert_eq!(object.run(door, &syn(2, 1)).0, Action::Redirect, "a SYN that comes again begins nothing");
+        assert_eq!(object.run(door, &syn(3, 1)).0, Action::Redirect, "another client has another bucket");
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"on")).to, known);
+        assert_eq!(object.count(DropReason::RateLimited.index()), 2);
+
+        object.guard(0, Guard::default().with_limit(limit([255, 255, 255, 0])), &[]);
+        let begun = (10..20).filter(|&last| object.run(door, &syn(last, 1)).0 == Action::Redirect).count();
+        assert_eq!(begun, 3, "{door:?}: all of a network together");
+    }
+}
+
+fn a_flow_lives_as_long_as_it_is_told_to() {
+    let mut object = object();
+    object.live_for(Lifetimes::DEFAULT.with(State::UdpUnreplied, 1).with(State::Established, 1));
+    let datagram = udp(CLIENT, DATAGRAMS, b"which");
+    let (answered, silent) = (client(40_001), client(40_002));
+    let [first, second, third] = [CLIENT, answered, silent].map(|from| {
+        let backend = forwarded(&object, Door::Tc, &udp(from, DATAGRAMS, b"which")).to;
+        if from == answered {
+            forwarded(&object, Door::Reply, &udp(backend, from, b"this one"));
+        }
+        backend
+    });
+    assert_eq!([first, second, third], BACKENDS);
+    let kept = open(&object, Door::Tc, CLIENT, FRONTEND);
+
+    thread::sleep(Duration::from_millis(1_100));
+
+    assert_eq!(forwarded(&object, Door::Tc, &udp(answered, DATAGRAMS, b"again")).to, second, "UDP with an answer");
+    assert_eq!(forwarded(&object, Door::Xdp, &datagram).to, BACKENDS[0], "the next in turn");
+    assert_eq!(forwarded(&object, Door::Tc, &udp(silent, DATAGRAMS, b"again")).to, BACKENDS[1], "and the next");
+    // What idles goes on until something else is begun; the sweep ends it, too.
+    assert_eq!(forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, ACK, 101, 901, b"on")).to, kept);
+    thread::sleep(Duration::from_millis(1_100));
+    assert_ne!(forwarded(&object, Door::Tc, &tcp(CLIENT, FRONTEND, SYN, 7, 0, &[])).to, kept);
 }
 
 fn a_datagram_without_checksum_stays_without() {

@@ -7,16 +7,18 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::bpf_get_prandom_u32,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use lb_ebpf::{
     abi::{
-        AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        Frontend, FrontendId, LocalFlow, LocalKey, MAX_ADDRESSES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS,
-        MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_SLOTS, REPORT_PAGES,
-        ReplyEntry, ReportPage, Traffic,
+        Address, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, MAX_ADDRESSES,
+        MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS,
+        MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS,
+        Source, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
+    tcp_state::State,
     verdict::Event,
 };
 
@@ -57,7 +59,17 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_COUNTERS, 
 #[map]
 static BACKEND_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
 #[map]
+static HANDSHAKES: PerCpuArray<Handshakes> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+#[map]
 static RETIRED: Array<Traffic> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static GUARDS: Array<Guard> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static SOURCES: LpmTrie<Source, u32> = LpmTrie::with_max_entries(MAX_SOURCES, BPF_F_NO_PREALLOC);
+#[map]
+static RATES: LruHashMap<RateKey, KtimeNs> = LruHashMap::with_max_entries(MAX_RATES, 0);
+#[map]
+static LIFETIMES: Array<Lifetimes> = Array::with_max_entries(1, 0);
 #[map]
 static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
 /// This processor's room for entries that are about to be inserted. Never seen by the agent.
@@ -144,6 +156,39 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn traffic(&self, id: BackendId) -> Option<Shared<Traffic>> {
         BACKEND_STATS.get_ptr_mut(id).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn handshakes(&self, id: BackendId) -> Option<Shared<Handshakes>> {
+        HANDSHAKES.get_ptr_mut(id).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn lifetime_ns(&self, state: State) -> KtimeNs {
+        LIFETIMES.get(0).map_or(0, |lifetimes| lifetimes.of(state))
+    }
+
+    #[inline(always)]
+    fn guard(&self, frontend: FrontendId) -> Option<&Guard> {
+        GUARDS.get(frontend)
+    }
+
+    #[inline(always)]
+    fn source(&self, frontend: FrontendId, client: &Address) -> Option<bool> {
+        let key = Key::new(SOURCE_BITS, Source { frontend, address: *client });
+        SOURCES.get(key).map(|admits| *admits != 0)
+    }
+
+    #[inline(always)]
+    fn full_at(&self, key: &RateKey) -> KtimeNs {
+        // SAFETY: one word, read at once.
+        unsafe { RATES.get(key) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn set_full_at(&self, key: &RateKey, full_at: KtimeNs) {
+        // Without it, one more than allowed may come.
+        let _full = RATES.insert(key, full_at, BPF_ANY.into());
     }
 
     #[inline(always)]

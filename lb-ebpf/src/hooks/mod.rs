@@ -13,10 +13,11 @@ mod xdp_ingress;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
 use lb_ebpf::{
     abi::KtimeNs,
+    tcp_state::Flags,
     verdict::{PassReason, Verdict},
 };
 
@@ -46,6 +47,13 @@ fn note_mark() -> u32 {
 fn now() -> KtimeNs {
     // SAFETY: takes nothing.
     unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Returns the time for a packet with these TCP flags: precise where a handshake is timed.
+#[inline(always)]
+fn now_for(flags: Flags) -> KtimeNs {
+    // SAFETY: takes nothing.
+    if flags.any(Flags::SYN) { unsafe { bpf_ktime_get_ns() } } else { now() }
 }
 
 /// Counts a verdict and turns it into a TC action. A pass lets other programs on the device run.

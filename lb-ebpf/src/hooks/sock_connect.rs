@@ -15,7 +15,7 @@ use lb_ebpf::{
     abi::{Address, Endpoint, FrontendId, LocalFlow, LocalKey, Port, Proto},
     pipeline,
     tables::{TOUCH_NS, Tables as _},
-    tcp_state::{State, lifetime_ns},
+    tcp_state::State,
     verdict::{Event, PassReason},
 };
 
@@ -77,7 +77,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
         && KernelTables.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
     {
         let idle = now().saturating_sub(flow.last_seen);
-        if idle <= lifetime_ns(State::UdpReplied) {
+        if idle <= KernelTables.lifetime_ns(State::UdpReplied) {
             if idle >= TOUCH_NS {
                 remember(&ctx, &LocalFlow { last_seen: now(), ..flow });
             }
@@ -165,7 +165,8 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
         match unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie(ctx), flow.given)) } {
             Some(other)
                 if other.wanted != wanted
-                    && flow.last_seen.saturating_sub(other.last_seen) <= lifetime_ns(State::UdpReplied) =>
+                    && flow.last_seen.saturating_sub(other.last_seen)
+                        <= KernelTables.lifetime_ns(State::UdpReplied) =>
             {
                 flow = lead(frontend, wanted)?;
             }

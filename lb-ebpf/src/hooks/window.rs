@@ -14,7 +14,7 @@ use lb_ebpf::{
     wire::{ETH_LEN, EthHdr, ICMP_LEN, IPV4_MIN_LEN, TCP_MIN_LEN},
 };
 
-use super::now;
+use super::{now, now_for};
 
 /// Headers without options, behind an Ethernet header.
 const USUAL_LEN: usize = ETH_LEN + IPV4_MIN_LEN + TCP_MIN_LEN;
@@ -141,7 +141,7 @@ impl SkbWindow<'_> {
         // SAFETY: the context is valid as long as the program runs.
         let (ifindex, segments) = unsafe { ((*self.0.skb.skb).ifindex, (*self.0.skb.skb).gso_segs) };
         let packets = if segments > 1 { segments } else { 1 };
-        Arrival { ifindex, packets, bytes: packet.wire_bytes(self.0.len(), segments), now: now() }
+        Arrival { ifindex, packets, bytes: packet.wire_bytes(self.0.len(), segments), now: now_for(packet.flags) }
     }
 }
 

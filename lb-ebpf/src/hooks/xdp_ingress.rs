@@ -19,7 +19,7 @@ use lb_ebpf::{
     wire::Ipv4Hdr,
 };
 
-use super::{Note, maps::KernelTables, note_mark, now, trace, window::XdpWindow};
+use super::{Note, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
 
 /// The packet could not be changed.
 const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
@@ -64,7 +64,7 @@ enum Sent {
 #[inline(always)]
 fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
-    let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now() };
+    let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now_for(packet.flags) };
     let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &KernelTables)?;
 
     trace::packet(ctx, packet, id);

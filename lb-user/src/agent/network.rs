@@ -180,6 +180,7 @@ impl Network {
                 name: publish.name(),
                 proto: publish.proto,
                 addresses: loader::answering(publish.addr, publish.port.get(), &self.addresses),
+                guard: service.guard.clone(),
             })
             .collect()
     }

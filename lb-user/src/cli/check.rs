@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use lb_ebpf::abi::Lifetimes;
+
 use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
-        ConfigError, Docker, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent, Publish,
-        PublishRange, RunConfig, Scaling, Service, ServiceName, Source, publish::Proto,
+        ConfigError, Docker, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS,
+        Percent, Publish, PublishRange, RunConfig, Scaling, Service, ServiceName, Source, publish::Proto,
     },
     health::HealthCheck,
 };
@@ -84,6 +86,7 @@ impl Draft {
             tc_attach: instance.tc_attach,
             complete_checksums: instance.complete_checksums,
             max_flows: instance.max_flows,
+            lifetimes: lifetimes(&instance.lifetime),
             interval: instance.interval,
             keep: instance.keep,
             services,
@@ -159,8 +162,12 @@ impl InstanceArgs {
         if self.complete_checksums && self.hook == Hook::Tc {
             return Err(fault(ConfigError::ChecksumsWithoutXdp, "complete-checksums", 0));
         }
-        match first_double(&self.uplink) {
-            Some((place, given)) => Err(fault(ConfigError::DuplicateUplink { given }, "uplink", place)),
+        if let Some((place, given)) = first_double(&self.uplink) {
+            return Err(fault(ConfigError::DuplicateUplink { given }, "uplink", place));
+        }
+        let states: Vec<&str> = self.lifetime.iter().map(|lifetime| lifetime.state.name()).collect();
+        match first_double(&states) {
+            Some((place, state)) => Err(fault(ConfigError::DuplicateLifetime { state }, "lifetime", place)),
             None => Ok(()),
         }
     }
@@ -179,9 +186,11 @@ impl ServiceArgs {
         }
         let source = self.source(notes)?;
         let health = self.health_check(notes)?;
+        let guard = Guard::new(&self.allow, &self.deny, self.source_rate).map_err(|error| (error, "deny", 0))?;
         Ok(Service {
             name,
             frontends: self.frontends().map(|(_, publish)| publish).collect(),
+            guard,
             source,
             health,
             health_interval: self.health_interval,
@@ -334,6 +343,11 @@ fn first_double<T: Clone + PartialEq>(values: &[T]) -> Option<(usize, T)> {
     values.iter().enumerate().find(doubled).map(|(position, value)| (position, value.clone()))
 }
 
+/// Puts together what was said of lifetimes and the defaults.
+fn lifetimes(said: &[Lifetime]) -> Lifetimes {
+    said.iter().fold(Lifetimes::DEFAULT, |all, one| all.with(one.state, one.seconds))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddrV4;
@@ -382,6 +396,7 @@ mod tests {
             (seconds(1), seconds(2), seconds(30))
         );
         assert_eq!((config.hook, config.max_flows), (Hook::Auto, 1_048_576));
+        assert_eq!(config.lifetimes, Lifetimes::DEFAULT);
         assert_eq!(service(&config).health, HealthCheck::Tcp);
         assert_eq!((config.instance.as_str(), service(&config).name.as_str()), ("default", "default"));
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());

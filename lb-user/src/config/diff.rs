@@ -87,6 +87,7 @@ fn instance_keys(from: &RunConfig, to: &RunConfig) -> Vec<&'static str> {
         ("tc-attach", from.tc_attach != to.tc_attach),
         ("complete-checksums", from.complete_checksums != to.complete_checksums),
         ("max-flows", from.max_flows != to.max_flows),
+        ("lifetime", from.lifetimes != to.lifetimes),
         ("interval", from.interval != to.interval),
     ])
 }
@@ -96,6 +97,9 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
     let mut keys = differing([
         ("publish", from.frontends != to.frontends),
         ("backends", from.static_backends() != to.static_backends()),
+        ("allow", from.guard.allow != to.guard.allow),
+        ("deny", from.guard.deny != to.guard.deny),
+        ("source-rate", from.guard.source_rate != to.guard.source_rate),
         ("health", from.health != to.health),
         ("health-interval", from.health_interval != to.health_interval),
         ("drain-timeout", from.drain_timeout != to.drain_timeout),

@@ -180,6 +180,23 @@ pub enum ConfigError {
     /// A size of the flow table outside its range.
     #[error("{given:?} flows are out of range: write a number from {least} to {most}")]
     MaxFlows { given: String, least: u32, most: u32 },
+    /// A lifetime that cannot be read.
+    #[error("\"{given}\" is no lifetime: write STATE=DUR, such as established=4h; the states are {states}")]
+    Lifetime { given: String, states: String },
+    /// A network that cannot be read.
+    #[error("{given:?} is no network: write one such as 192.0.2.0/24 or 2001:db8::/32, or an address")]
+    Network { given: String },
+    /// A network is in both lists.
+    #[error("{network} is both allowed and denied: leave one out")]
+    Contradiction { network: ipnet::IpNet },
+    /// A rate of new connections that cannot be read.
+    #[error(
+        "{given:?} is no rate: write connections per second from 1 to {most}, such as 100, or 100/24 for a network"
+    )]
+    SourceRate { given: String, most: u32 },
+    /// A state has two lifetimes.
+    #[error("the lifetime of {state} is given twice: leave one out")]
+    DuplicateLifetime { state: &'static str },
 
     // Health and datapath.
     /// A health check that cannot be read.

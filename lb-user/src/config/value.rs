@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use clap::ValueEnum;
+use lb_ebpf::tcp_state::State;
 
 use super::ConfigError;
 
@@ -16,6 +17,10 @@ pub const SHORTEST_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 pub const LONGEST_HEALTH_INTERVAL: Duration = Duration::from_secs(3600);
 /// The longest of all other durations: more is a slip of the pen.
 pub const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
+/// The shortest lifetime of an idle flow.
+pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(1);
+/// The longest lifetime of an idle flow.
+pub const LONGEST_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The fewest flows that are worth a table.
 pub const FEWEST_FLOWS: u32 = 1024;
 /// The most flows: both halves of one take about 300 bytes in the kernel, these then 5 GB.
@@ -288,6 +293,28 @@ fn parse_within(text: &str, least: Duration, most: Duration) -> Result<Duration,
     }
 }
 
+/// For how long flows in one state may stay idle: `established=4h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// The state.
+    pub state: State,
+    /// The time, in whole seconds.
+    pub seconds: u32,
+}
+
+impl FromStr for Lifetime {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let wrong = || ConfigError::Lifetime { given: text.to_owned(), states: State::ALL.map(State::name).join(", ") };
+        let (name, time) = text.split_once('=').ok_or_else(wrong)?;
+        let state = State::ALL.into_iter().find(|state| state.name() == name).ok_or_else(wrong)?;
+        let time = parse_within(time, SHORTEST_LIFETIME, LONGEST_LIFETIME)?;
+        let seconds = u32::try_from(time.as_secs()).map_err(|_| wrong())?;
+        Ok(Self { state, seconds })
+    }
+}
+
 /// Reads how many flows the kernel keeps.
 ///
 /// # Errors
@@ -491,6 +518,22 @@ mod tests {
             ],
         );
         check(parse_health_interval, &[("100ms", None), ("1h", None), ("0s", Some("0s is out of range"))]);
+    }
+
+    #[test]
+    fn a_lifetime_is_of_a_state() {
+        let right: Lifetime = "established=4h".parse().expect("right");
+        assert_eq!(right, Lifetime { state: State::Established, seconds: 4 * 3600 });
+        check(
+            Lifetime::from_str,
+            &[
+                ("udp-unreplied=1s", None),
+                ("udp=1s", Some("\"udp=1s\" is no lifetime: write STATE=DUR, such as established=4h; the states are")),
+                ("established", Some("\"established\" is no lifetime")),
+                ("reset=999ms", Some("999ms is out of range")),
+                ("reset=soon", Some("\"soon\"")),
+            ],
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::event::{BackendName, ContainerId, Sighting};
+use super::passive::{Answers, Passive};
 use super::retry::Errand;
 use super::settings::Settings;
 use super::time::Timestamp;
@@ -146,6 +147,7 @@ pub(super) struct Backend {
     pub flows: u64,
     pub last_error: Option<String>,
     health: Health,
+    passive: Passive,
 }
 
 impl Backend {
@@ -167,6 +169,7 @@ impl Backend {
             flows: 0,
             last_error: None,
             health: Health::new(now),
+            passive: Passive::default(),
         }
     }
 
@@ -236,7 +239,10 @@ impl Backend {
                 self.ready_since.get_or_insert(now);
                 self.last_error = None;
             }
-            State::Starting => self.health = Health { in_flight: self.health.in_flight, ..Health::new(now) },
+            State::Starting => {
+                self.health = Health { in_flight: self.health.in_flight, ..Health::new(now) };
+                self.passive = Passive::default();
+            }
             State::Unhealthy => {
                 self.health.fell.get_or_insert(now);
                 self.health.passes = 0;
@@ -305,6 +311,10 @@ impl Backend {
                 if self.state == State::Ready && self.health.fell.is_none() {
                     self.last_error = None;
                 }
+                // What clients meet is worse than what this host does.
+                if self.passive.is_aside(now) {
+                    self.health.passes = 0;
+                }
             }
             Err(error) => {
                 self.health.failures = self.health.failures.saturating_add(1);
@@ -344,6 +354,22 @@ impl Backend {
         if let (State::Draining(drain), Held::Flows { since }) = (&mut self.state, self.held) {
             drain.clear = flows == 0 && began >= since + settle;
         }
+    }
+
+    /// Takes how new connections were answered.
+    pub fn answered(&mut self, answers: Answers, now: Timestamp) {
+        if self.state != State::Ready {
+            self.passive.skip(answers);
+        } else if let Some(reason) = self.passive.observe(answers, now) {
+            self.last_error = Some(reason);
+            self.health.fell.get_or_insert(now);
+            self.health.passes = 0;
+        }
+    }
+
+    /// Says what it does wrong, for people.
+    pub fn failing(&self, now: Timestamp) -> &'static str {
+        if self.passive.is_aside(now) { "fails its clients" } else { "fails its checks" }
     }
 
     /// Notes that the datapath is asked to give it a slot.

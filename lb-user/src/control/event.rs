@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::load::CpuLoad;
+use super::passive::Answers;
 use super::settings::Reconfiguration;
 use super::time::Timestamp;
 
@@ -171,6 +172,8 @@ pub enum Event {
         began: Timestamp,
         /// Live connections of each backend; one that is missing has none.
         flows: BTreeMap<ContainerId, u64>,
+        /// How each backend answers new connections.
+        answers: BTreeMap<ContainerId, Answers>,
     },
     /// [`Command::Start`] succeeded.
     Started {

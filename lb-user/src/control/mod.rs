@@ -18,6 +18,7 @@ mod crash_loop;
 mod event;
 mod history;
 mod load;
+mod passive;
 pub mod policy;
 mod publisher;
 mod reconcile;
@@ -30,6 +31,7 @@ pub use backend::BackendState;
 pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
+pub use passive::Answers;
 pub use report::{BackendReport, ControlReport, Phase};
 pub use settings::{Reconfiguration, Scaling, Settings};
 pub use time::Timestamp;
@@ -277,10 +279,13 @@ impl Controller {
                     self.remark(DecisionKind::PublishFailed, error, now);
                 }
             }
-            Event::Swept { began, flows } => {
+            Event::Swept { began, flows, answers } => {
                 for backend in self.backends.values_mut() {
                     let count = flows.get(&backend.id).copied().unwrap_or(0);
                     backend.swept(count, began, self.settings.settle);
+                    if let Some(answers) = answers.get(&backend.id) {
+                        backend.answered(*answers, now);
+                    }
                 }
             }
             Event::Started { ordinal, id } => {
@@ -665,9 +670,12 @@ impl Controller {
             let (kind, reason) = if ready > 1 {
                 backend.enter(State::Unhealthy, now);
                 self.kept_last.remove(&id);
-                (DecisionKind::Unhealthy, format!("{} fails its checks: {error}", backend.name))
+                (DecisionKind::Unhealthy, format!("{} {}: {error}", backend.name, backend.failing(now)))
             } else if self.kept_last.insert(id) {
-                (DecisionKind::KeptLast, format!("{} fails its checks, but is the last one: {error}", backend.name))
+                (
+                    DecisionKind::KeptLast,
+                    format!("{} {}, but is the last one: {error}", backend.name, backend.failing(now)),
+                )
             } else {
                 continue;
             };

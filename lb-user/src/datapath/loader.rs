@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapError};
-use lb_ebpf::abi::{ABI_VERSION, AgentRecord, BackendId, map};
+use lb_ebpf::abi::{ABI_VERSION, AgentRecord, BackendId, Lifetimes, map};
 use nix::unistd::Uid;
 
 use super::{
@@ -34,6 +34,8 @@ pub struct Opening<'a> {
     pub max_flows: u32,
     /// How TC programs are attached.
     pub tc_attach: TcAttach,
+    /// For how long flows may stay idle.
+    pub lifetimes: Lifetimes,
 }
 
 /// The kernel's half of an instance. It outlives this handle: only [`Datapath::remove`] takes it away.
@@ -147,6 +149,7 @@ impl Datapath {
             instance: opening.instance.to_owned(),
             _lock: lock,
         };
+        datapath.maps.set_lifetimes(opening.lifetimes)?;
         datapath.maps.local_netns.insert(netns_cookie, 1, 0).map_err(super::maps::failed(map::LOCAL_NETNS))?;
         // Replies of the flows that are under way go on being rewritten, by the program of this agent.
         let replies: Vec<Door> =

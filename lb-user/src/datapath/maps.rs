@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{ProgramType, loaded_programs},
 };
 use lb_ebpf::abi::{
-    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, LocalFlow, LocalKey,
-    MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Traffic, map,
+    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Guard, Handshakes, Lifetimes,
+    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Source,
+    Traffic, map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -31,8 +32,14 @@ pub struct Maps {
     pub local_netns: HashMap<MapData, u64, u32>,
     /// `FrontendId → Traffic`.
     pub retired: Array<MapData, Traffic>,
+    /// `FrontendId → Guard`.
+    pub guards: Array<MapData, Guard>,
+    /// `Source → 1 if it may begin connections, else 0`.
+    pub sources: LpmTrie<MapData, Source, u32>,
     counters: PerCpuArray<MapData, u64>,
     backend_stats: PerCpuArray<MapData, Traffic>,
+    handshakes: PerCpuArray<MapData, Handshakes>,
+    lifetimes: Array<MapData, Lifetimes>,
     agent: Array<MapData, AgentRecord>,
     report: Array<MapData, ReportPage>,
     /// TCP connections that are proven and last.
@@ -73,8 +80,12 @@ impl Maps {
             cursors: typed(pins, map::CURSORS)?,
             local_netns: typed(pins, map::LOCAL_NETNS)?,
             retired: typed(pins, map::RETIRED)?,
+            guards: typed(pins, map::GUARDS)?,
+            sources: typed(pins, map::SOURCES)?,
             counters: typed(pins, map::COUNTERS)?,
             backend_stats: typed(pins, map::BACKEND_STATS)?,
+            handshakes: typed(pins, map::HANDSHAKES)?,
+            lifetimes: typed(pins, map::LIFETIMES)?,
             agent: typed(pins, map::AGENT)?,
             report: typed(pins, map::REPORT)?,
             flows: Table::open(pins, map::FLOWS)?,
@@ -140,15 +151,45 @@ impl Maps {
         }))
     }
 
+    /// Returns how a backend answers, summed over the processors.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn handshakes(&self, id: BackendId) -> Result<Handshakes, DatapathError> {
+        let values = self.handshakes.get(&id, 0).map_err(failed(map::HANDSHAKES))?;
+        Ok(values.iter().fold(Handshakes::default(), |mut sum, value| {
+            sum.add(value);
+            sum
+        }))
+    }
+
     /// Sets a backend's counters to zero. Only for an id that no packet is counted under.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn clear_traffic(&mut self, id: BackendId) -> Result<(), DatapathError> {
         let processors = aya::util::nr_cpus().map_err(|(_, source)| DatapathError::Processors { source })?;
-        let zeroes = PerCpuValues::try_from(vec![Traffic::default(); processors])
-            .map_err(|source| DatapathError::Processors { source })?;
+        let failed_values = |source| DatapathError::Processors { source };
+        let zeroes = PerCpuValues::try_from(vec![Handshakes::default(); processors]).map_err(failed_values)?;
+        self.handshakes.set(id, zeroes, 0).map_err(failed(map::HANDSHAKES))?;
+        let zeroes = PerCpuValues::try_from(vec![Traffic::default(); processors]).map_err(failed_values)?;
         self.backend_stats.set(id, zeroes, 0).map_err(failed(map::BACKEND_STATS))
+    }
+
+    /// Returns for how long flows may stay idle.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn lifetimes(&self) -> Result<Lifetimes, DatapathError> {
+        self.lifetimes.get(&0, 0).map_err(failed(map::LIFETIMES))
+    }
+
+    /// Says for how long flows may stay idle.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_lifetimes(&mut self, lifetimes: Lifetimes) -> Result<(), DatapathError> {
+        self.lifetimes.set(0, lifetimes, 0).map_err(failed(map::LIFETIMES))
     }
 
     /// Returns the agent's record; all zero if no agent has written one.

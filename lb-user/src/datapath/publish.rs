@@ -8,9 +8,10 @@ use std::{
     net::SocketAddrV4,
 };
 
+use aya::maps::lpm_trie::Key;
 use lb_ebpf::abi::{
     Address, Backend, BackendId, Endpoint, Frontend, FrontendId, HandOff, MAX_BACKENDS, MAX_FRONTENDS, MAX_SLOTS, Port,
-    Proto, Scheduler, SlotRange, Traffic, map,
+    Proto, Scheduler, SlotRange, Source, Traffic, map,
 };
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
     maps::failed,
     report::{BackendReport, FrontendReport, Inheritance, Way},
 };
-use crate::control::ContainerId;
+use crate::{config::Guard, control::ContainerId};
 
 /// A frontend to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct FrontendWish {
     pub proto: Proto,
     /// Its endpoints.
     pub addresses: BTreeSet<SocketAddrV4>,
+    /// Who may begin connections to it.
+    pub guard: Guard,
 }
 
 /// A container to be served, with its endpoint for each frontend, by the frontends' names.
@@ -69,6 +72,8 @@ struct FrontendRow {
     addresses: BTreeSet<SocketAddrV4>,
     slots: SlotRange,
     members: Vec<BackendId>,
+    /// Who may begin connections to it; nothing while it is not known what the kernel holds.
+    guard: Option<Guard>,
 }
 
 /// What is to be written, in this order.
@@ -108,7 +113,7 @@ impl Registry {
             registry.next_slot = registry.next_slot.max(slots.base + slots.len);
             let proto = if told.name.ends_with("/udp") { Proto::Udp } else { Proto::Tcp };
             let (service, name, addresses) = (told.service.clone(), told.name.clone(), told.addresses.clone());
-            let row = FrontendRow { service, name, proto, addresses, slots, members };
+            let row = FrontendRow { service, name, proto, addresses, slots, members, guard: None };
             registry.frontends.insert(told.id, row);
         }
         for told in &former.backends {
@@ -183,6 +188,7 @@ impl Registry {
                 id,
                 name: row.name.clone(),
                 addresses: row.addresses.clone(),
+                guard: row.guard.clone().unwrap_or_default(),
             })
             .collect()
     }
@@ -317,6 +323,7 @@ impl Datapath {
         let mut wanted: BTreeMap<(Proto, SocketAddrV4), FrontendId> = BTreeMap::new();
         for wish in wishes {
             let id = self.frontend_named(wish)?;
+            self.guard(id, &wish.guard)?;
             wanted.extend(wish.addresses.iter().map(|&address| ((wish.proto, address), id)));
         }
         for (&(proto, address), &id) in &wanted {
@@ -351,6 +358,7 @@ impl Datapath {
             .collect();
         for id in superfluous {
             self.maps.frontends.remove(&id).map_err(failed(map::FRONTENDS))?;
+            self.guard(id, &Guard::default())?;
             self.registry.frontends.remove(&id);
         }
         Ok(())
@@ -372,9 +380,34 @@ impl Datapath {
         self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
         self.write_slot_range(id, slots)?;
         let (service, name, proto) = (wish.service.clone(), wish.name.clone(), wish.proto);
-        let row = FrontendRow { service, name, proto, addresses: BTreeSet::new(), slots, members: Vec::new() };
+        let (addresses, members) = (BTreeSet::new(), Vec::new());
+        let row = FrontendRow { service, name, proto, addresses, slots, members, guard: None };
         self.registry.frontends.insert(id, row);
         Ok(id)
+    }
+
+    /// Tells the kernel who may begin connections to a frontend. Networks come before the rules that ask for them, and go
+    /// after those.
+    fn guard(&mut self, id: FrontendId, guard: &Guard) -> Result<(), DatapathError> {
+        let Some(row) = self.registry.frontends.get_mut(&id).filter(|row| row.guard.as_ref() != Some(guard)) else {
+            return Ok(());
+        };
+        row.guard = None;
+        let mut wanted = BTreeSet::new();
+        for (bits, source, admits) in guard.sources(id) {
+            wanted.insert((bits, source));
+            self.maps.sources.insert(&Key::new(bits, source), u32::from(admits), 0).map_err(failed(map::SOURCES))?;
+        }
+        self.maps.guards.set(id, guard.rules(), 0).map_err(failed(map::GUARDS))?;
+        let there: Vec<Key<Source>> =
+            self.maps.sources.keys().collect::<Result<_, _>>().map_err(failed(map::SOURCES))?;
+        for key in there {
+            if key.data().frontend == id && !wanted.contains(&(key.prefix_len(), key.data())) {
+                self.maps.sources.remove(&key).map_err(failed(map::SOURCES))?;
+            }
+        }
+        row.guard = Some(guard.clone());
+        Ok(())
     }
 
     /// Makes a frontend another service's, if it is not: backends of the former one get no new connections.
@@ -552,6 +585,7 @@ mod tests {
             addresses: BTreeSet::new(),
             slots: SlotRange { base: 0, len: 0 },
             members: Vec::new(),
+            guard: None,
         };
         Registry { frontends: [(0, row)].into(), ..Registry::default() }
     }

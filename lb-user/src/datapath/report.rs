@@ -14,7 +14,10 @@ use super::{
     doors::Door,
     links::{Framing, Path, Reach},
 };
-use crate::control::{ContainerId, ControlReport, Decision};
+use crate::{
+    config::Guard,
+    control::{ContainerId, ControlReport, Decision},
+};
 
 /// The report: JSON in the map `REPORT`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +67,9 @@ pub struct FrontendReport {
     pub name: String,
     /// Its endpoints.
     pub addresses: BTreeSet<SocketAddrV4>,
+    /// Who may begin connections to it.
+    #[serde(default)]
+    pub guard: Guard,
 }
 
 /// A backend of one frontend.

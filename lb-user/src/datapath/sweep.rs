@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
-    abi::{Backend, BackendId, FlowEntry, FlowKey, KtimeNs, LocalFlow, LocalKey, ReplyEntry, map},
-    tcp_state::{State, lifetime_ns},
+    abi::{
+        Backend, BackendId, FlowEntry, FlowKey, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, ReplyEntry, map,
+    },
+    tcp_state::State,
 };
 
 use super::{DatapathError, Maps, doors, maps::failed, netns, sockets};
@@ -17,6 +19,10 @@ use super::{DatapathError, Maps, doors, maps::failed, netns, sockets};
 const REPLY_IDLE_NS: u64 = 60_000_000_000;
 /// How long after it connected a socket that is not listed may be in creation.
 const LOCAL_GRACE_NS: u64 = 60_000_000_000;
+/// From when on a SYN counts as waiting for its answer: its client has repeated it then (RFC 6298, 2.1).
+const WAITING_NS: u64 = 1_000_000_000;
+/// Until when: its client has given it up, or it was given to another backend.
+const GIVEN_UP_NS: u64 = 4_000_000_000;
 /// How many entries are looked at again before they are deleted together.
 const CHUNK: usize = 64;
 
@@ -25,6 +31,10 @@ const CHUNK: usize = 64;
 pub struct Census {
     /// Connections under way, by backend and generation.
     pub active: BTreeMap<(BackendId, u32), u64>,
+    /// TCP connections whose SYN waits for its answer, by backend and generation.
+    pub waiting: BTreeMap<(BackendId, u32), u64>,
+    /// How the backends that serve answer, by backend and generation. Only what deletes looks at that, too.
+    pub handshakes: BTreeMap<(BackendId, u32), Handshakes>,
     /// TCP connections that are proven and last.
     pub established: u64,
     /// TCP connections that are not proven.
@@ -46,18 +56,21 @@ pub enum Depth {
     All,
 }
 
-/// The backends as they were when a sweep began.
-struct Backends(Vec<Backend>);
+/// What decides over a flow, as it was when a sweep began.
+struct Rules {
+    backends: Vec<Backend>,
+    lifetimes: Lifetimes,
+}
 
-impl Backends {
+impl Rules {
     fn read(maps: &Maps) -> Result<Self, DatapathError> {
-        Ok(Self(maps.all_backends()?))
+        Ok(Self { backends: maps.all_backends()?, lifetimes: maps.lifetimes()? })
     }
 
     /// Returns whether flows of a backend go on. One that was published after the sweep had begun is younger than what
     /// is known here.
     fn serves(&self, id: BackendId, generation: u32) -> bool {
-        self.0.get(id as usize).is_some_and(|backend| match backend.generation.wrapping_sub(generation) as i32 {
+        self.backends.get(id as usize).is_some_and(|backend| match backend.generation.wrapping_sub(generation) as i32 {
             0 => backend.is_active(),
             1.. => false,
             i32::MIN..0 => true,
@@ -65,7 +78,7 @@ impl Backends {
     }
 
     fn of(&self, entry: &FlowEntry) -> Option<&Backend> {
-        self.0.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
+        self.backends.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
     }
 }
 
@@ -74,16 +87,19 @@ impl Backends {
 /// # Errors
 /// What the kernel said.
 pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
-    let backends = Backends::read(maps)?;
+    let rules = Rules::read(maps)?;
     let mut ended = Vec::new();
-    let mut census = count_with(maps, &backends, now, |key| ended.push(*key))?;
+    let mut census = count_with(maps, &rules, now, |key| ended.push(*key))?;
+    for (id, backend) in (0..).zip(&rules.backends).filter(|(_, backend)| backend.is_active()) {
+        census.handshakes.insert((id, backend.generation), maps.handshakes(id)?);
+    }
     for chunk in ended.chunks(CHUNK) {
         let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
         for key in chunk {
             let Some(entry) = maps.flows.get(key)? else { continue };
-            if fate(&entry, &backends, now) == Fate::Ended {
+            if fate(&entry, &rules, now) == Fate::Ended {
                 keys.push(*key);
-                reply_keys.extend(reply_key(maps, key, &entry, &backends)?);
+                reply_keys.extend(reply_key(maps, key, &entry, &rules)?);
             }
         }
         maps.flows.delete(&keys)?;
@@ -92,7 +108,7 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
     }
     census.ended += sweep_lost(maps)?;
     if depth == Depth::All {
-        census.ended += sweep_replies(maps, &backends, now)?;
+        census.ended += sweep_replies(maps, &rules, now)?;
     }
     Ok(census)
 }
@@ -102,41 +118,46 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
 /// # Errors
 /// What the kernel said.
 pub fn count(maps: &Maps, now: KtimeNs) -> Result<Census, DatapathError> {
-    count_with(maps, &Backends::read(maps)?, now, |_| {})
+    count_with(maps, &Rules::read(maps)?, now, |_| {})
 }
 
 /// Counts, and shows the keys of proven connections that have ended.
 fn count_with(
     maps: &Maps,
-    backends: &Backends,
+    rules: &Rules,
     now: KtimeNs,
     mut ended: impl FnMut(&FlowKey),
 ) -> Result<Census, DatapathError> {
     let mut census = Census::default();
-    let Census { active, established, half_open, datagrams, local, ended: _ } = &mut census;
+    let Census { active, waiting, handshakes: _, established, half_open, datagrams, local, ended: _ } = &mut census;
     let mut tally = |total: &mut u64, backend: BackendId, generation: u32| {
         *total += 1;
         *active.entry((backend, generation)).or_default() += 1;
     };
-    maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, backends, now) {
+    maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, rules, now) {
         Fate::Ended => ended(key),
         Fate::Lingers => {}
         Fate::Active => tally(established, entry.backend, entry.generation),
     })?;
     for (table, total) in [(&maps.half_open, half_open), (&maps.datagrams, datagrams)] {
-        table.scan(|_, entry: &FlowEntry| match fate(entry, backends, now) {
+        table.scan(|_, entry: &FlowEntry| match fate(entry, rules, now) {
             Fate::Ended | Fate::Lingers => {}
-            Fate::Active => tally(total, entry.backend, entry.generation),
+            Fate::Active => {
+                tally(total, entry.backend, entry.generation);
+                if is_waiting(entry, now) {
+                    *waiting.entry((entry.backend, entry.generation)).or_default() += 1;
+                }
+            }
         })?;
     }
     maps.local_flows.scan(|_, flow: &LocalFlow| {
-        if backends.serves(flow.backend, flow.generation) {
+        if rules.serves(flow.backend, flow.generation) {
             tally(local, flow.backend, flow.generation);
         }
     })?;
     maps.local_datagrams.scan(|key: &LocalKey, flow: &LocalFlow| {
-        let fresh = now.saturating_sub(flow.last_seen) <= lifetime_ns(State::UdpReplied);
-        if key.is_flow() && fresh && backends.serves(flow.backend, flow.generation) {
+        let fresh = now.saturating_sub(flow.last_seen) <= rules.lifetimes.of(State::UdpReplied);
+        if key.is_flow() && fresh && rules.serves(flow.backend, flow.generation) {
             tally(local, flow.backend, flow.generation);
         }
     })?;
@@ -150,8 +171,8 @@ enum Fate {
     Active,
 }
 
-fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
-    if !backends.serves(entry.backend, entry.generation) || entry.is_expired(now) {
+fn fate(entry: &FlowEntry, rules: &Rules, now: KtimeNs) -> Fate {
+    if !rules.serves(entry.backend, entry.generation) || entry.is_expired(now, &rules.lifetimes) {
         Fate::Ended
     } else if entry.state().is_over() || entry.is_moved() {
         Fate::Lingers
@@ -160,14 +181,15 @@ fn fate(entry: &FlowEntry, backends: &Backends, now: KtimeNs) -> Fate {
     }
 }
 
+/// Returns whether a client has repeated its SYN and waits for the answer.
+fn is_waiting(entry: &FlowEntry, now: KtimeNs) -> bool {
+    let since = now.saturating_sub(entry.last_seen);
+    entry.state() == State::SynSent && (WAITING_NS..GIVEN_UP_NS).contains(&since)
+}
+
 /// Returns the key of a connection's replies, if its backend is known and the reply half there is its own.
-fn reply_key(
-    maps: &Maps,
-    key: &FlowKey,
-    entry: &FlowEntry,
-    backends: &Backends,
-) -> Result<Option<FlowKey>, DatapathError> {
-    let (Some(backend), Some(proto)) = (backends.of(entry), key.proto()) else { return Ok(None) };
+fn reply_key(maps: &Maps, key: &FlowKey, entry: &FlowEntry, rules: &Rules) -> Result<Option<FlowKey>, DatapathError> {
+    let (Some(backend), Some(proto)) = (rules.of(entry), key.proto()) else { return Ok(None) };
     let client = entry.seen_client(key.source, backend.host_address);
     let reply_key = FlowKey::new(backend.address, backend.port, client, entry.seen_client_port, proto);
     Ok(maps.replies.get(&reply_key)?.filter(|reply| reply.flow == *key).map(|_| reply_key))
@@ -203,11 +225,11 @@ fn sweep_lost(maps: &Maps) -> Result<u64, DatapathError> {
 }
 
 /// Deletes reply halves that stand alone.
-fn sweep_replies(maps: &Maps, backends: &Backends, now: KtimeNs) -> Result<u64, DatapathError> {
+fn sweep_replies(maps: &Maps, rules: &Rules, now: KtimeNs) -> Result<u64, DatapathError> {
     let mut doubtful = Vec::new();
     maps.replies.scan(|key: &FlowKey, reply: &ReplyEntry| {
         let idle = now.saturating_sub(reply.last_seen) > REPLY_IDLE_NS;
-        if idle || !backends.serves(reply.backend, reply.generation) {
+        if idle || !rules.serves(reply.backend, reply.generation) {
             doubtful.push(*key);
         }
     })?;
@@ -305,8 +327,9 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn backends() -> Backends {
-        Backends(vec![Backend::new(0, 3, Address::from_v4([198, 19, 0, 2]), Port::new(80))])
+    fn rules() -> Rules {
+        let backends = vec![Backend::new(0, 3, Address::from_v4([198, 19, 0, 2]), Port::new(80))];
+        Rules { backends, lifetimes: Lifetimes::DEFAULT }
     }
 
     fn in_state(state: State, generation: u32, last_seen: KtimeNs) -> FlowEntry {
@@ -343,15 +366,39 @@ mod tests {
             let now = 20_000 * SECOND;
             let entry = in_state(state, generation, now - idle);
 
-            assert_eq!(fate(&entry, &backends(), now), expected, "{what}");
+            assert_eq!(fate(&entry, &rules(), now), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_syn_waits_once_it_was_repeated_and_until_it_was_given_up() {
+        let now = 20_000 * SECOND;
+        for (idle_ms, expected) in [(0, false), (999, false), (1_000, true), (3_999, true), (4_000, false)] {
+            let mut entry = in_state(State::Reset, 3, now - idle_ms * 1_000_000);
+            entry.ingress = 0;
+            assert_eq!(entry.state(), State::SynSent);
+
+            assert_eq!(is_waiting(&entry, now), expected, "{idle_ms} ms");
+        }
+        assert!(!is_waiting(&in_state(State::Established, 3, now - 2 * SECOND), now));
+    }
+
+    #[test]
+    fn a_lifetime_may_be_set() {
+        let now = 20_000 * SECOND;
+        let mut rules = rules();
+        rules.lifetimes = rules.lifetimes.with(State::Established, 5);
+
+        assert_eq!(fate(&in_state(State::Established, 3, now - 5 * SECOND), &rules, now), Fate::Active);
+        assert_eq!(fate(&in_state(State::Established, 3, now - 6 * SECOND), &rules, now), Fate::Ended);
+        assert_eq!(fate(&in_state(State::UdpReplied, 3, now - 6 * SECOND), &rules, now), Fate::Active);
     }
 
     #[test]
     fn a_stamp_ahead_of_the_clock_is_fresh() {
         let entry = in_state(State::Reset, 3, 10 * SECOND);
 
-        assert_eq!(fate(&entry, &backends(), 9 * SECOND), Fate::Lingers);
+        assert_eq!(fate(&entry, &rules(), 9 * SECOND), Fate::Lingers);
     }
 
     #[test]

@@ -17,6 +17,15 @@ pub fn percent(number: f64) -> String {
     if number > 0.0 && number < 9.95 { format!("{number:.1} %") } else { format!("{number:.0} %") }
 }
 
+/// Returns a latency that was not exceeded, given in microseconds as a power of two: `≤ 64 µs`, `≤ 2 ms`, `≤ 1 s`.
+pub fn at_most(us: u64) -> String {
+    match us {
+        0..1_000 => format!("≤ {us} µs"),
+        1_000..1_000_000 => format!("≤ {} ms", us / 1_000),
+        1_000_000.. => format!("≤ {} s", us / 1_000_000),
+    }
+}
+
 /// Returns a span of time given in milliseconds, in its two largest units: `0 s`, `12 s`, `3 min`, `2 h 14 min`,
 /// `5 d 3 h`.
 pub fn age(ms: u64) -> String {

@@ -15,8 +15,8 @@ use lb_ebpf::{
 use super::{
     NotRunning,
     snapshot::{
-        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, HookKind, HookPoint, Phase, Reach,
-        Scaling, Service, Snapshot, Traffic, Verdicts,
+        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, Handshakes, HookKind, HookPoint, Phase,
+        Reach, Scaling, Service, Snapshot, Traffic, Verdicts,
     },
 };
 use crate::{
@@ -76,6 +76,14 @@ struct Reading {
     record: AgentRecord,
     report: Report,
     census: Census,
+}
+
+/// What the maps tell of a backend.
+#[derive(Default)]
+struct Counted {
+    traffic: abi::Traffic,
+    active: u64,
+    handshakes: Handshakes,
 }
 
 impl Reading {
@@ -200,24 +208,18 @@ impl Reading {
         let mut backends = Vec::new();
         let mut active_sum = 0;
         for known in known {
-            let mut traffic = abi::Traffic::default();
-            let mut active = 0;
-            let backend = published.get(&known.id);
-            if let Some(backend) = backend {
-                traffic = self.maps.traffic(backend.id)?;
-                active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
-            }
-            active_sum += active;
-            backends.push(self.backend(known, is_static, backend.copied(), &in_slots, &traffic, active));
+            let backend = published.get(&known.id).copied();
+            let counted = backend.map(|backend| self.counted(backend)).transpose()?.unwrap_or_default();
+            active_sum += counted.active;
+            backends.push(self.backend(known, is_static, backend, &in_slots, &counted));
         }
         // What an agent that has just begun has not seen yet.
         for backend in published.values() {
             if known.iter().any(|known| known.id == backend.container) {
                 continue;
             }
-            let traffic = self.maps.traffic(backend.id)?;
-            let active = self.census.active.get(&(backend.id, backend.generation)).copied().unwrap_or(0);
-            active_sum += active;
+            let counted = self.counted(backend)?;
+            active_sum += counted.active;
             let is_ready = in_slots.contains(&backend.id);
             let unseen = control::BackendReport {
                 id: backend.container.clone(),
@@ -226,10 +228,10 @@ impl Reading {
                 address: Some((*backend.endpoint.ip()).into()),
                 state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
                 since: control::Timestamp::ZERO,
-                flows: active,
+                flows: counted.active,
                 last_error: None,
             };
-            backends.push(self.backend(&unseen, is_static, Some(backend), &in_slots, &traffic, active));
+            backends.push(self.backend(&unseen, is_static, Some(backend), &in_slots, &counted));
         }
         let (_, proto) = told.name.rsplit_once('/').unwrap_or(("", "tcp"));
         let proto = if proto == "udp" { Proto::Udp } else { Proto::Tcp };
@@ -240,6 +242,7 @@ impl Reading {
             protocol: proto.to_string(),
             scheduler: "round-robin".into(),
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
+            guard: told.guard.clone(),
             connections_total: sum.connections + sum.local_connections,
             local_connections_total: sum.local_connections,
             connections_active: active_sum,
@@ -249,14 +252,31 @@ impl Reading {
         })
     }
 
+    fn counted(&self, backend: &BackendReport) -> Result<Counted, DatapathError> {
+        let of = |counts: &BTreeMap<(BackendId, u32), u64>| {
+            counts.get(&(backend.id, backend.generation)).copied().unwrap_or(0)
+        };
+        let kernel = self.maps.handshakes(backend.id)?;
+        let handshakes = Handshakes {
+            accepted: kernel.accepted(),
+            p50_us: kernel.quantile_us(500),
+            p99_us: kernel.quantile_us(990),
+            latency_log2_us: kernel.latency.to_vec(),
+            refused: kernel.refused,
+            retransmitted: kernel.retransmitted,
+            waiting: of(&self.census.waiting),
+            reset: kernel.reset,
+        };
+        Ok(Counted { traffic: self.maps.traffic(backend.id)?, active: of(&self.census.active), handshakes })
+    }
+
     fn backend(
         &self,
         known: &control::BackendReport,
         is_static: bool,
         published: Option<&BackendReport>,
         in_slots: &BTreeSet<BackendId>,
-        traffic: &abi::Traffic,
-        active: u64,
+        Counted { traffic, active, handshakes }: &Counted,
     ) -> Backend {
         Backend {
             name: known.name.to_string(),
@@ -280,11 +300,12 @@ impl Reading {
             interface: published
                 .filter(|backend| backend.way.reach != links::Reach::Routed)
                 .map(|backend| backend.way.name.clone()),
-            connections_active: active,
+            connections_active: *active,
             connections_total: traffic.connections + traffic.local_connections,
             local_connections_total: traffic.local_connections,
             ingress: Traffic { packets: traffic.ingress_packets, bytes: traffic.ingress_bytes },
             egress: Traffic { packets: traffic.egress_packets, bytes: traffic.egress_bytes },
+            handshakes: handshakes.clone(),
             cpu_percent: self.report.cpu_percent.get(&known.id).copied(),
             last_error: known.last_error.clone(),
         }

@@ -3,9 +3,11 @@
 
 use comfy_table::{Cell, CellAlignment, Color};
 
+use crate::config::Guard;
+
 use super::{
     AgentState, Snapshot,
-    human::{age, bytes, clean, count, list, percent},
+    human::{age, at_most, bytes, clean, count, list, percent},
     page::{Page, Paint, Style},
     snapshot::{
         Attach, Backend, BackendState, Decision, Frontend, HookKind, HookPoint, Phase, Reach, Scaling, Service, Traffic,
@@ -130,6 +132,9 @@ fn block(page: &mut Page, frontend: &Frontend) {
     if !frontend.addresses.is_empty() {
         page.line(Paint::Faint, &format!("  {}", clean(&list(&frontend.addresses))), 2);
     }
+    if let Some(guard) = guard(&frontend.guard) {
+        page.line(Paint::Faint, &format!("  {guard}"), 2);
+    }
     let local = match frontend.local_connections_total {
         0 => String::new(),
         local => format!(" ({} local)", count(local)),
@@ -180,6 +185,19 @@ fn hook_point(point: &HookPoint) -> String {
     }
 }
 
+/// Says who may begin connections; nothing where everybody may.
+fn guard(guard: &Guard) -> Option<String> {
+    let mut parts = Vec::new();
+    if !guard.allow.is_empty() {
+        parts.push(format!("only from {}", list(&guard.allow)));
+    }
+    if !guard.deny.is_empty() {
+        parts.push(format!("not from {}", list(&guard.deny)));
+    }
+    parts.extend(guard.source_rate.map(|rate| format!("{rate} new connections a second from each client")));
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
 /// Writes the table of backends with as many columns as there is room for, the least important left out first.
 fn table(page: &mut Page, backends: &[Backend]) {
     let most = COLUMNS.iter().map(|column| column.rank).max().unwrap_or_default();
@@ -208,7 +226,7 @@ struct Column {
     cell: fn(&Backend) -> Cell,
 }
 
-const COLUMNS: [Column; 12] = {
+const COLUMNS: [Column; 13] = {
     use CellAlignment::{Left, Right};
     const fn column(title: &'static str, alignment: CellAlignment, rank: u8, cell: fn(&Backend) -> Cell) -> Column {
         Column { title, alignment, rank, cell }
@@ -221,11 +239,14 @@ const COLUMNS: [Column; 12] = {
         column("CONNS\nACTIVE", Right, 0, |backend| Cell::new(count(backend.connections_active))),
         column("\nTOTAL", Right, 0, |backend| Cell::new(count(backend.connections_total))),
         column("\nLOCAL", Right, 4, |backend| Cell::new(count(backend.local_connections_total))),
+        column("\nSYN-ACK", Right, 5, |backend| {
+            Cell::new(backend.handshakes.p50_us.map_or_else(|| "-".to_owned(), at_most))
+        }),
         column("IN\nPACKETS", Right, 2, |backend| Cell::new(count(backend.ingress.packets))),
         column("\nBYTES", Right, 1, |backend| Cell::new(bytes(backend.ingress.bytes))),
         column("OUT\nPACKETS", Right, 2, |backend| Cell::new(count(backend.egress.packets))),
         column("\nBYTES", Right, 1, |backend| Cell::new(bytes(backend.egress.bytes))),
-        column("\nVIA", Left, 5, |backend| Cell::new(via(backend))),
+        column("\nVIA", Left, 6, |backend| Cell::new(via(backend))),
     ]
 };
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Guard;
+
 /// Version of the document's shape.
 pub const SCHEMA: u32 = 1;
 
@@ -174,6 +176,8 @@ pub struct Frontend {
     pub scheduler: String,
     /// The hooks that lead to it.
     pub hooks: Vec<HookPoint>,
+    /// Who may begin connections to it.
+    pub guard: Guard,
     /// Connections begun, by packets and by sockets of this host, those of removed backends included.
     pub connections_total: u64,
     /// Those of them begun by sockets of this host; their packets pass the counters by.
@@ -224,10 +228,35 @@ pub struct Backend {
     pub ingress: Traffic,
     /// To clients.
     pub egress: Traffic,
+    /// How it answers new connections of TCP, as packets show it: those of sockets of this host are not seen.
+    pub handshakes: Handshakes,
     /// The share of the host's CPU that it uses, 0 to 100; null where nobody measures it.
     pub cpu_percent: Option<f64>,
     /// Why its last health check failed, or it could not be started; null while all is well.
     pub last_error: Option<String>,
+}
+
+/// How a backend answers new connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshakes {
+    /// SYNs answered by SYN-ACK.
+    pub accepted: u64,
+    /// The time from SYN to SYN-ACK that half of them did not exceed, in microseconds, rounded up to a power of two; null
+    /// without any.
+    pub p50_us: Option<u64>,
+    /// The same for 99 of a hundred.
+    pub p99_us: Option<u64>,
+    /// All of them by that time: the first number counts those below 2 microseconds, each further one those up to twice as
+    /// long, the last all above.
+    pub latency_log2_us: Vec<u64>,
+    /// SYNs answered by RST.
+    pub refused: u64,
+    /// SYNs repeated by their clients.
+    pub retransmitted: u64,
+    /// Connections whose client has repeated its SYN and waits right now.
+    pub waiting: u64,
+    /// Connections that it accepted and reset.
+    pub reset: u64,
 }
 
 /// What a backend is in.

@@ -119,6 +119,17 @@ fn swept(began: u64, flows: &[(u32, u64)]) -> Event {
     Event::Swept {
         began: ms(began),
         flows: flows.iter().map(|&(ordinal, count)| (id(&name(ordinal)), count)).collect(),
+        answers: BTreeMap::new(),
+    }
+}
+
+/// A sweep that found how new connections were answered: accepted, refused, waiting.
+fn answered(began: u64, answers: &[(u32, [u64; 3])]) -> Event {
+    let of = |[accepted, refused, waiting]: [u64; 3]| Answers { accepted, refused, waiting };
+    Event::Swept {
+        began: ms(began),
+        flows: BTreeMap::new(),
+        answers: answers.iter().map(|&(ordinal, counted)| (id(&name(ordinal)), of(counted))).collect(),
     }
 }
 
@@ -377,6 +388,47 @@ fn a_backend_that_fails_three_checks_leaves_and_two_bring_it_back() {
 }
 
 #[test]
+fn a_backend_that_refuses_its_clients_is_aside_for_a_while_whatever_its_checks_say() {
+    let mut script = Script::running(2, 2, 2);
+    script.at(1_000).tell(answered(900, &[(1, [9, 0, 0]), (2, [9, 0, 0])]));
+
+    let effect = script.at(2_000).effect(answered(1_900, &[(1, [12, 0, 0]), (2, [9, 5, 0])]));
+
+    assert_eq!(effect, [publish(4, &[1], &[2])]);
+    script.confirm(4);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Unhealthy]);
+    let backend = script.controller.snapshot(script.now).backends.remove(1);
+    assert_eq!(
+        backend.last_error.as_deref(),
+        Some("it refused 5 new connections in a row: aside for 10 s"),
+        "and not what a check says"
+    );
+    // Its checks pass all the time; they count from the twelfth second on.
+    let mut effects = Vec::new();
+    for check in 1..=8 {
+        effects.extend(script.at(2_000 + check * 2_000).effect(Event::Tick));
+        for effect in script.effect(passed(2)) {
+            effects.push(effect);
+        }
+        script.effect(passed(1));
+        assert_eq!(effects.len(), usize::from(check >= 6), "check {check}: {effects:?}");
+    }
+    assert_eq!(effects, [publish(5, &[1, 2], &[])]);
+    assert_eq!(script.kinds(), [DecisionKind::Unhealthy, DecisionKind::Recovered]);
+}
+
+#[test]
+fn the_last_backend_stays_although_it_refuses_its_clients() {
+    let mut script = Script::running(1, 1, 1);
+    script.at(1_000).tell(answered(900, &[(1, [0, 0, 0])]));
+
+    assert_eq!(script.at(2_000).effect(answered(1_900, &[(1, [0, 50, 0])])), []);
+
+    assert_eq!(script.states(), [BackendState::Ready]);
+    assert_eq!(script.kinds(), [DecisionKind::KeptLast]);
+}
+
+#[test]
 fn the_last_ready_backend_stays_whatever_its_checks_say() {
     let mut script = Script::running(1, 1, 1);
     for check in 1..=20 {
@@ -620,7 +672,7 @@ fn repeated_and_unknown_events_change_nothing() {
         Event::BackendGone { id: nobody(), cause: GoneCause::Killed },
         Event::Stopped { id: nobody() },
         Event::StopFailed { id: nobody(), error: "late".into() },
-        Event::Swept { began: ms(50), flows: [(nobody(), 7)].into() },
+        Event::Swept { began: ms(50), flows: [(nobody(), 7)].into(), answers: [(nobody(), Answers::default())].into() },
         Event::BackendSeen(sighting("a", 1)),
         Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]),
         Event::ProviderBack,

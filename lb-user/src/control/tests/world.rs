@@ -75,6 +75,8 @@ struct World {
     addresses: BTreeMap<ContainerId, Option<IpAddr>>,
     /// Connections by container.
     flows: BTreeMap<ContainerId, u64>,
+    /// How new connections were answered, by container.
+    answers: BTreeMap<ContainerId, Answers>,
     load_percent: f64,
     finished: bool,
     /// The last events and commands, shown when something does not hold.
@@ -114,6 +116,7 @@ impl World {
             pending: BTreeSet::new(),
             addresses: BTreeMap::new(),
             flows: BTreeMap::new(),
+            answers: BTreeMap::new(),
             load_percent: 0.0,
             finished: false,
             trace: VecDeque::new(),
@@ -175,8 +178,17 @@ impl World {
             flows.insert(id, count);
         }
         self.flows.clone_from(&flows);
+        for id in self.published.ready.clone() {
+            let is_faulty = self.is_faulty();
+            let answers = self.answers.entry(id).or_default();
+            (answers.waiting, answers.accepted) = (0, answers.accepted + self.chance.below(3));
+            if is_faulty {
+                answers.refused += self.chance.below(8);
+                answers.waiting = self.chance.below(8);
+            }
+        }
         let after = self.chance.below(SWEEP.as_millis() as u64);
-        self.plan(after, Event::Swept { began, flows });
+        self.plan(after, Event::Swept { began, flows, answers: self.answers.clone() });
     }
 
     /// Something that nobody asked for.
@@ -272,7 +284,7 @@ impl World {
             Event::Started { ordinal, .. } | Event::StartFailed { ordinal, .. } => {
                 self.pending.remove(ordinal);
             }
-            Event::Swept { began, flows } => {
+            Event::Swept { began, flows, answers: _ } => {
                 for (id, out) in &self.out_since {
                     let clear = flows.get(id).copied().unwrap_or(0) == 0 && *began >= *out + Duration::from_secs(1);
                     if clear {

@@ -1,0 +1,217 @@
+//! Who may begin connections, and how often.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
+use lb_ebpf::abi::{self, Address, FrontendId, RateLimit, SOURCE_BITS, Source};
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// The most connections in a second that can be allowed: beyond it, nobody is limited.
+const HIGHEST_RATE: u32 = 1_000_000;
+/// A browser begins half a dozen connections at once: so many are let in at least.
+const LEAST_BURST: u32 = 10;
+/// Bits of an IPv4 address that are a network by itself.
+const HOST: u8 = 32;
+
+/// The guard of a frontend. By default everybody may, as often as they like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Networks that may; if there are any, others may not.
+    pub allow: BTreeSet<IpNet>,
+    /// Networks that may not. Of several that hold an address, the smallest counts.
+    pub deny: BTreeSet<IpNet>,
+    /// How many connections one network may begin.
+    pub source_rate: Option<SourceRate>,
+}
+
+/// How many connections a network may begin in a second: `100`, or `100/24` for all of an IPv4 network together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SourceRate {
+    per_second: u32,
+    v4_bits: u8,
+}
+
+impl Guard {
+    /// Joins what was said.
+    ///
+    /// # Errors
+    /// [`ConfigError::Contradiction`] if a network is both allowed and denied.
+    pub fn new(allow: &[IpNet], deny: &[IpNet], source_rate: Option<SourceRate>) -> Result<Self, ConfigError> {
+        let whole = |list: &[IpNet]| list.iter().map(IpNet::trunc).collect::<BTreeSet<_>>();
+        let guard = Self { allow: whole(allow), deny: whole(deny), source_rate };
+        match guard.allow.intersection(&guard.deny).next() {
+            Some(&network) => Err(ConfigError::Contradiction { network }),
+            None => Ok(guard),
+        }
+    }
+
+    /// Returns whether everybody may, as often as they like.
+    pub fn is_open(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Returns what the kernel is told of it, but for the networks.
+    pub fn rules(&self) -> abi::Guard {
+        let mut rules = abi::Guard::default();
+        if !(self.allow.is_empty() && self.deny.is_empty()) {
+            rules = rules.with_sources(self.allow.is_empty());
+        }
+        match self.source_rate {
+            Some(rate) => rules.with_limit(rate.limit()),
+            None => rules,
+        }
+    }
+
+    /// Returns the networks as the kernel is told of them: how many bits of what, and whether it may.
+    pub fn sources(&self, frontend: FrontendId) -> impl Iterator<Item = (u32, Source, bool)> {
+        let row = move |network: &IpNet, admits| {
+            let (address, of) = match network.network() {
+                IpAddr::V4(address) => (Address::from(address), 32),
+                IpAddr::V6(address) => (Address::from(address), 128),
+            };
+            let bits = SOURCE_BITS - of + u32::from(network.prefix_len());
+            (bits, Source { frontend, address }, admits)
+        };
+        let allowed = self.allow.iter().map(move |network| row(network, true));
+        allowed.chain(self.deny.iter().map(move |network| row(network, false)))
+    }
+}
+
+impl SourceRate {
+    fn limit(self) -> RateLimit {
+        let v4_mask = u32::MAX.checked_shl(u32::from(HOST - self.v4_bits)).unwrap_or(0);
+        RateLimit {
+            interval_ns: 1_000_000_000 / self.per_second,
+            burst: self.per_second.max(LEAST_BURST),
+            v4_mask: v4_mask.to_be(),
+        }
+    }
+}
+
+impl FromStr for SourceRate {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let wrong = || ConfigError::SourceRate { given: text.to_owned(), most: HIGHEST_RATE };
+        let (rate, bits) = text.split_once('/').map_or((text, None), |(rate, bits)| (rate, Some(bits)));
+        let per_second = rate.parse().ok().filter(|rate| (1..=HIGHEST_RATE).contains(rate)).ok_or_else(wrong)?;
+        let v4_bits = match bits {
+            None => HOST,
+            Some(bits) => bits.parse().ok().filter(|bits| (1..=HOST).contains(bits)).ok_or_else(wrong)?,
+        };
+        Ok(Self { per_second, v4_bits })
+    }
+}
+
+impl TryFrom<String> for SourceRate {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
+impl From<SourceRate> for String {
+    fn from(rate: SourceRate) -> Self {
+        rate.to_string()
+    }
+}
+
+impl fmt::Display for SourceRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.v4_bits {
+            HOST => write!(f, "{}", self.per_second),
+            bits => write!(f, "{}/{bits}", self.per_second),
+        }
+    }
+}
+
+/// Reads a network: `192.0.2.0/24`, `2001:db8::/32`, or one address.
+///
+/// # Errors
+/// Where it is none.
+pub fn parse_network(text: &str) -> Result<IpNet, ConfigError> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| ConfigError::Network { given: text.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn networks(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|text| parse_network(text).expect("a network")).collect()
+    }
+
+    #[test]
+    fn networks_are_written_as_prefixes_or_addresses() {
+        for (text, shown) in [
+            ("192.0.2.0/24", "192.0.2.0/24"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::1", "::1/128"),
+        ] {
+            assert_eq!(parse_network(text).map(|network| network.to_string()).ok().as_deref(), Some(shown));
+        }
+        for text in ["", "192.0.2.0/33", "192.0.2", "host", "192.0.2.0/24,198.18.0.0/15"] {
+            assert!(
+                parse_network(text).unwrap_err().to_string().starts_with(&format!("{text:?} is no network")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn rates_are_numbers_with_or_without_a_network() {
+        for text in ["1", "100", "1000000", "100/24", "5/1"] {
+            assert_eq!(text.parse::<SourceRate>().map(|rate| rate.to_string()).ok().as_deref(), Some(text));
+        }
+        assert_eq!("7/32".parse::<SourceRate>().map(|rate| rate.to_string()).ok().as_deref(), Some("7"));
+        for text in ["0", "-1", "1000001", "100/0", "100/33", "100/", "/24", "many", ""] {
+            assert!(text.parse::<SourceRate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_interval_the_burst_and_the_mask() {
+        let limit = |text: &str| text.parse::<SourceRate>().expect("a rate").limit();
+
+        assert_eq!(limit("100"), RateLimit { interval_ns: 10_000_000, burst: 100, v4_mask: u32::MAX });
+        let wide = limit("2/24");
+        assert_eq!((wide.interval_ns, wide.burst), (500_000_000, 10));
+        assert_eq!(Address::from_v4([198, 18, 1, 2]).network(wide.v4_mask), Address::from_v4([198, 18, 1, 0]));
+    }
+
+    #[test]
+    fn prefixes_of_ipv4_stand_behind_the_mapping() {
+        let guard =
+            Guard::new(&networks(&["198.18.1.7/16"]), &networks(&["2001:db8::/32", "198.18.1.2"]), None).unwrap();
+
+        let rows: Vec<_> = guard.sources(3).collect();
+
+        let source = |address| Source { frontend: 3, address };
+        let v6 = Address::from("2001:db8::".parse::<std::net::Ipv6Addr>().unwrap());
+        assert_eq!(rows[0], (32 + 96 + 16, source(Address::from_v4([198, 18, 0, 0])), true));
+        assert!(rows.contains(&(32 + 32, source(v6), false)));
+        assert!(rows.contains(&(160, source(Address::from_v4([198, 18, 1, 2])), false)));
+        assert!(guard.rules().asks_for_sources() && !guard.rules().admits_others());
+    }
+
+    #[test]
+    fn a_list_of_the_denied_lets_others_in() {
+        let guard = Guard::new(&[], &networks(&["198.18.0.0/15"]), None).unwrap();
+
+        assert!(guard.rules().asks_for_sources() && guard.rules().admits_others() && guard.rules().limit().is_none());
+        assert!(Guard::default().is_open() && Guard::default().rules() == abi::Guard::default());
+    }
+
+    #[test]
+    fn nobody_is_both_allowed_and_denied() {
+        let error = Guard::new(&networks(&["198.18.0.0/16"]), &networks(&["198.18.7.7/16"]), None).unwrap_err();
+
+        assert_eq!(error.to_string(), "198.18.0.0/16 is both allowed and denied: leave one out");
+    }
+}
