@@ -186,6 +186,7 @@ pub struct Scratch {
     flow: FlowEntry,
     reply: ReplyEntry,
     reply_key: FlowKey,
+    holder: FlowKey,
     fragment: FirstFragment,
 }
 
@@ -219,6 +220,17 @@ impl Shared<Scratch> {
         // SAFETY: `new`'s caller keeps the value allocated; this processor's own, and written here alone.
         unsafe {
             let at = &raw mut (*self.0.as_ptr()).reply_key;
+            at.write(key);
+            &*at
+        }
+    }
+
+    /// Writes the key of the flow that holds a reply key, and returns it, until the next one is written.
+    #[inline(always)]
+    pub fn holder<'a>(self, key: FlowKey) -> &'a FlowKey {
+        // SAFETY: as above.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).holder;
             at.write(key);
             &*at
         }
