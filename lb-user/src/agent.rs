@@ -13,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddrV4},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -30,9 +30,9 @@ mod perform;
 mod sweeper;
 
 use crate::{
-    config::{RunConfig, Source},
+    config::{ConfigError, Family, MAX_BACKENDS_IN_ALL, Publish, RunConfig, Source, publish},
     control::{
-        Command, ContainerId, Controller, Event, Scaling, Settings, Sighting, Timestamp,
+        Addresses, Command, ContainerId, Controller, Event, Scaling, Settings, Sighting, Timestamp,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
@@ -70,13 +70,13 @@ const LEAST_REPORT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// What keeps it from starting; a new instance leaves nothing behind then, and one that was taken over goes on serving.
-pub async fn run(config: RunConfig) -> Result<()> {
+pub async fn run(mut config: RunConfig) -> Result<()> {
     for note in &config.notes {
         tracing::info!("{note}");
     }
     let signals = Signals::watch()?;
     let host_cpu = HostCpu::new()?;
-    let (provider, stop_grace) = connect(&config).await?;
+    let (provider, stop_grace) = connect(&mut config).await?;
     let links = Arc::new(Links::open()?);
     let network = Network::find(&config, &links).await?;
     let opening =
@@ -439,13 +439,10 @@ fn stop(asked: &mut u32) -> Event {
     if *asked == 1 { Event::StopRequested } else { Event::StopForced }
 }
 
-/// Connects to what backends come from; returns also the grace of a stop.
-async fn connect(config: &RunConfig) -> Result<(Arc<dyn Provider>, Duration)> {
+/// Connects to what backends come from, and completes the frontends by what it tells; returns also the grace of a stop.
+async fn connect(config: &mut RunConfig) -> Result<(Arc<dyn Provider>, Duration)> {
     match &config.source {
-        Source::Static { backends } => {
-            let backends: Vec<_> = backends.iter().map(|&backend| backend.into()).collect();
-            Ok((Arc::new(FixedProvider::new(&backends)), Duration::ZERO))
-        }
+        Source::Static { backends } => Ok((Arc::new(FixedProvider::new(backends)), Duration::ZERO)),
         Source::Docker(docker) => {
             if !nix::unistd::Uid::effective().is_root() {
                 return Err(DatapathError::NotRoot.into());
@@ -462,8 +459,20 @@ async fn connect(config: &RunConfig) -> Result<(Arc<dyn Provider>, Duration)> {
             .await?;
             let facts = provider.check().await?;
             tracing::info!("Docker {} at {} (API {})", facts.version, facts.endpoint, facts.api_version);
-            Ok((Arc::new(provider), docker.stop_grace))
+            let (stop_grace, max) = (docker.stop_grace, docker.scaling.max);
+            config.frontends = frontends_of(&config.frontends, &facts.families, max)?;
+            Ok((Arc::new(provider), stop_grace))
         }
+    }
+}
+
+/// Returns what the frontends of `max` containers mean where those have addresses of these families.
+fn frontends_of(given: &[Publish], families: &[Family], max: u32) -> Result<Vec<Publish>, ConfigError> {
+    let frontends = publish::of_families(given, families)?;
+    let count = u32::try_from(frontends.len()).unwrap_or(u32::MAX);
+    match count.checked_mul(max) {
+        Some(sum) if sum <= MAX_BACKENDS_IN_ALL => Ok(frontends),
+        Some(_) | None => Err(ConfigError::TooManyInAll { each: max, frontends: frontends.len() }),
     }
 }
 
@@ -482,12 +491,13 @@ fn adopt(
         if !is_to_be_shown(id, config) {
             let endpoint =
                 datapath.registry.backends().find(|backend| backend.container == *id).map(|one| one.endpoint);
-            settings.adopted_leaving.extend(endpoint.map(|endpoint| (id.clone(), IpAddr::V4(*endpoint.ip()))));
+            settings.adopted_leaving.extend(endpoint.map(|endpoint| (id.clone(), endpoint.ip().into())));
             continue;
         }
         match datapath.registry.member(id).filter(|member| slotted.contains(id) && is_wanted(member, config)) {
             Some(member) => {
-                let address = member.endpoints.values().next().map(|endpoint| IpAddr::V4(*endpoint.ip()));
+                let addresses = member.endpoints.values().map(|endpoint| Addresses::from(endpoint.ip()));
+                let address = addresses.reduce(Addresses::or);
                 settings.adopted_ready.extend(address.map(|address| (id.clone(), address)));
             }
             None => {
@@ -495,7 +505,7 @@ fn adopt(
             }
         }
     }
-    if matches!(config.source, Source::Static { .. }) && served.iter().any(|id| id.0.parse::<SocketAddrV4>().is_err()) {
+    if matches!(config.source, Source::Static { .. }) && served.iter().any(|id| id.0.parse::<SocketAddr>().is_err()) {
         tracing::warn!(
             "the containers of the former run stay: `lb-user detach --containers` of an instance that has ended, or \
              `docker rm -f`, removes them"
@@ -512,7 +522,7 @@ fn adopt(
 
 /// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
 fn is_to_be_shown(id: &ContainerId, config: &RunConfig) -> bool {
-    match (&config.source, id.0.parse::<SocketAddrV4>()) {
+    match (&config.source, id.0.parse::<SocketAddr>()) {
         (Source::Static { backends }, Ok(address)) => backends.contains(&address),
         (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
         (Source::Docker(_), Err(_)) => true,
@@ -521,11 +531,18 @@ fn is_to_be_shown(id: &ContainerId, config: &RunConfig) -> bool {
 
 /// Returns whether a backend serves exactly what it would serve today.
 fn is_wanted(member: &Member, config: &RunConfig) -> bool {
-    let wanted = config.frontends.iter().all(|publish| {
+    let is_for = |publish: &&Publish| match config.source {
+        Source::Docker(_) => true,
+        // One family each.
+        Source::Static { .. } => {
+            member.endpoints.values().any(|endpoint| publish.family() == Some(Family::of(endpoint.ip())))
+        }
+    };
+    let wanted = config.frontends.iter().filter(is_for).all(|publish| {
         let endpoint = member.endpoints.get(&publish.name());
         endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
     });
-    wanted && member.endpoints.len() == config.frontends.len()
+    wanted && member.endpoints.len() == config.frontends.iter().filter(is_for).count()
 }
 
 fn settings(config: &RunConfig, stop_grace: Duration) -> Settings {

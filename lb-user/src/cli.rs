@@ -6,7 +6,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
-    net::SocketAddrV4,
+    net::SocketAddr,
     process::ExitCode,
     time::Duration,
 };
@@ -107,8 +107,9 @@ pub enum Verb {
 pub struct RunArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
-    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host. Without a protocol:
-    /// tcp. With --backend there is no CONTAINER_PORT.
+    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host; of IPv4 and of IPv6,
+    /// as far as backends have such addresses. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets.
+    /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT.
     #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", required = true, help_heading = FRONTENDS)]
     pub publish: Vec<Publish>,
 
@@ -118,10 +119,11 @@ pub struct RunArgs {
 
     /// Balance over this server instead of containers; may be repeated
     ///
-    /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. The
-    /// number of backends is fixed then, and options about containers and scaling are refused.
+    /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. An IPv6
+    /// address stands in brackets: [2001:db8::2]:5000; clients of IPv6 are led to such backends alone. The number of
+    /// backends is fixed then, and options about containers and scaling are refused.
     #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
-    pub backend: Vec<SocketAddrV4>,
+    pub backend: Vec<SocketAddr>,
 
     /// Name of this instance, part of pins, labels and names of containers
     ///
@@ -361,11 +363,11 @@ mod tests {
 
     #[test]
     fn a_mistake_names_the_option_and_what_a_right_one_looks_like() {
-        let (text, _) = text_of(&["lb-user", "run", "--image", "lb-api", "--publish", "[::1]:80:5000"]);
+        let (text, _) = text_of(&["lb-user", "run", "--image", "lb-api", "--publish", "::1"]);
 
         assert!(text.starts_with(
-            "error: invalid value '[::1]:80:5000' for '--publish <[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]>': \
-             \"[::1]:80:5000\" has an IPv6 address, and IPv6 is not balanced yet: write an IPv4 address such as 192.0.2.1"
+            "error: invalid value '::1' for '--publish <[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]>': \
+             \"::1\" has an IPv6 address without brackets: write one such as [2001:db8::1]:80"
         ));
     }
 

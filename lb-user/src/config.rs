@@ -3,7 +3,7 @@
 //! Single values are parsed by the types themselves ([`publish`], [`value`]); what concerns several of them at once is
 //! checked where the command line becomes a [`RunConfig`]: [`RunArgs::check`](crate::cli::RunArgs::check).
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use lb_ebpf::abi;
 
@@ -14,7 +14,7 @@ pub mod publish;
 pub mod value;
 
 pub use error::ConfigError;
-pub use publish::Publish;
+pub use publish::{At, Family, Publish};
 pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, TcAttach};
 
 /// Frontends that one instance may have.
@@ -30,7 +30,8 @@ pub const MAX_BACKENDS_IN_ALL: u32 = abi::MAX_BACKENDS / 2;
 pub struct RunConfig {
     /// The instance's name.
     pub instance: InstanceName,
-    /// What clients connect to: 1 to [`MAX_FRONTENDS`], no two of which claim the same packet.
+    /// What clients connect to: 1 to [`MAX_FRONTENDS`], no two of which claim the same packet. Of containers, the families
+    /// are known only when the engine has told of their network; of others, each has a family and a backend of it.
     pub frontends: Vec<Publish>,
     /// Where backends come from.
     pub source: Source,
@@ -66,7 +67,7 @@ pub enum Source {
     /// Backends that somebody else runs. No [`Publish::container_port`] is there.
     Static {
         /// Where they are: 1 to [`MAX_BACKENDS_PER_FRONTEND`], none twice.
-        backends: Vec<SocketAddrV4>,
+        backends: Vec<SocketAddr>,
     },
 }
 

@@ -195,7 +195,7 @@ fn settled(backends: u32) -> (Controller, Timestamp) {
         id: ContainerId(format!("{ordinal:012x}")),
         name: BackendName(format!("lb-default-{ordinal}")),
         ordinal,
-        address: Some(IpAddr::V4(Ipv4Addr::from(0xac11_0000 + ordinal))),
+        address: Some(IpAddr::V4(Ipv4Addr::from(0xac11_0000 + ordinal)).into()),
         running: true,
         created: u64::from(ordinal),
         outdated: false,

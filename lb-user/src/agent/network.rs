@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -30,7 +30,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 pub struct Network {
     uplinks: Vec<Link>,
     bridges: Vec<Bridge>,
-    addresses: BTreeSet<Ipv4Addr>,
+    addresses: BTreeSet<IpAddr>,
     existing: BTreeMap<u32, String>,
     problems: Vec<String>,
 }
@@ -59,7 +59,7 @@ impl Network {
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
             let backends = match &config.source {
-                Source::Static { backends } => backends.iter().map(|backend| *backend.ip()).collect(),
+                Source::Static { backends } => backends.iter().map(SocketAddr::ip).collect(),
                 Source::Docker(_) => Vec::new(),
             };
             links.uplinks(&backends).await?
@@ -180,7 +180,7 @@ impl Network {
             .map(|publish| FrontendWish {
                 name: publish.name(),
                 proto: publish.proto,
-                addresses: loader::answering(publish.addr, publish.port.get(), &self.addresses),
+                addresses: loader::answering(publish.at, publish.port.get(), &self.addresses),
             })
             .collect()
     }

@@ -1,12 +1,13 @@
 //! From what was said to what is run: everything that concerns several options at once.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use super::RunArgs;
 use crate::{
     config::{
-        ConfigError, Docker, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent, RunConfig,
-        Scaling, Source, publish::Proto,
+        At, ConfigError, Docker, Family, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent,
+        RunConfig, Scaling, Source,
+        publish::{self, Proto},
     },
     health::HealthCheck,
 };
@@ -29,6 +30,11 @@ impl RunArgs {
         let mut notes = Vec::new();
         self.check_publish()?;
         let source = self.source(&mut notes)?;
+        let frontends = match &source {
+            // Of which families its addresses are, the engine has to be asked.
+            Source::Docker(_) => self.publish.clone(),
+            Source::Static { backends } => self.frontends_of(backends)?,
+        };
         let health = self.health_check(&mut notes)?;
         if self.complete_checksums && self.hook == Hook::Tc {
             return Err(ConfigError::ChecksumsWithoutXdp);
@@ -38,7 +44,7 @@ impl RunArgs {
         }
         Ok(RunConfig {
             instance: self.instance,
-            frontends: self.publish,
+            frontends,
             source,
             health,
             health_interval: self.health_interval,
@@ -140,8 +146,20 @@ impl RunArgs {
         Ok(Source::Static { backends: self.backend.clone() })
     }
 
-    fn is_frontend(&self, backend: &SocketAddrV4) -> bool {
-        self.publish.iter().any(|publish| publish.addr == Some(*backend.ip()) && publish.port.get() == backend.port())
+    fn is_frontend(&self, backend: &SocketAddr) -> bool {
+        self.publish.iter().any(|publish| publish.at == At::One(backend.ip()) && publish.port.get() == backend.port())
+    }
+
+    /// Returns the frontends, each of a family of which there are backends; there is one for every backend's.
+    fn frontends_of(&self, backends: &[SocketAddr]) -> Result<Vec<publish::Publish>, ConfigError> {
+        let of = |family| backends.iter().any(|backend| Family::of(backend.ip()) == family);
+        let families: Vec<Family> = [Family::V4, Family::V6].into_iter().filter(|&family| of(family)).collect();
+        let frontends = publish::of_families(&self.publish, &families)?;
+        let is_served = |family| frontends.iter().any(|publish| publish.family() == Some(family));
+        match backends.iter().find(|backend| !is_served(Family::of(backend.ip()))) {
+            Some(&backend) => Err(ConfigError::BackendWithoutFrontend { backend, family: Family::of(backend.ip()) }),
+            None => Ok(frontends),
+        }
     }
 
     /// Returns the options given that have a meaning for containers only.
@@ -280,10 +298,26 @@ mod tests {
              --health none --keep")
             .expect("a right command line");
 
-        let backends: Vec<SocketAddrV4> =
+        let backends: Vec<SocketAddr> =
             ["10.0.0.2:5000", "10.0.0.3:5001"].map(|backend| backend.parse().expect(backend)).into();
         assert_eq!(config.source, Source::Static { backends });
         assert_eq!(config.frontends[0].container_port, None);
+    }
+
+    #[test]
+    fn frontends_are_of_the_families_of_the_backends() {
+        let names = |args: &str| {
+            let config = run(args).unwrap_or_else(|error| panic!("{args}: {error}"));
+            config.frontends.into_iter().map(publish::Publish::name).collect::<Vec<_>>()
+        };
+
+        assert_eq!(names("--publish 80 --backend 10.0.0.2:80"), ["80/tcp"]);
+        assert_eq!(names("--publish 80 --backend [2001:db8::2]:80"), ["[::]:80/tcp"]);
+        assert_eq!(names("--publish 80 --backend 10.0.0.2:80 --backend [2001:db8::2]:80"), ["80/tcp", "[::]:80/tcp"]);
+        assert_eq!(
+            names("--publish [2001:db8::1]:80 --publish 192.0.2.1:80 --backend 10.0.0.2:80 --backend [2001:db8::2]:80"),
+            ["[2001:db8::1]:80/tcp", "192.0.2.1:80/tcp"]
+        );
     }
 
     #[test]
@@ -325,6 +359,18 @@ mod tests {
                 "publish 80:5001/tcp claims connections that 80:5000/tcp claims: give one of them another port",
             ),
             ("--image a --publish 80:5000 --publish 192.0.2.1:80:5000", "publish 192.0.2.1:80:5000/tcp claims"),
+            (
+                "--publish [2001:db8::1]:80 --backend 10.0.0.2:80",
+                "publish [2001:db8::1]:80/tcp is for clients of IPv6, and no backend has an address of IPv6: give one,",
+            ),
+            (
+                "--publish 192.0.2.1:80 --backend 10.0.0.2:80 --backend [2001:db8::2]:80",
+                "backend [2001:db8::2]:80 has an address of IPv6, and every frontend is for the other: publish one",
+            ),
+            (
+                "--publish [2001:db8::1]:80 --backend [2001:db8::1]:80",
+                "backend [2001:db8::1]:80 is the frontend itself",
+            ),
             ("--image a --publish 80:5000 --max 0", "--max 0 would leave nobody to answer: at least 1"),
             ("--image a --publish 80:5000 --min 0", "--min 0 would leave nobody to answer: at least 1"),
             ("--image a --publish 80:5000 --min 5 --max 4", "--min 5 exceeds --max 4: raise --max or lower --min"),

@@ -196,7 +196,7 @@ impl Reading {
                 id: backend.container.clone(),
                 name: control::BackendName(backend.container.0.get(..12).unwrap_or(&backend.container.0).to_owned()),
                 ordinal: 0,
-                address: Some((*backend.endpoint.ip()).into()),
+                address: Some(backend.endpoint.ip().into()),
                 state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
                 since: self.report.control.at,
                 flows: active,
