@@ -186,6 +186,7 @@ pub struct Scratch {
     flow: FlowEntry,
     reply: ReplyEntry,
     reply_key: FlowKey,
+    holder: FlowKey,
     fragment: FirstFragment,
 }
 
@@ -237,6 +238,18 @@ impl Shared<Scratch> {
 }
 
 impl Shared<Scratch> {
+    /// Copies the flow of a reply half, as it is at this moment, and returns where the copy is.
+    #[inline(always)]
+    pub fn flow_of<'a>(self, reply: Shared<ReplyEntry>) -> &'a FlowKey {
+        // SAFETY: `new`'s callers keep both values allocated, and they are of two maps; this processor's own, and one part
+        // of a program at a time asks.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).holder;
+            core::ptr::copy_nonoverlapping(&raw const (*reply.0.as_ptr()).flow, at, 1);
+            &*at
+        }
+    }
+
     /// Returns the room for a first fragment. Between two programs it means nothing.
     #[inline(always)]
     pub const fn first_fragment<'a>(self) -> &'a mut FirstFragment {
