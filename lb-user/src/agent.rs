@@ -443,7 +443,7 @@ fn stop(asked: &mut u32) -> Event {
 async fn connect(config: &RunConfig) -> Result<(Arc<dyn Provider>, Duration)> {
     match &config.source {
         Source::Static { backends } => {
-            let backends: Vec<_> = backends.iter().map(|&backend| backend.into()).collect();
+            let backends: Vec<_> = backends.iter().map(|backend| backend.address.into()).collect();
             Ok((Arc::new(FixedProvider::new(&backends)), Duration::ZERO))
         }
         Source::Docker(docker) => {
@@ -503,6 +503,7 @@ fn adopt(
     }
     settings.adopted_generation = inheritance.generation;
     settings.adopted_decisions = inheritance.decisions;
+    settings.adopted_warming = inheritance.warming;
     places.adopt(&datapath.registry);
     tracing::info!(
         backends = settings.adopted_ready.len(),
@@ -513,7 +514,7 @@ fn adopt(
 /// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
 fn is_to_be_shown(id: &ContainerId, config: &RunConfig) -> bool {
     match (&config.source, id.0.parse::<SocketAddrV4>()) {
-        (Source::Static { backends }, Ok(address)) => backends.contains(&address),
+        (Source::Static { backends }, Ok(address)) => backends.iter().any(|backend| backend.address == address),
         (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
         (Source::Docker(_), Err(_)) => true,
     }
@@ -545,6 +546,7 @@ fn settings(config: &RunConfig, stop_grace: Duration) -> Settings {
     };
     Settings {
         drain_timeout: config.drain_timeout,
+        slow_start: config.slow_start.unwrap_or_default(),
         probe_interval: config.health_interval,
         keep: config.keep,
         stop_patience: stop_grace.saturating_add(ENGINE_DELAY),

@@ -6,7 +6,6 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
-    net::SocketAddrV4,
     process::ExitCode,
     time::Duration,
 };
@@ -16,7 +15,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, Publish, TcAttach, publish,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, Publish, Scheduler, StaticBackend,
+        TcAttach, publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -59,6 +59,10 @@ Examples:
 
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
+
+  The same, the first with three times the connections of the second:
+    lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
+      --scheduler least-conn
 
   A second instance beside the first:
     lb-user run --instance dns --image resolver \\
@@ -116,18 +120,35 @@ pub struct RunArgs {
     #[arg(long, value_name = "IMAGE", value_parser = value::parse_image, help_heading = FRONTENDS)]
     pub image: Option<String>,
 
-    /// Balance over this server instead of containers; may be repeated
+    /// Balance over this server instead of containers, with this weight, 1 to 256, beside the others; may be repeated
     ///
     /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. The
     /// number of backends is fixed then, and options about containers and scaling are refused.
-    #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
-    pub backend: Vec<SocketAddrV4>,
+    #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
+    pub backend: Vec<StaticBackend>,
 
     /// Name of this instance, part of pins, labels and names of containers
     ///
     /// 1 to 32 of a-z, 0-9, - and _. Instances with different names run side by side.
     #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT, help_heading = FRONTENDS)]
     pub instance: InstanceName,
+
+    /// How the backend of a connection is chosen
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Scheduler::RoundRobin, help_heading = SCHEDULING)]
+    pub scheduler: Scheduler,
+
+    /// Time after its last connection began for which a client's next goes to the same backend, 1s to 1day
+    ///
+    /// Clients are told apart by their addresses; all processes on this host are one. A backend that is out of rotation is
+    /// kept by nobody.
+    #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
+    pub affinity: Option<Duration>,
+
+    /// Time in which a backend that has just become ready is given more and more connections, 1s to 1day
+    ///
+    /// It begins with a tenth of its share, and gets all of it at the end.
+    #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
+    pub slow_start: Option<Duration>,
 
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
@@ -217,6 +238,7 @@ pub struct RunArgs {
 }
 
 const FRONTENDS: &str = "Frontends and backends";
+const SCHEDULING: &str = "Scheduling";
 const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
 const HEALTH: &str = "Health and the end of a backend";
 const DATAPATH: &str = "Datapath";
@@ -327,6 +349,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
+            ("run", "--scheduler --affinity --slow-start"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose"),
             ("status", "--instance --json --verbose"),
             ("detach", "--instance --containers --verbose"),

@@ -3,7 +3,7 @@
 //! Single values are parsed by the types themselves ([`publish`], [`value`]); what concerns several of them at once is
 //! checked where the command line becomes a [`RunConfig`]: [`RunArgs::check`](crate::cli::RunArgs::check).
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::time::Duration;
 
 use lb_ebpf::abi;
 
@@ -14,8 +14,8 @@ pub mod publish;
 pub mod value;
 
 pub use error::ConfigError;
-pub use publish::Publish;
-pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, TcAttach};
+pub use publish::{Publish, StaticBackend};
+pub use value::{Cpus, EnvVar, Hook, InstanceName, MemorySize, Percent, Scheduler, TcAttach, Weight};
 
 /// Frontends that one instance may have.
 pub const MAX_FRONTENDS: usize = 64;
@@ -34,6 +34,12 @@ pub struct RunConfig {
     pub frontends: Vec<Publish>,
     /// Where backends come from.
     pub source: Source,
+    /// How a connection's backend is chosen.
+    pub scheduler: Scheduler,
+    /// For how long a client keeps its backend after its last connection has begun.
+    pub affinity: Option<Duration>,
+    /// How long a backend that has just become ready takes to its whole share of new connections.
+    pub slow_start: Option<Duration>,
     /// What makes a backend healthy.
     pub health: HealthCheck,
     /// The time between two health checks of a backend that has passed one.
@@ -66,7 +72,7 @@ pub enum Source {
     /// Backends that somebody else runs. No [`Publish::container_port`] is there.
     Static {
         /// Where they are: 1 to [`MAX_BACKENDS_PER_FRONTEND`], none twice.
-        backends: Vec<SocketAddrV4>,
+        backends: Vec<StaticBackend>,
     },
 }
 

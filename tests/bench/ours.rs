@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::lab::{self, Lab};
 use lb_user::{
     config::{Hook, TcAttach},
-    control::ContainerId,
+    control::{ContainerId, WHOLE},
     datapath::{
         Datapath, Opening,
         doors::Device,
         links::{Belief, Framing, Links},
-        publish::{FrontendWish, Member},
+        publish::{FrontendWish, Member, Scheduling},
         report::Way,
     },
 };
@@ -38,6 +38,7 @@ impl Ours {
             name: frontend.clone(),
             proto: service.proto,
             addresses: BTreeSet::from([service.frontend()]),
+            scheduling: Scheduling::PLAIN,
         };
         let uplink = ifindex(&namespace, "up0")?;
         let instance = lab.instance();
@@ -66,7 +67,7 @@ impl Ours {
     /// Returns a backend as it is published.
     pub fn member(&self, at: SocketAddrV4, way: &Way) -> Member {
         let endpoints = BTreeMap::from([(self.frontend.clone(), at)]);
-        Member { container: ContainerId(at.to_string()), endpoints, way: way.clone() }
+        Member { container: ContainerId(at.to_string()), endpoints, way: way.clone(), weight: 1, tenths: WHOLE }
     }
 
     /// Publishes; returns how long it took.

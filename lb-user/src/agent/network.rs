@@ -18,7 +18,7 @@ use crate::{
         doors::{Device, DoorAttach, DoorKind},
         links::{Bridge, Framing, Link, LinkError, Links},
         loader, pins,
-        publish::FrontendWish,
+        publish::{FrontendWish, Scheduling},
     },
 };
 
@@ -59,7 +59,7 @@ impl Network {
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
             let backends = match &config.source {
-                Source::Static { backends } => backends.iter().map(|backend| *backend.ip()).collect(),
+                Source::Static { backends } => backends.iter().map(|backend| *backend.address.ip()).collect(),
                 Source::Docker(_) => Vec::new(),
             };
             links.uplinks(&backends).await?
@@ -174,6 +174,9 @@ impl Network {
     }
 
     fn wishes(&self, config: &RunConfig) -> Vec<FrontendWish> {
+        // The command line was checked: it is at most a day.
+        let affinity_ms = config.affinity.map_or(0, |affinity| affinity.as_millis() as u32);
+        let scheduling = Scheduling { scheduler: config.scheduler.into(), affinity_ms };
         config
             .frontends
             .iter()
@@ -181,6 +184,7 @@ impl Network {
                 name: publish.name(),
                 proto: publish.proto,
                 addresses: loader::answering(publish.addr, publish.port.get(), &self.addresses),
+                scheduling,
             })
             .collect()
     }

@@ -8,8 +8,8 @@ use std::{
 
 use super::{Agent, Answer, chain};
 use crate::{
-    config::{Source, publish::Proto},
-    control::{Command, ContainerId, Event, Publication},
+    config::{Source, Weight, publish::Proto},
+    control::{Command, ContainerId, Event, Publication, WHOLE},
     datapath::{
         DatapathError,
         links::{self, Belief, Links},
@@ -189,7 +189,7 @@ impl Agent {
         let mut unreachable = BTreeMap::new();
         let mut ready = Vec::new();
         for id in &publication.ready {
-            match self.member(id) {
+            match self.member(id, publication.warming.get(id).copied()) {
                 Ok(member) => ready.push(member),
                 Err(error) => {
                     unreachable.insert(id.clone(), error);
@@ -212,7 +212,7 @@ impl Agent {
         Some(Member { way: way.unwrap_or(member.way), ..member })
     }
 
-    fn member(&self, id: &ContainerId) -> Result<Member, String> {
+    fn member(&self, id: &ContainerId, tenths: Option<u32>) -> Result<Member, String> {
         let place = self.places.of.get(id);
         let address = place.and_then(|place| place.address).ok_or_else(|| format!("{id}: no address is known"))?;
         let way = place.and_then(|place| place.way.clone()).ok_or_else(|| format!("{id}: no way is known"))?;
@@ -220,7 +220,15 @@ impl Agent {
         for publish in &self.config.frontends {
             endpoints.insert(publish.name(), self.endpoint(id, address, publish.container_port.map(Into::into))?);
         }
-        Ok(Member { container: id.clone(), endpoints, way })
+        Ok(Member { container: id.clone(), endpoints, way, weight: self.weight(id), tenths: tenths.unwrap_or(WHOLE) })
+    }
+
+    /// Returns a backend's weight; containers are all alike.
+    fn weight(&self, id: &ContainerId) -> u32 {
+        let Source::Static { backends } = &self.config.source else { return Weight::ONE.number() };
+        let address = id.0.parse::<SocketAddrV4>().ok();
+        let own = backends.iter().find(|backend| Some(backend.address) == address);
+        own.map_or(Weight::ONE, |backend| backend.weight).number()
     }
 
     /// Returns where a backend listens for a frontend: a static backend says so itself.

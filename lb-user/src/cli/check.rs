@@ -1,13 +1,14 @@
 //! From what was said to what is run: everything that concerns several options at once.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::time::Duration;
 
 use super::RunArgs;
 use crate::{
     config::{
         ConfigError, Docker, Hook, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Percent, RunConfig,
-        Scaling, Source, publish::Proto,
+        Scaling, Scheduler, Source, StaticBackend, Weight, publish::Proto,
     },
+    datapath::layout,
     health::HealthCheck,
 };
 
@@ -40,6 +41,9 @@ impl RunArgs {
             instance: self.instance,
             frontends: self.publish,
             source,
+            scheduler: self.scheduler,
+            affinity: self.affinity,
+            slow_start: self.slow_start,
             health,
             health_interval: self.health_interval,
             uplinks: self.uplink,
@@ -78,6 +82,9 @@ impl RunArgs {
     fn docker(&self, image: &str, notes: &mut Vec<String>) -> Result<Docker, ConfigError> {
         if let Some(&publish) = self.publish.iter().find(|publish| publish.container_port.is_none()) {
             return Err(ConfigError::ContainerPortMissing { publish });
+        }
+        if self.scheduler == Scheduler::Weighted {
+            notes.push("--scheduler weighted is round-robin for containers, because all of them have weight 1".into());
         }
         Ok(Docker {
             image: image.to_owned(),
@@ -131,17 +138,33 @@ impl RunArgs {
             Ok(each) if each <= MAX_BACKENDS_PER_FRONTEND => self.check_sum(each)?,
             Ok(_) | Err(_) => return Err(ConfigError::TooManyBackends { count }),
         }
-        if let Some(backend) = first_double(&self.backend) {
+        let addresses: Vec<_> = self.backend.iter().map(|backend| backend.address).collect();
+        if let Some(backend) = first_double(&addresses) {
             return Err(ConfigError::DuplicateBackend { backend });
         }
         if let Some(&backend) = self.backend.iter().find(|backend| self.is_frontend(backend)) {
-            return Err(ConfigError::BackendIsFrontend { backend });
+            return Err(ConfigError::BackendIsFrontend { backend: backend.address });
         }
+        self.check_weights()?;
         Ok(Source::Static { backends: self.backend.clone() })
     }
 
-    fn is_frontend(&self, backend: &SocketAddrV4) -> bool {
-        self.publish.iter().any(|publish| publish.addr == Some(*backend.ip()) && publish.port.get() == backend.port())
+    fn is_frontend(&self, backend: &StaticBackend) -> bool {
+        let (ip, port) = (*backend.address.ip(), backend.address.port());
+        self.publish.iter().any(|publish| publish.addr == Some(ip) && publish.port.get() == port)
+    }
+
+    fn check_weights(&self) -> Result<(), ConfigError> {
+        if !self.scheduler.weighs() && self.backend.iter().any(|backend| backend.weight != Weight::ONE) {
+            return Err(ConfigError::WeightsUnused);
+        }
+        let weights: Vec<u32> = self.backend.iter().map(|backend| backend.weight.number()).collect();
+        let frontends = self.publish.len();
+        let (sum, room) = (layout::places(&weights), layout::room(frontends));
+        if self.scheduler.counts_weights() && sum > u64::from(room) {
+            return Err(ConfigError::WeightsTooGreat { sum, room, frontends });
+        }
+        Ok(())
     }
 
     /// Returns the options given that have a meaning for containers only.
@@ -237,6 +260,7 @@ mod tests {
             (seconds(1), seconds(2), seconds(30))
         );
         assert_eq!((config.hook, config.health, config.max_flows), (Hook::Auto, HealthCheck::Tcp, 1_048_576));
+        assert_eq!((config.scheduler, config.affinity, config.slow_start), (Scheduler::RoundRobin, None, None));
         assert_eq!(config.instance.as_str(), "default");
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());
     }
@@ -258,7 +282,7 @@ mod tests {
              --target-cpu 80% --interval 500ms --scale-up-window 0s --scale-down-window 2m --uplink eth0 --uplink eth1 \
              --hook xdp --tc-attach clsact --health http:/healthz --health-interval 1s --drain-timeout 5s --cpus 0.5 \
              --memory 64m --env A=1 --env B=2 --network web --keep --complete-checksums --max-flows 4096 \
-             --stop-grace 1s")
+             --stop-grace 1s --scheduler least-conn --affinity 10m --slow-start 30s")
             .expect("a right command line");
 
         let names: Vec<String> = config.frontends.iter().map(|frontend| frontend.name()).collect();
@@ -270,6 +294,11 @@ mod tests {
         assert_eq!(docker(&config).network.as_deref(), Some("web"));
         assert_eq!(config.uplinks, ["eth0", "eth1"]);
         assert_eq!(config.health, HealthCheck::Http { path: "/healthz".into() });
+        let (affinity, slow_start) = (Duration::from_secs(600), Duration::from_secs(30));
+        assert_eq!(
+            (config.scheduler, config.affinity, config.slow_start),
+            (Scheduler::LeastConn, Some(affinity), Some(slow_start))
+        );
         assert!(config.keep && config.complete_checksums && config.notes.is_empty());
     }
 
@@ -280,9 +309,11 @@ mod tests {
              --health none --keep")
             .expect("a right command line");
 
-        let backends: Vec<SocketAddrV4> =
-            ["10.0.0.2:5000", "10.0.0.3:5001"].map(|backend| backend.parse().expect(backend)).into();
-        assert_eq!(config.source, Source::Static { backends });
+        let backends = ["10.0.0.2:5000", "10.0.0.3:5001"].map(|address| {
+            let address = address.parse().expect(address);
+            StaticBackend { address, weight: Weight::ONE }
+        });
+        assert_eq!(config.source, Source::Static { backends: backends.into() });
         assert_eq!(config.frontends[0].container_port, None);
     }
 
@@ -301,6 +332,12 @@ mod tests {
         let one = run("--image lb-api --publish 80:5000 --max 1").expect("a right command line");
         assert_eq!((docker(&one).scaling.min, docker(&one).scaling.max), (1, 1));
         assert_eq!(one.notes, ["--min is 1, because --max is"]);
+
+        let weighted = run("--image lb-api --publish 80:5000 --scheduler weighted").expect("a right command line");
+        assert_eq!(
+            weighted.notes,
+            ["--scheduler weighted is round-robin for containers, because all of them have weight 1"]
+        );
     }
 
     #[test]
@@ -346,6 +383,14 @@ mod tests {
             ("--backend 10.0.0.2:80 --publish 80 --memory 64m", "--memory would have no effect"),
             ("--backend 10.0.0.2:80 --publish 80 --network web", "--network would have no effect"),
             ("--backend 10.0.0.2:80 --backend 10.0.0.2:80 --publish 80", "backend 10.0.0.2:80 is given twice"),
+            (
+                "--backend 10.0.0.2:80 --backend 10.0.0.2:80=2 --publish 80 --scheduler weighted",
+                "backend 10.0.0.2:80 is given twice",
+            ),
+            (
+                "--backend 10.0.0.2:80=2 --publish 80",
+                "weights have no effect with --scheduler round-robin: leave them out, or use --scheduler weighted",
+            ),
             ("--backend 192.0.2.1:80 --publish 192.0.2.1:80", "backend 192.0.2.1:80 is the frontend itself"),
             (
                 "--image a --publish 53:53/udp --health http:/",
@@ -380,6 +425,21 @@ mod tests {
         assert_eq!(
             run(&format!("--publish 80 --publish 81 --publish 82 {}", backends(1024))),
             Err(ConfigError::TooManyInAll { each: 1024, frontends: 3 })
+        );
+    }
+
+    #[test]
+    fn the_sum_of_weights_is_limited_where_it_is_counted_in_slots() {
+        let backends = |weight: u16| {
+            let others = (2..=100).map(|port| format!("--backend 10.0.0.2:{port}={weight} ")).collect::<String>();
+            format!("--publish 80 --backend 10.0.0.2:1=1 {others}")
+        };
+
+        assert!(run(&format!("{} --scheduler weighted", backends(165))).is_ok());
+        assert!(run(&format!("{} --scheduler least-conn", backends(166))).is_ok());
+        assert_eq!(
+            run(&format!("{} --scheduler random-two", backends(166))),
+            Err(ConfigError::WeightsTooGreat { sum: 16_435, room: 16_381, frontends: 1 })
         );
     }
 

@@ -222,6 +222,8 @@ pub struct Publication {
     pub generation: u64,
     /// In the slots, in this order.
     pub ready: Vec<ContainerId>,
+    /// Those of them that get a part of their share of new connections only, in tenths.
+    pub warming: BTreeMap<ContainerId, u32>,
     /// Not in the slots; their flows go on.
     pub draining: Vec<ContainerId>,
 }

@@ -10,12 +10,13 @@ use std::{
 
 use lb_ebpf::abi::{
     Address, Backend, BackendId, Endpoint, Frontend, FrontendId, HandOff, MAX_BACKENDS, MAX_FRONTENDS, MAX_SLOTS, Port,
-    Proto, Scheduler, SlotRange, Traffic, map,
+    Proto, Scheduler, Slot, SlotRange, Traffic, map,
 };
 
 use super::{
     Datapath, DatapathError, Maps,
     doors::{Device, DoorKind},
+    layout::{self, Share},
     links::Reach,
     maps::failed,
     report::{BackendReport, FrontendReport, Inheritance, Way},
@@ -31,6 +32,26 @@ pub struct FrontendWish {
     pub proto: Proto,
     /// Its endpoints.
     pub addresses: BTreeSet<SocketAddrV4>,
+    /// How the backends of its connections are chosen.
+    pub scheduling: Scheduling,
+}
+
+/// How a frontend chooses the backend of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    /// For a client that keeps none.
+    pub scheduler: Scheduler,
+    /// For how long after its last connection began a client keeps its backend, in milliseconds; zero: not at all.
+    pub affinity_ms: u32,
+}
+
+impl Scheduling {
+    /// In turn, and nobody keeps anything.
+    pub const PLAIN: Self = Self { scheduler: Scheduler::RoundRobin, affinity_ms: 0 };
+
+    fn frontend(self, range: SlotRange) -> Frontend {
+        Frontend::new(range, self.scheduler).keeping_clients(self.affinity_ms)
+    }
 }
 
 /// A container to be served, with its endpoint for each frontend, by the frontends' names.
@@ -42,6 +63,10 @@ pub struct Member {
     pub endpoints: BTreeMap<String, SocketAddrV4>,
     /// How it is reached.
     pub way: Way,
+    /// Its weight beside the others'.
+    pub weight: u32,
+    /// How many tenths of its share of new connections it gets.
+    pub tenths: u32,
 }
 
 /// What the kernel is known to hold.
@@ -63,8 +88,12 @@ struct FrontendRow {
     name: String,
     proto: Proto,
     addresses: BTreeSet<SocketAddrV4>,
-    slots: SlotRange,
-    members: Vec<BackendId>,
+    /// How its backends are to be chosen from the next publication on.
+    scheduling: Scheduling,
+    /// Its entry in the map.
+    held: Frontend,
+    /// What the map holds in its slots.
+    layout: Vec<Slot>,
 }
 
 /// What is to be written, in this order.
@@ -72,8 +101,17 @@ struct FrontendRow {
 struct Plan {
     /// New backends, and those whose way has changed.
     backends: Vec<BackendReport>,
-    slots: Vec<(FrontendId, SlotRange, Vec<BackendId>)>,
+    frontends: Vec<(FrontendId, Frontend, NewLayout)>,
     ended: Vec<BackendId>,
+}
+
+/// What becomes of a frontend's layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum NewLayout {
+    /// It stays where and as it is.
+    Kept,
+    /// Another is written into the slots that the frontend's entry names.
+    Written(Vec<Slot>),
 }
 
 /// A publication that is announced, and can be written.
@@ -95,16 +133,14 @@ impl Registry {
         let mut ready = BTreeSet::new();
         for told in &former.frontends {
             let Ok(frontend) = maps.frontends.get(&told.id, 0) else { continue };
-            let slots = frontend.slots();
-            let mut members = Vec::new();
-            for place in 0..slots.len.min(MAX_SLOTS) {
-                members.push(maps.slots.get(&(slots.base + place), 0).map_err(failed(map::SLOTS))?);
-            }
-            ready.extend(members.iter().copied());
-            registry.next_slot = registry.next_slot.max(slots.base + slots.len);
+            let range = frontend.slots();
+            let layout = maps.layout(range)?;
+            ready.extend(layout.iter().map(|slot| slot.backend));
+            registry.next_slot = registry.next_slot.max(range.base + range.len);
             let proto = if told.name.ends_with("/udp") { Proto::Udp } else { Proto::Tcp };
-            let addresses = told.addresses.clone();
-            let row = FrontendRow { name: told.name.clone(), proto, addresses, slots, members };
+            let scheduling = Scheduling { scheduler: frontend.scheduler(), affinity_ms: frontend.affinity_ms() };
+            let (name, addresses) = (told.name.clone(), told.addresses.clone());
+            let row = FrontendRow { name, proto, addresses, scheduling, held: frontend, layout };
             registry.frontends.insert(told.id, row);
         }
         for told in &former.backends {
@@ -181,13 +217,15 @@ impl Registry {
             self.frontends.get(&backend.frontend).map(|row| (row.name.clone(), backend.endpoint))
         };
         let endpoints = std::iter::once(first).chain(of).filter_map(named).collect();
-        Some(Member { container: id.clone(), endpoints, way: first.way.clone() })
+        let (way, weight) = (first.way.clone(), first.weight);
+        Some(Member { container: id.clone(), endpoints, way, weight, tenths: 1 })
     }
 
     /// Returns the containers that get new connections.
     pub fn in_slots(&self) -> BTreeSet<ContainerId> {
-        let members = self.frontends.values().flat_map(|row| &row.members);
-        members.filter_map(|id| self.backends.get(id)).map(|backend| backend.container.clone()).collect()
+        let slots = self.frontends.values().flat_map(|row| &row.layout);
+        let ids: BTreeSet<BackendId> = slots.map(|slot| slot.backend).collect();
+        ids.iter().filter_map(|id| self.backends.get(id)).map(|backend| backend.container.clone()).collect()
     }
 
     /// Returns the container behind a backend that is served.
@@ -201,7 +239,7 @@ impl Registry {
         let mut kept = BTreeSet::new();
         let taken: BTreeSet<BackendId> = self.backends.keys().chain(self.retiring.keys()).copied().collect();
         let mut free = (0..MAX_BACKENDS).filter(|id| !taken.contains(id));
-        let mut in_slots: BTreeMap<FrontendId, Vec<BackendId>> = BTreeMap::new();
+        let mut shares: BTreeMap<FrontendId, Vec<Share>> = BTreeMap::new();
         let ids: BTreeMap<&str, FrontendId> = self.frontends.iter().map(|(&id, row)| (row.name.as_str(), id)).collect();
         let known: BTreeMap<(FrontendId, &ContainerId, SocketAddrV4), &BackendReport> = self
             .backends
@@ -215,8 +253,9 @@ impl Registry {
                 let (id, generation, is_new) = match known.get(&(frontend, &member.container, endpoint)) {
                     // Another way to the same server is no other server: its connections go on.
                     Some(known) => {
-                        let changed = known.way != member.way || self.unwritten.contains(&known.id);
-                        (known.id, known.generation, changed)
+                        let told = (&known.way, known.weight, known.leaving);
+                        let changed = told != (&member.way, member.weight, !is_ready);
+                        (known.id, known.generation, changed || self.unwritten.contains(&known.id))
                     }
                     None => {
                         let id = free.next().ok_or(DatapathError::Full { what: "backends", limit: MAX_BACKENDS })?;
@@ -224,27 +263,34 @@ impl Registry {
                     }
                 };
                 if is_new {
-                    let (container, way) = (member.container.clone(), member.way.clone());
-                    plan.backends.push(BackendReport { id, generation, frontend, container, endpoint, way });
+                    let (container, way, weight) = (member.container.clone(), member.way.clone(), member.weight);
+                    let leaving = !is_ready;
+                    let backend = BackendReport { id, generation, frontend, container, endpoint, way, weight, leaving };
+                    plan.backends.push(backend);
                 }
                 kept.insert(id);
                 if is_ready {
-                    in_slots.entry(frontend).or_default().push(id);
+                    let weight = member.weight * member.tenths;
+                    shares.entry(frontend).or_default().push(Share { backend: id, endpoint, weight });
                 }
             }
         }
-        let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.slots).collect();
+        let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.held.slots()).collect();
         let mut from = self.next_slot;
+        let room = layout::room(self.frontends.len());
         for (&frontend, row) in &self.frontends {
-            let members = in_slots.remove(&frontend).unwrap_or_default();
-            if members != row.members {
-                let len = members.len() as u32;
+            let shares = shares.remove(&frontend).unwrap_or_default();
+            let layout = layout::lay_out(row.scheduling.scheduler, &shares, room);
+            if layout != row.layout {
+                let len = layout.len() as u32;
                 let base = allocate(&live, len, from, MAX_SLOTS)
                     .ok_or(DatapathError::Full { what: "slots", limit: MAX_SLOTS })?;
                 let range = SlotRange { base, len };
                 live.push(range);
                 from = base + len;
-                plan.slots.push((frontend, range, members));
+                plan.frontends.push((frontend, row.scheduling.frontend(range), NewLayout::Written(layout)));
+            } else if row.scheduling.frontend(row.held.slots()) != row.held {
+                plan.frontends.push((frontend, row.scheduling.frontend(row.held.slots()), NewLayout::Kept));
             }
         }
         plan.ended = self.backends.keys().copied().filter(|id| !kept.contains(id)).collect();
@@ -270,6 +316,9 @@ impl Datapath {
         let mut wanted: BTreeMap<(Proto, SocketAddrV4), FrontendId> = BTreeMap::new();
         for wish in wishes {
             let id = self.frontend_named(wish)?;
+            if let Some(row) = self.registry.frontends.get_mut(&id) {
+                row.scheduling = wish.scheduling;
+            }
             wanted.extend(wish.addresses.iter().map(|&address| ((wish.proto, address), id)));
         }
         for (&(proto, address), &id) in &wanted {
@@ -313,12 +362,12 @@ impl Datapath {
         let id = (0..MAX_FRONTENDS)
             .find(|id| !rows.contains_key(id) && !retiring.contains(id))
             .ok_or(DatapathError::Full { what: "frontends", limit: MAX_FRONTENDS })?;
-        let slots = SlotRange { base: 0, len: 0 };
+        let held = wish.scheduling.frontend(SlotRange { base: 0, len: 0 });
         // What an earlier holder of the id has counted is not this one's.
         self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
-        self.write_slot_range(id, slots)?;
-        let (name, proto) = (wish.name.clone(), wish.proto);
-        let row = FrontendRow { name, proto, addresses: BTreeSet::new(), slots, members: Vec::new() };
+        self.maps.frontends.insert(id, held, 0).map_err(failed(map::FRONTENDS))?;
+        let (name, proto, scheduling) = (wish.name.clone(), wish.proto, wish.scheduling);
+        let row = FrontendRow { name, proto, addresses: BTreeSet::new(), scheduling, held, layout: Vec::new() };
         self.registry.frontends.insert(id, row);
         Ok(id)
     }
@@ -351,20 +400,23 @@ impl Datapath {
     /// # Errors
     /// What the kernel said; what was written by then stays, and the next publication goes on.
     pub fn commit(&mut self, plan: Prepared) -> Result<(), DatapathError> {
-        let Plan { backends, slots, ended } = plan.plan;
+        let Plan { backends, frontends, ended } = plan.plan;
         for backend in backends {
             self.maps.backends.set(backend.id, entry(&backend), 0).map_err(failed(map::BACKENDS))?;
             self.registry.unwritten.remove(&backend.id);
         }
-        for (frontend, range, members) in slots {
-            for (place, &id) in members.iter().enumerate() {
-                self.maps.slots.set(range.base + place as u32, id, 0).map_err(failed(map::SLOTS))?;
+        for (id, held, layout) in frontends {
+            let range = held.slots();
+            if let NewLayout::Written(layout) = &layout {
+                self.maps.write_layout(range.base, layout)?;
             }
-            self.write_slot_range(frontend, range)?;
-            self.registry.next_slot = range.base + range.len;
-            if let Some(row) = self.registry.frontends.get_mut(&frontend) {
-                row.slots = range;
-                row.members = members;
+            self.maps.frontends.insert(id, held, 0).map_err(failed(map::FRONTENDS))?;
+            if let Some(row) = self.registry.frontends.get_mut(&id) {
+                row.held = held;
+                if let NewLayout::Written(layout) = layout {
+                    row.layout = layout;
+                    self.registry.next_slot = range.base + range.len;
+                }
             }
         }
         for id in ended {
@@ -392,6 +444,8 @@ impl Datapath {
             sum.add(&traffic);
             self.maps.retired.set(frontend, sum, 0).map_err(failed(map::RETIRED))?;
             self.maps.clear_traffic(id)?;
+            // Whoever gets the id has no connections.
+            self.maps.correct_tally(id, self.maps.tally(id)?, 0)?;
             self.registry.retiring.remove(&id);
         }
         Ok(())
@@ -400,11 +454,6 @@ impl Datapath {
     /// Returns the ids that wait to be retired.
     pub fn retiring(&self) -> BTreeSet<BackendId> {
         self.registry.retiring.keys().copied().collect()
-    }
-
-    fn write_slot_range(&mut self, frontend: FrontendId, range: SlotRange) -> Result<(), DatapathError> {
-        let value = Frontend::new(range, Scheduler::RoundRobin);
-        self.maps.frontends.insert(frontend, value, 0).map_err(failed(map::FRONTENDS))
     }
 }
 
@@ -422,9 +471,10 @@ fn entry(backend: &BackendReport) -> Backend {
         Reach::Routed => HandOff::Routing,
     };
     let address = Address::from(*backend.endpoint.ip());
-    Backend::new(backend.frontend, backend.generation, address, Port::new(backend.endpoint.port()))
+    let entry = Backend::new(backend.frontend, backend.generation, address, Port::new(backend.endpoint.port()))
         .reached_by(hand_off, way.ifindex, way.mac, way.source_mac)
-        .beside(way.host_address.map_or(Address::default(), Address::from))
+        .beside(way.host_address.map_or(Address::default(), Address::from));
+    if backend.leaving { entry.leaving() } else { entry }
 }
 
 /// Finds `len` places that no live range touches, from `from` on and then from the start.
@@ -458,17 +508,20 @@ mod tests {
 
     fn member(container: &str, endpoint: &str) -> Member {
         let endpoints = [("80/tcp".to_owned(), endpoint.parse().unwrap())].into();
-        Member { container: container.into(), endpoints, way: way() }
+        Member { container: container.into(), endpoints, way: way(), weight: 1, tenths: 10 }
     }
 
     /// Performs a plan on the registry alone.
     fn settle(registry: &mut Registry, plan: Plan) {
         registry.announce(&plan);
         registry.unwritten.clear();
-        for (frontend, range, members) in plan.slots {
+        for (frontend, held, layout) in plan.frontends {
             let row = registry.frontends.get_mut(&frontend).unwrap();
-            (row.slots, row.members) = (range, members);
-            registry.next_slot = range.base + range.len;
+            row.held = held;
+            if let NewLayout::Written(layout) = layout {
+                row.layout = layout;
+                registry.next_slot = held.slots().base + held.slots().len;
+            }
         }
         for id in plan.ended {
             let ended = registry.backends.remove(&id).unwrap();
@@ -481,8 +534,9 @@ mod tests {
             name: "80/tcp".into(),
             proto: Proto::Tcp,
             addresses: BTreeSet::new(),
-            slots: SlotRange { base: 0, len: 0 },
-            members: Vec::new(),
+            scheduling: Scheduling::PLAIN,
+            held: Scheduling::PLAIN.frontend(SlotRange { base: 0, len: 0 }),
+            layout: Vec::new(),
         };
         Registry { frontends: [(0, row)].into(), ..Registry::default() }
     }
@@ -506,8 +560,55 @@ mod tests {
 
         let plan = registry.plan(&[&a], &[&b]).unwrap();
 
-        assert_eq!(plan.slots, [(0, SlotRange { base: 2, len: 1 }, vec![0])]);
-        assert!(plan.ended.is_empty() && plan.backends.is_empty());
+        let held = Scheduling::PLAIN.frontend(SlotRange { base: 2, len: 1 });
+        assert_eq!(plan.frontends, [(0, held, NewLayout::Written(vec![Slot { backend: 0, weight: 1 }]))]);
+        assert!(plan.ended.is_empty());
+        let told: Vec<(BackendId, bool)> = plan.backends.iter().map(|backend| (backend.id, backend.leaving)).collect();
+        assert_eq!(told, [(1, true)], "clients that would keep it are given another");
+        assert!(entry(&plan.backends[0]).is_leaving() && entry(&plan.backends[0]).serves(1));
+
+        settle(&mut registry, plan);
+        let plan = registry.plan(&[&a, &b], &[]).unwrap();
+        assert!(plan.backends.len() == 1 && !plan.backends[0].leaving, "and is back with its slot");
+    }
+
+    #[test]
+    fn another_scheduler_is_published_with_its_layout_or_alone_where_that_is_the_same() {
+        let mut registry = registry();
+        let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
+        let plan = registry.plan(&[&a, &b], &[]).unwrap();
+        settle(&mut registry, plan);
+        let range = registry.frontends[&0].held.slots();
+
+        let least_conn = Scheduling { scheduler: Scheduler::LeastConn, affinity_ms: 5_000 };
+        registry.frontends.get_mut(&0).unwrap().scheduling = least_conn;
+        let plan = registry.plan(&[&a, &b], &[]).unwrap();
+        assert_eq!(plan.frontends, [(0, least_conn.frontend(range), NewLayout::Kept)]);
+        settle(&mut registry, plan);
+        assert_eq!(registry.plan(&[&a, &b], &[]).unwrap(), Plan::default());
+
+        let maglev = Scheduling { scheduler: Scheduler::Maglev, affinity_ms: 0 };
+        registry.frontends.get_mut(&0).unwrap().scheduling = maglev;
+        let plan = registry.plan(&[&a, &b], &[]).unwrap();
+        let [(0, held, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
+        assert_eq!((held.scheduler(), held.slots().len, layout.len()), (Scheduler::Maglev, 16_381, 16_381));
+    }
+
+    #[test]
+    fn weights_and_a_slow_start_reach_the_slots() {
+        let mut registry = registry();
+        registry.frontends.get_mut(&0).unwrap().scheduling =
+            Scheduling { scheduler: Scheduler::Weighted, affinity_ms: 0 };
+        let a = member("a", "198.19.0.2:5000");
+        let b = Member { weight: 2, tenths: 5, ..member("b", "198.19.0.3:5000") };
+        let c = Member { weight: 2, ..member("c", "198.19.0.4:5000") };
+
+        let plan = registry.plan(&[&a, &b, &c], &[]).unwrap();
+
+        let [(0, _, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
+        let order: Vec<BackendId> = layout.iter().map(|slot| slot.backend).collect();
+        assert_eq!(order, [2, 0, 1, 2], "one of two in half, as much as one whole of one");
+        assert_eq!(plan.backends.iter().map(|backend| backend.weight).collect::<Vec<_>>(), [1, 2, 2]);
     }
 
     #[test]
@@ -520,7 +621,7 @@ mod tests {
         let plan = registry.plan(&[&elsewhere], &[]).unwrap();
 
         assert_eq!((plan.backends[0].id, plan.backends[0].generation), (0, 1));
-        assert!(plan.slots.is_empty() && plan.ended.is_empty());
+        assert!(plan.frontends.is_empty() && plan.ended.is_empty());
     }
 
     #[test]

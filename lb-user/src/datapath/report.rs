@@ -14,7 +14,7 @@ use super::{
     doors::Door,
     links::{Framing, Path, Reach},
 };
-use crate::control::{ContainerId, ControlReport, Decision};
+use crate::control::{ContainerId, ControlReport, Decision, Timestamp};
 
 /// The report: JSON in the map `REPORT`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,6 +69,16 @@ pub struct BackendReport {
     pub endpoint: SocketAddrV4,
     /// How it is reached.
     pub way: Way,
+    /// Its weight beside the others'.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Whether it is out of the slots, and keeps the connections that it has.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How a backend is reached: what of [`super::links::Path`] goes into the maps.
@@ -128,6 +138,15 @@ pub struct Inheritance {
     pub age_ms: u64,
     /// What was decided, oldest first.
     pub decisions: Vec<Decision>,
+    /// Since when the shares of containers have been growing that have become ready.
+    pub warming: BTreeMap<ContainerId, Timestamp>,
+}
+
+/// What of [`crate::control::BackendReport`] is taken over.
+#[derive(Deserialize)]
+struct Warming {
+    id: ContainerId,
+    warming_since: Timestamp,
 }
 
 impl Inheritance {
@@ -142,6 +161,10 @@ impl Inheritance {
             generation: report["control"]["generation"].as_u64().unwrap_or(0),
             age_ms: report["age_ms"].as_u64().unwrap_or(0),
             decisions: each(&report["control"]["decisions"]),
+            warming: each(&report["control"]["backends"])
+                .into_iter()
+                .map(|Warming { id, warming_since }| (id, warming_since))
+                .collect(),
         }
     }
 
@@ -175,13 +198,15 @@ mod tests {
     #[test]
     fn a_report_of_another_version_is_inherited_as_far_as_it_can_be_read() {
         let text = br#"{"age_ms":5000,"started_unix":7,"news":{},
-            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}]},
+            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}],
+                "backends":[{"id":"a","warming_since":{"secs":4,"nanos":0}},{"id":"b","warming_since":null},{"id":"c"}]},
             "frontends":[{"id":1,"name":"80/tcp","addresses":["198.18.1.1:80"],"colour":"red"},{"id":"two"}]}"#;
 
         let inheritance = Inheritance::parse(text);
 
         assert_eq!((inheritance.generation, inheritance.started_unix, inheritance.age_ms), (3, Some(7), 5000));
         assert_eq!(inheritance.frontends.len(), 1);
+        assert_eq!(inheritance.warming, [(ContainerId::from("a"), Timestamp::from_millis(4_000))].into());
         assert!(inheritance.backends.is_empty() && inheritance.decisions.is_empty());
         assert!(Inheritance::parse(b"\xff").frontends.is_empty());
     }

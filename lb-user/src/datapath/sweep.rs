@@ -64,26 +64,43 @@ impl Backends {
         })
     }
 
+    /// Returns those that serve, with their generations.
+    fn serving(&self) -> impl Iterator<Item = (BackendId, u32)> {
+        let active = |(id, backend): (BackendId, &Backend)| backend.is_active().then_some((id, backend.generation));
+        (0..).zip(&self.0).filter_map(active)
+    }
+
     fn of(&self, entry: &FlowEntry) -> Option<&Backend> {
         self.0.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
     }
 }
 
-/// Deletes what has idled out and counts the rest.
+/// Deletes what has idled out and counts the rest; what the datapath counts by itself is set right by it.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
+pub fn sweep(maps: &mut Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
     let backends = Backends::read(maps)?;
+    // Before the count: a connection that begins meanwhile is counted twice until the next sweep, and none is missed.
+    let tallies = backends.serving().map(|(id, generation)| Ok(((id, generation), maps.tally(id)?)));
+    let tallies: BTreeMap<(BackendId, u32), u64> = tallies.collect::<Result<_, DatapathError>>()?;
+    let census = clean(maps, &backends, now, depth)?;
+    for (backend, tally) in tallies {
+        maps.correct_tally(backend.0, tally, census.active.get(&backend).copied().unwrap_or(0))?;
+    }
+    Ok(census)
+}
+
+fn clean(maps: &Maps, backends: &Backends, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
     let mut ended = Vec::new();
-    let mut census = count_with(maps, &backends, now, |key| ended.push(*key))?;
+    let mut census = count_with(maps, backends, now, |key| ended.push(*key))?;
     for chunk in ended.chunks(CHUNK) {
         let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
         for key in chunk {
             let Some(entry) = maps.flows.get(key)? else { continue };
-            if fate(&entry, &backends, now) == Fate::Ended {
+            if fate(&entry, backends, now) == Fate::Ended {
                 keys.push(*key);
-                reply_keys.extend(reply_key(maps, key, &entry, &backends)?);
+                reply_keys.extend(reply_key(maps, key, &entry, backends)?);
             }
         }
         maps.flows.delete(&keys)?;
@@ -92,7 +109,7 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
     }
     census.ended += sweep_lost(maps)?;
     if depth == Depth::All {
-        census.ended += sweep_replies(maps, &backends, now)?;
+        census.ended += sweep_replies(maps, backends, now)?;
     }
     Ok(census)
 }
