@@ -1055,8 +1055,10 @@ fn another_scheduler_takes_over_without_loss() {
     let agent = run("random-two");
     agent.wait_ready(2);
     by_scheduler(&agent, "random-two");
-    let answers: std::collections::BTreeSet<String> = (0..30).map(|_| lab.get("http://198.18.1.1/")).collect();
-    assert_eq!(answers.len(), 2);
+    // The first connections are less for the heavier one; more of them are less for the other.
+    let held: Vec<(usize, TcpStream)> = (0..12).map(|_| converse(&lab.client(), UPLINK)).collect();
+    let light = held.iter().filter(|(number, _)| *number == 1).count();
+    assert!((1..=5).contains(&light), "{light} of 12 are with the lighter one");
 }
 
 fn sockets_that_are_gone_are_forgotten() {
