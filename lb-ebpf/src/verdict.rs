@@ -16,7 +16,7 @@ pub enum Verdict {
 macro_rules! reasons {
     ($(#[$doc:meta])* $kind:ident from $base:literal { $($(#[$line:meta])* $name:ident = $number:literal $text:literal,)* }) => {
         $(#[$doc])*
-        #[repr(u8)]
+        #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $kind {
             $($(#[$line])* $name = $number,)*

@@ -16,6 +16,9 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/schedulers.rs"]
+mod schedulers;
+
 const CLIENT: Side = ([198, 18, 1, 2], 40_000);
 const FRONTEND: Side = ([198, 18, 1, 1], 80);
 const DATAGRAMS: Side = ([198, 18, 1, 1], 53);
@@ -24,7 +27,7 @@ const FRONT_DOORS: [Door; 2] = [Door::Tc, Door::Xdp];
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: &[Need::Root], run };
-    suite::run(vec![
+    let mut cases = vec![
         case("connections_take_backends_strictly_in_turn", connections_take_backends_strictly_in_turn),
         case("tickets_of_two_processors_have_no_gap", tickets_of_two_processors_have_no_gap),
         case("a_connection_lives_from_syn_to_fin", a_connection_lives_from_syn_to_fin),
@@ -74,7 +77,9 @@ fn main() -> ExitCode {
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
         case("a_million_mutated_packets_through_xdp_ingress", || mutated(Door::Xdp)),
         case("a_million_mutated_packets_through_tc_reply", || mutated(Door::Reply)),
-    ])
+    ];
+    cases.extend(schedulers::cases());
+    suite::run(cases)
 }
 
 /// A frontend for TCP and one for UDP, with three backends each.

@@ -112,6 +112,9 @@ impl Agent {
             if former.frontends != service.config.frontends {
                 service.let_go(&self.datapath.registry, now);
                 events.push((name.clone(), Event::EndpointsChanged));
+            } else if former.static_backends() != service.config.static_backends() {
+                // Their weights may be others.
+                events.push((name.clone(), Event::EndpointsChanged));
             }
             if let Some(provider) = providers.remove(&name) {
                 service.change_provider(provider, &mut self.feeds);

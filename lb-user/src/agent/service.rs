@@ -157,9 +157,10 @@ impl Service {
 
     /// Returns what its controller has to be told after `config` has changed.
     pub fn reconfiguration(&self, run: &RunConfig, reason: String) -> Reconfiguration {
-        let Settings { scaling, drain_timeout, probe_interval, stop_patience, .. } = settings(&self.config, run);
+        let Settings { scaling, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
+            settings(&self.config, run);
         let (keep, unlisted) = (run.keep && !self.is_removed, BTreeSet::new());
-        Reconfiguration { reason, scaling, drain_timeout, probe_interval, stop_patience, keep, unlisted }
+        Reconfiguration { reason, scaling, drain_timeout, slow_start, probe_interval, stop_patience, keep, unlisted }
     }
 
     /// Returns the load at which the most are wanted, in percent.
@@ -198,7 +199,7 @@ pub async fn provider(
 ) -> Result<Arc<dyn Provider>> {
     let docker = match &service.source {
         Source::Static { backends } => {
-            let backends: Vec<_> = backends.iter().map(|&backend| backend.into()).collect();
+            let backends: Vec<_> = backends.iter().map(|backend| backend.address.into()).collect();
             return Ok(Arc::new(FixedProvider::new(&backends)));
         }
         Source::Docker(docker) => docker,
@@ -252,6 +253,7 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
     };
     Settings {
         drain_timeout: service.drain_timeout,
+        slow_start: service.slow_start.unwrap_or_default(),
         probe_interval: service.health_interval,
         keep: run.keep,
         stop_patience: stop_grace(service).saturating_add(ENGINE_DELAY),
@@ -298,6 +300,7 @@ pub fn adopt(
     if let Some(past) = former.inheritance.services.remove(name) {
         settings.adopted_generation = past.generation;
         settings.adopted_decisions = past.decisions;
+        settings.adopted_warming = past.warming;
     }
     places.adopt(registry, name);
     if !served.is_empty() {
@@ -317,7 +320,7 @@ pub fn is_container(id: &ContainerId) -> bool {
 /// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
 fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
     match (&service.source, id.0.parse::<SocketAddrV4>()) {
-        (Source::Static { backends }, Ok(address)) => backends.contains(&address),
+        (Source::Static { backends }, Ok(address)) => backends.iter().any(|backend| backend.address == address),
         (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
         (Source::Docker(_), Err(_)) => true,
     }

@@ -9,7 +9,7 @@ use std::{
 
 pub use lb_ebpf::abi::Proto;
 
-use super::{ConfigError, error::AddressKind};
+use super::{ConfigError, Weight, error::AddressKind};
 
 /// What clients connect to, and the port of the containers that answer: `[ADDR:]PORT[:CONTAINER_PORT][/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,22 @@ pub struct Publish {
     pub container_port: Option<NonZeroU16>,
     /// The protocol.
     pub proto: Proto,
+}
+
+/// A server that somebody else runs: `IP:PORT[=WEIGHT]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StaticBackend {
+    /// Where it is.
+    pub address: SocketAddrV4,
+    /// How much it gets beside the others.
+    pub weight: Weight,
+}
+
+impl fmt::Display for StaticBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        if self.weight == Weight::ONE { Ok(()) } else { write!(f, "={}", self.weight.number()) }
+    }
 }
 
 impl Publish {
@@ -155,21 +171,25 @@ impl From<Publish> for PublishRange {
     }
 }
 
-/// Reads a static backend, `IP:PORT`.
+/// Reads a static backend, `IP:PORT[=WEIGHT]`.
 ///
 /// # Errors
 /// Where it is not written so, or its address is none that packets can be redirected to.
-pub fn parse_backend(text: &str) -> Result<SocketAddrV4, ConfigError> {
-    if is_ipv6(text) {
+pub fn parse_backend(text: &str) -> Result<StaticBackend, ConfigError> {
+    let (place, weight) = match text.split_once('=') {
+        Some((place, weight)) => (place, weight.parse()?),
+        None => (text, Weight::ONE),
+    };
+    if is_ipv6(place) {
         return Err(ConfigError::Ipv6 { given: text.to_owned() });
     }
-    let [address, port] = text.split(':').collect::<Vec<_>>()[..] else {
+    let [address, port] = place.split(':').collect::<Vec<_>>()[..] else {
         return Err(ConfigError::BackendSyntax { given: text.to_owned() });
     };
     let backend = SocketAddrV4::new(parse_address(address)?, parse_port(port)?.get());
     match AddressKind::of(*backend.ip()) {
         Some(kind) => Err(ConfigError::BackendAddress { backend, kind }),
-        None => Ok(backend),
+        None => Ok(StaticBackend { address: backend, weight }),
     }
 }
 
@@ -324,11 +344,20 @@ mod tests {
 
     #[test]
     fn backends_are_addresses_with_ports() {
-        assert_eq!(parse_backend("10.0.0.2:5000"), Ok(SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 5000)));
+        let address = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 5000);
+        assert_eq!(parse_backend("10.0.0.2:5000"), Ok(StaticBackend { address, weight: Weight::ONE }));
+        let weight = "3".parse().expect("a weight");
+        assert_eq!(parse_backend("10.0.0.2:5000=3"), Ok(StaticBackend { address, weight }));
 
         let rows = [
-            ("10.0.0.2", r#"backend "10.0.0.2" is not of the form IP:PORT: write 10.0.0.2:5000"#),
-            ("10.0.0.2:80:5000", r#"backend "10.0.0.2:80:5000" is not of the form IP:PORT"#),
+            (
+                "10.0.0.2",
+                r#"backend "10.0.0.2" is not of the form IP:PORT[=WEIGHT]: write 10.0.0.2:5000 or 10.0.0.2:50"#,
+            ),
+            ("10.0.0.2=3", r#"backend "10.0.0.2=3" is not of the form IP:PORT[=WEIGHT]"#),
+            ("10.0.0.2:80:5000", r#"backend "10.0.0.2:80:5000" is not of the form IP:PORT[=WEIGHT]"#),
+            ("10.0.0.2:80=", r#"weight "" is no whole number from 1 to 256"#),
+            ("10.0.0.2:80=1=2", r#"weight "1=2" is no whole number"#),
             ("10.0.0.2:0", "port 0 does not exist"),
             ("10.0.0.2:http", r#"port "http" is not a number"#),
             ("10.0.0.2:80/udp", r#"port "80/udp" is not a number"#),
