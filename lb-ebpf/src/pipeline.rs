@@ -8,8 +8,9 @@
 //!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
 //!    that the table of the proven holds what lives, with or without an agent. Its old place is kept for that as long as
 //!    nobody else needs it.
-//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the next backend in turn; the reply's key is claimed, so that no two flows
-//!    share one; where the client's port is taken on the backend's side, the flow gets another.
+//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the next backend in turn; the reply's key is
+//!    claimed, so that no two flows share one; where the client's port is taken on the backend's side, the flow gets
+//!    another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
 use crate::{
@@ -481,8 +482,8 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
 /// The verdict, if the packet is none of the flow's. A SYN-ACK that no SYN of the flow has asked for answers somebody
 /// who has gone to the backend directly, from the port that a flow used before: that is none of ours, and neither is
 /// what follows it. What does not answer a SYN that waits for its answer is of a connection that was there before, or that
-/// the backend remembers, and the repeated SYN takes another port. A segment of a connection that the client's port has left for another backend
-/// ends here: its client would answer it with a reset.
+/// the backend remembers, and the repeated SYN takes another port. A segment of a connection that the client's port has
+/// left for another backend ends here: its client would answer it with a reset.
 #[inline(always)]
 fn note_reply<T: Tables>(
     packet: &Headers,
