@@ -269,9 +269,13 @@ impl Backend {
         matches!(self.state, State::Starting | State::Ready | State::Unhealthy)
     }
 
-    /// Returns since when it fails its checks or is paused, where it does and still counts for the wish.
+    /// Returns since when it fails its checks or is paused, where it does and still counts for the wish. The time that it is
+    /// put aside for its clients' sake does not count: its checks may pass all the while.
     pub fn failing_since(&self) -> Option<Timestamp> {
-        if matches!(self.state, State::Ready | State::Unhealthy) { self.health.fell } else { None }
+        match self.state {
+            State::Ready | State::Unhealthy => self.health.fell.max(self.health.fell.and(self.passive.until())),
+            State::Starting | State::Draining(_) | State::Stopping(_) | State::Dead(_) => None,
+        }
     }
 
     /// Whether it has failed for so long that it has to be replaced.

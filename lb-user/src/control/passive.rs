@@ -9,6 +9,8 @@ use super::time::Timestamp;
 
 /// So many new connections in a row that were refused, or wait, put a backend aside.
 const LIMIT: u64 = 5;
+/// One that has accepted any for so long is not deaf: as long as a SYN counts as waiting.
+const HEARING: Duration = Duration::from_secs(4);
 /// For how long, the first time; each further time doubles it.
 const FIRST: Duration = Duration::from_secs(10);
 /// For how long at most.
@@ -46,6 +48,8 @@ pub(super) struct Passive {
     last: Option<Answers>,
     /// Connections refused since the last that was accepted.
     refused: u64,
+    /// When it was last seen to have accepted any.
+    accepted: Option<Timestamp>,
     times: u32,
     until: Option<Timestamp>,
 }
@@ -57,6 +61,9 @@ impl Passive {
         // Counters that went back are another id's.
         let accepted = answers.accepted.checked_sub(last.accepted)?;
         let refused = answers.refused.checked_sub(last.refused)?;
+        if accepted > 0 {
+            self.accepted = Some(now);
+        }
         if self.is_aside(now) {
             return None;
         }
@@ -68,10 +75,13 @@ impl Passive {
             return None;
         }
         self.refused = self.refused.saturating_add(refused);
-        if self.refused.saturating_add(answers.waiting) < LIMIT {
+        // Whoever sends what a stack drops in silence, a SYN of a wrong checksum, must not put aside one that serves others.
+        let hears = self.accepted.is_some_and(|at| now.since(at) < HEARING);
+        let waiting = if hears { 0 } else { answers.waiting };
+        if self.refused.saturating_add(waiting) < LIMIT {
             return None;
         }
-        let reason = match (self.refused, answers.waiting) {
+        let reason = match (self.refused, waiting) {
             (refused, 0) => format!("it refused {refused} new connections in a row"),
             (0, waiting) => format!("{waiting} new connections wait for its answer"),
             (refused, waiting) => format!("it refused {refused} new connections in a row, and {waiting} wait"),
@@ -87,6 +97,11 @@ impl Passive {
     pub fn skip(&mut self, answers: Answers) {
         self.last = Some(answers);
         self.refused = 0;
+    }
+
+    /// Returns until when it is, or was last, put aside.
+    pub fn until(&self) -> Option<Timestamp> {
+        self.until
     }
 
     /// Returns whether it is put aside.
@@ -147,6 +162,19 @@ mod tests {
         let reason = passive.observe(waiting(5), at(20));
 
         assert_eq!(reason.as_deref(), Some("5 new connections wait for its answer: aside for 10 s"));
+    }
+
+    #[test]
+    fn one_that_has_accepted_any_a_moment_ago_is_not_deaf() {
+        let mut passive = Passive::default();
+        let counted = |accepted, waiting| Answers { accepted, refused: 0, waiting };
+        passive.observe(counted(0, 0), at(0));
+        passive.observe(counted(1, 50), at(1));
+        for second in 2..5 {
+            assert_eq!(passive.observe(counted(1, 50), at(second)), None, "{second}");
+        }
+
+        assert!(passive.observe(counted(1, 50), at(5)).is_some());
     }
 
     #[test]

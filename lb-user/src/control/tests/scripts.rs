@@ -418,6 +418,29 @@ fn a_backend_that_refuses_its_clients_is_aside_for_a_while_whatever_its_checks_s
 }
 
 #[test]
+fn a_backend_that_passes_its_checks_is_not_replaced_for_its_clients_sake() {
+    let mut script = Script::running(2, 2, 2);
+    let (mut effects, mut refused, mut times) = (Vec::new(), 0, 0);
+    for second in 1..=200 {
+        effects.extend(script.at(second * 1_000).effect(Event::Tick));
+        effects.extend([1, 2].into_iter().flat_map(|ordinal| script.effect(passed(ordinal))));
+        if script.states()[1] == BackendState::Ready {
+            (refused, times) = (refused + 5, times + 1);
+        }
+        effects.extend(script.effect(answered(second * 1_000 - 100, &[(1, [second, 0, 0]), (2, [0, refused, 0])])));
+        if let Some(Command::Publish(publication)) = effects.last() {
+            let generation = publication.generation;
+            effects.extend(script.confirm(generation));
+        }
+    }
+
+    assert!(times >= 4, "aside for 10, 20, 40 and 80 seconds: {times}");
+    let others: Vec<_> =
+        effects.iter().filter(|effect| !matches!(effect, Command::Publish(_) | Command::Probe { .. })).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[test]
 fn the_last_backend_stays_although_it_refuses_its_clients() {
     let mut script = Script::running(1, 1, 1);
     script.at(1_000).tell(answered(900, &[(1, [0, 0, 0])]));
