@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{Address, FrontendId, KtimeNs, RateKey},
-    tables::Tables,
+    tables::{Shared, Tables},
 };
 
 /// Whether a client may begin a connection.
@@ -33,9 +33,14 @@ pub fn admit<T: Tables>(client: &Address, frontend: FrontendId, now: KtimeNs, ta
     }
     if let Some(limit) = guard.limit() {
         let key = RateKey::new(frontend, client.network(limit.v4_mask));
-        let full_at = tables.full_at(&key);
+        let bucket = tables.bucket(&key);
+        let full_at = bucket.map_or(0, Shared::get);
         let Some(full_at) = spend(full_at, limit.interval_ns, limit.burst, now) else { return Admission::TooMany };
-        tables.set_full_at(&key, full_at);
+        match bucket {
+            // Should it be another network's by now, that one may begin one less.
+            Some(bucket) => bucket.set(full_at),
+            None => tables.add_bucket(&key, full_at),
+        }
     }
     Admission::Granted
 }

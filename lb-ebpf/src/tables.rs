@@ -301,6 +301,22 @@ impl Shared<Traffic> {
     }
 }
 
+impl Shared<KtimeNs> {
+    /// Reads it.
+    #[inline(always)]
+    pub fn get(self) -> KtimeNs {
+        // SAFETY: `new`'s caller keeps the value allocated; it is aligned.
+        unsafe { self.0.as_ptr().read_volatile() }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn set(self, value: KtimeNs) {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().write_volatile(value) };
+    }
+}
+
 impl Shared<Handshakes> {
     /// Counts a SYN-ACK. The value is this processor's own.
     #[inline(always)]
@@ -360,10 +376,10 @@ pub trait Tables {
     fn guard(&self, frontend: FrontendId) -> Option<&Guard>;
     /// Returns whether a client may, by the longest prefix that holds it; `None` if there is none.
     fn source(&self, frontend: FrontendId, client: &Address) -> Option<bool>;
-    /// Returns when a network's bucket is full again; a time in the past if nobody knows it.
-    fn full_at(&self, key: &RateKey) -> KtimeNs;
-    /// Notes that.
-    fn set_full_at(&self, key: &RateKey, full_at: KtimeNs);
+    /// Returns when a network's bucket is full again.
+    fn bucket(&self, key: &RateKey) -> Option<Shared<KtimeNs>>;
+    /// Notes that of one that nobody knows.
+    fn add_bucket(&self, key: &RateKey, full_at: KtimeNs);
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

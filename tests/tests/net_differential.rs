@@ -5,7 +5,7 @@ use std::{
     fmt::Debug,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     process::ExitCode,
     sync::{
         Mutex,
@@ -356,13 +356,7 @@ fn out_of_band(heard: &Receiver<String>) -> Seen {
 fn same_port(_: &Receiver<String>, what: u8) -> Seen {
     let mut seen = Vec::new();
     for turn in 0..3 {
-        let socket = nix::sys::socket::socket(
-            nix::sys::socket::AddressFamily::Inet,
-            nix::sys::socket::SockType::Stream,
-            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-            None,
-        )
-        .expect("a socket");
+        let socket = stream_socket();
         setsockopt(&socket, sockopt::ReuseAddr, &true).expect("a socket of ours");
         let port = 33_000 + u16::from(what);
         nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))
@@ -386,6 +380,12 @@ fn same_port(_: &Receiver<String>, what: u8) -> Seen {
         }
     }
     seen
+}
+
+/// Returns a socket of TCP that is not connected.
+fn stream_socket() -> OwnedFd {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket")
 }
 
 fn socket_to(port: u16) -> UdpSocket {
@@ -453,13 +453,7 @@ fn time_to_live(_: &Receiver<String>) -> Seen {
     let error = icmp_error(&socket);
     let mut seen = vec![format!("client: sent {}, error {error}", ended(&sent))];
 
-    let socket = nix::sys::socket::socket(
-        nix::sys::socket::AddressFamily::Inet,
-        nix::sys::socket::SockType::Stream,
-        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .expect("a socket");
+    let socket = stream_socket();
     setsockopt(&socket, sockopt::Ipv4RecvErr, &true).expect("a socket of ours");
     setsockopt(&socket, sockopt::Ipv4Ttl, &1).expect("a socket of ours");
     let SocketAddr::V4(to) = frontend(SERVED) else { unreachable!("it is one of IPv4") };

@@ -180,13 +180,12 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn full_at(&self, key: &RateKey) -> KtimeNs {
-        // SAFETY: one word, read at once.
-        unsafe { RATES.get(key) }.copied().unwrap_or(0)
+    fn bucket(&self, key: &RateKey) -> Option<Shared<KtimeNs>> {
+        RATES.get_ptr_mut(key).and_then(shared)
     }
 
     #[inline(always)]
-    fn set_full_at(&self, key: &RateKey, full_at: KtimeNs) {
+    fn add_bucket(&self, key: &RateKey, full_at: KtimeNs) {
         // Without it, one more than allowed may come.
         let _full = RATES.insert(key, full_at, BPF_ANY.into());
     }
