@@ -116,17 +116,19 @@ pub mod program {
     pub const TC_REPLY_L3: &str = "tc_reply_l3";
     /// `connect(2)` of IPv4 sockets.
     pub const CONNECT4: &str = "connect4";
-    /// `connect(2)` of IPv6 sockets, for IPv4 addresses mapped into IPv6.
+    /// `connect(2)` of IPv6 sockets, to IPv4 addresses mapped into IPv6, too.
     pub const CONNECT6: &str = "connect6";
-    /// `sendto(2)`, `sendmsg(2)` of unconnected UDP sockets, to mapped addresses too.
+    /// `sendto(2)`, `sendmsg(2)` of unconnected UDP sockets to IPv4 addresses, mapped ones too.
     pub const SENDMSG4: &str = "sendmsg4";
+    /// The same to IPv6 addresses.
+    pub const SENDMSG6: &str = "sendmsg6";
     /// `recvfrom(2)`, `recvmsg(2)` of IPv4 UDP sockets.
     pub const RECVMSG4: &str = "recvmsg4";
-    /// `recvfrom(2)`, `recvmsg(2)` of IPv6 UDP sockets, for mapped addresses.
+    /// `recvfrom(2)`, `recvmsg(2)` of IPv6 UDP sockets.
     pub const RECVMSG6: &str = "recvmsg6";
     /// `getpeername(2)` of IPv4 sockets.
     pub const GETPEERNAME4: &str = "getpeername4";
-    /// `getpeername(2)` of IPv6 sockets, for mapped addresses.
+    /// `getpeername(2)` of IPv6 sockets.
     pub const GETPEERNAME6: &str = "getpeername6";
     /// The last close of a socket.
     pub const SOCK_RELEASE: &str = "sock_release";
@@ -183,13 +185,36 @@ impl Address {
         Self { words: [0, 0, 0xffff_u32.to_be(), word] }
     }
 
-    /// Takes an IPv6 address given as its four words as they stand in a packet; `None` if no IPv4 address is mapped in it.
+    /// Takes an IPv6 address given as its four words as they stand in a packet, or in a system call.
     #[inline(always)]
-    pub const fn from_mapped_wire(words: [u32; 4]) -> Option<Self> {
-        match words {
-            [0, 0, marker, word] if marker == 0xffff_u32.to_be() => Some(Self::from_v4_wire(word)),
-            _ => None,
-        }
+    pub const fn from_v6_wire(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// The loopback address of IPv6.
+    pub const LOOPBACK_V6: Self = Self { words: [0, 0, 0, 1_u32.to_be()] };
+
+    /// Returns whether this is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        matches!(self.words, [0, 0, marker, _] if marker == 0xffff_u32.to_be())
+    }
+
+    /// Returns the IPv6 address as the words in which it stands in a packet.
+    #[inline(always)]
+    pub const fn v6_wire(self) -> [u32; 4] {
+        self.words
+    }
+
+    /// Returns whether packets of IPv6 may have this address, and it means the same host on every link: it is neither one
+    /// of a link (`fe80::/10`) nor one of those that mean none, this host, or an IPv4 address (all below `0:0:1::`).
+    ///
+    /// # Source
+    /// RFC 4291, 2.5.
+    #[inline(always)]
+    pub const fn is_routable_v6(self) -> bool {
+        let first = u32::from_be(self.words[0]);
+        first != 0 && first >> 22 != 0xfe80 >> 6
     }
 
     /// Returns whether this is no address at all.
@@ -884,10 +909,10 @@ impl ReplyEntry {
 /// What the fragments of a datagram have in common.
 ///
 /// # Shape
-/// `0` source 16, `16` destination 16, `32` identification 4, `36` protocol 1, `37` padding 3.
+/// `0` source 16, `16` destination 16, `32` identification 4, `36` protocol 1 (zero for IPv6), `37` padding 3.
 ///
 /// # Source
-/// RFC 791, 2.3.
+/// RFC 791, 2.3; RFC 8200, 4.5.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentKey {
@@ -899,10 +924,16 @@ pub struct FragmentKey {
 }
 
 impl FragmentKey {
-    /// Joins the parts of a key; the identification as it stands in the packet.
+    /// Joins the parts of a key of IPv4; the identification as it stands in the packet.
     #[inline(always)]
-    pub const fn new(source: Address, destination: Address, id: u32, proto: Proto) -> Self {
+    pub const fn of_v4(source: Address, destination: Address, id: u32, proto: Proto) -> Self {
         Self { source, destination, id, proto: proto as u8, _pad: [0; 3] }
+    }
+
+    /// The same of IPv6, where the protocol is none of them: what it would be, a later fragment need not tell.
+    #[inline(always)]
+    pub const fn of_v6(source: Address, destination: Address, id: u32) -> Self {
+        Self { source, destination, id, proto: 0, _pad: [0; 3] }
     }
 }
 
@@ -1185,9 +1216,20 @@ mod show {
 
     impl From<Ipv6Addr> for Address {
         fn from(address: Ipv6Addr) -> Self {
-            let bytes = address.octets();
-            let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-            Self { words: [word(0), word(4), word(8), word(12)] }
+            let mut words = [0; 4];
+            for (word, bytes) in words.iter_mut().zip(address.octets().as_chunks().0) {
+                *word = u32::from_ne_bytes(*bytes);
+            }
+            Self::from_v6_wire(words)
+        }
+    }
+
+    impl From<std::net::IpAddr> for Address {
+        fn from(address: std::net::IpAddr) -> Self {
+            match address {
+                std::net::IpAddr::V4(address) => address.into(),
+                std::net::IpAddr::V6(address) => address.into(),
+            }
         }
     }
 
@@ -1279,6 +1321,28 @@ mod tests {
             [0, 500, 980, 990, 1000].map(|share| handshakes.quantile_us(share)),
             [64, 64, 64, 2048, 2048].map(Some)
         );
+    }
+
+    #[test]
+    fn an_ipv6_address_survives_its_words() {
+        for text in ["2001:db8::1", "::1", "::", "ff02::1", "fe80::1:2:3:4"] {
+            let address: std::net::IpAddr = text.parse().unwrap();
+            let words = Address::from(address).v6_wire();
+
+            assert_eq!(std::net::IpAddr::from(Address::from_v6_wire(words)), address);
+        }
+    }
+
+    #[test]
+    fn only_addresses_that_mean_one_host_everywhere_are_routable() {
+        let routable = |text: &str| Address::from(text.parse::<std::net::Ipv6Addr>().unwrap()).is_routable_v6();
+
+        for text in ["2001:db8::1", "fd00::1", "64:ff9b::1", "fec0::1", "fe7f::1"] {
+            assert!(routable(text), "{text}");
+        }
+        for text in ["::", "::1", "::ffff:198.18.0.1", "::198.18.0.1", "fe80::1", "febf::1"] {
+            assert!(!routable(text), "{text}");
+        }
     }
 
     #[test]

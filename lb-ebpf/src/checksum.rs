@@ -30,6 +30,13 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
+    /// Adds the replacement of sixteen bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace128(self, old: [u32; 4], new: [u32; 4]) -> Self {
+        self.replace32(old[0], new[0]).replace32(old[1], new[1]).replace32(old[2], new[2]).replace32(old[3], new[3])
+    }
+
     /// Adds the replacement of two bytes.
     #[inline(always)]
     #[must_use]

@@ -1,4 +1,4 @@
-//! ICMP errors: messages about a packet, whose beginning they carry, to whoever sent it.
+//! ICMP and ICMPv6 errors: messages about a packet, whose beginning they carry, to whoever sent it.
 //!
 //! A router that cannot send a packet on says so to its source. The source that it sees is the frontend, where the packet
 //! was a backend's, or the client as its backend knows it, where it was a client's; the real sender has to hear of it, and
@@ -8,9 +8,9 @@ use crate::{
     abi::{Address, FlowKey, Port, Proto},
     checksum::Delta,
     nat::{self, TCP_CHECK, UDP_CHECK},
-    packet::{Network, PacketWindow},
+    packet::{Chain, Network, PacketWindow, Part, Version},
     verdict::PassReason,
-    wire::{ICMP_LEN, IPV4_MIN_LEN, IcmpHdr, Ipv4Hdr, Ports},
+    wire::{ExtensionHdr, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, IcmpHdr, Ipv4Hdr, Ipv6Hdr, Ports},
 };
 
 /// Where a message has its parts.
@@ -27,6 +27,8 @@ pub struct IcmpError {
     pub about: FlowKey,
     /// The protocol of that.
     pub proto: Proto,
+    /// The version of both IP headers.
+    version: Version,
     /// Offset of its own IP header, in bytes.
     l3: usize,
     /// Offset of the ICMP header.
@@ -54,8 +56,52 @@ pub struct Translated {
 /// Bytes of the transport header that every message carries.
 ///
 /// # Source
-/// RFC 792.
+/// RFC 792. RFC 4443 asks for more.
 const QUOTED: usize = 8;
+
+/// An IP header inside a message.
+struct Inner {
+    source: Address,
+    destination: Address,
+    protocol: u8,
+    part: Part,
+    l4: usize,
+}
+
+impl Inner {
+    /// The packet need not be whole, and its lengths are what they were.
+    #[inline(always)]
+    fn parse<W: PacketWindow>(window: &W, version: Version, l3: usize) -> Result<Self, PassReason> {
+        match version {
+            Version::V4 => {
+                let Some(ip) = window.read::<Ipv4Hdr>(l3) else { return Err(PassReason::Malformed) };
+                let len = ip.header_len();
+                if ip.version() != 4 || len < IPV4_MIN_LEN {
+                    return Err(PassReason::Malformed);
+                }
+                let part = if ip.is_later_fragment() { Part::Later } else { Part::Whole };
+                let (source, destination) = (ip.source(), ip.destination());
+                Ok(Self { source, destination, protocol: ip.protocol, part, l4: l3 + len })
+            }
+            Version::V6 => {
+                let Some(ip) = window.read::<Ipv6Hdr>(l3) else { return Err(PassReason::Malformed) };
+                if ip.version() != 6 {
+                    return Err(PassReason::Malformed);
+                }
+                let (source, destination) = (Address::from_v6_wire(ip.source), Address::from_v6_wire(ip.destination));
+                let behind = l3 + IPV6_LEN;
+                let chain = match ExtensionHdr::is_followed(ip.next) {
+                    true => window.chain(behind, ip.next)?,
+                    false => Chain::none(ip.next),
+                };
+                if !source.is_routable_v6() || !destination.is_routable_v6() {
+                    return Err(PassReason::Protocol);
+                }
+                Ok(Self { source, destination, protocol: chain.protocol, part: chain.part, l4: behind + chain.len })
+            }
+        }
+    }
+}
 
 impl IcmpError {
     /// Reads a message whose IP header is known.
@@ -64,75 +110,78 @@ impl IcmpError {
     /// [`PassReason::Protocol`] if it is not about TCP or UDP, or no error at all.
     ///
     /// # Source
-    /// RFC 792; RFC 1812, 4.3.2.3.
+    /// RFC 792; RFC 1812, 4.3.2.3; RFC 4443, 3.
     #[inline(always)]
     pub fn parse<W: PacketWindow>(window: &W, network: &Network) -> Result<Self, PassReason> {
-        let Network { ip, l3, l4: icmp, end } = network;
-        if ip.is_fragment() {
+        let Network { version, protocol, ttl, part, l3, l4: icmp, end, .. } = *network;
+        if !matches!(part, Part::Whole) {
             return Err(PassReason::Fragment);
         }
-        if ip.protocol != IcmpHdr::PROTOCOL {
+        let icmp_of_version = match version {
+            Version::V4 => IcmpHdr::PROTOCOL,
+            Version::V6 => IcmpHdr::PROTOCOL_V6,
+        };
+        if protocol != icmp_of_version {
             return Err(PassReason::Protocol);
         }
-        let Some(message) = window.read::<IcmpHdr>(*icmp) else { return Err(PassReason::Malformed) };
-        if !message.is_error() {
+        let Some(message) = window.read::<IcmpHdr>(icmp) else { return Err(PassReason::Malformed) };
+        let is_error = match version {
+            Version::V4 => message.is_error(),
+            Version::V6 => message.is_error_v6(),
+        };
+        if !is_error {
             return Err(PassReason::Protocol);
         }
         let inner_l3 = icmp + ICMP_LEN;
-        let Some(inner) = window.read::<Ipv4Hdr>(inner_l3) else { return Err(PassReason::Malformed) };
-        let inner_len = inner.header_len();
-        if inner.version() != 4 || inner_len < IPV4_MIN_LEN {
-            return Err(PassReason::Malformed);
-        }
+        let inner = Inner::parse(window, version, inner_l3)?;
         // Without ports nobody knows whose it was.
-        if inner.is_later_fragment() {
+        if matches!(inner.part, Part::Later) {
             return Err(PassReason::Protocol);
         }
         let Some(proto) = Proto::from_number(inner.protocol) else { return Err(PassReason::Protocol) };
-        let inner_l4 = inner_l3 + inner_len;
-        if inner_l4 + QUOTED > *end {
+        let inner_l4 = inner.l4;
+        if inner_l4 + QUOTED > end {
             return Err(PassReason::Malformed);
         }
         let Some(ports) = window.read::<Ports>(inner_l4) else { return Err(PassReason::Malformed) };
         let (source_port, destination_port) = ports.pair();
-        let about = FlowKey::new(inner.source(), source_port, inner.destination(), destination_port, proto);
-        Ok(Self {
-            source: ip.source(),
-            destination: ip.destination(),
-            ttl: ip.ttl,
-            about,
-            proto,
-            l3: *l3,
-            icmp: *icmp,
-            inner_l3,
-            inner_l4,
-            end: *end,
-        })
+        let Some((source, destination)) = network.addresses(window) else { return Err(PassReason::Malformed) };
+        let about = FlowKey::new(inner.source, source_port, inner.destination, destination_port, proto);
+        Ok(Self { source, destination, ttl, about, proto, version, l3, icmp, inner_l3, inner_l4, end })
     }
 
     /// Writes other addresses and ports, outside and inside. All checksums are whole: nobody leaves that of ICMP to a
-    /// device.
+    /// device. Returns by how much the sum of the whole packet differs: by the hop limit of IPv6.
     ///
     /// # Source
-    /// RFC 5508, 4.
+    /// RFC 5508, 4; the pseudo-header of ICMPv6: RFC 4443, 2.3.
     #[inline(always)]
     #[must_use]
-    pub fn apply<W: PacketWindow>(&self, window: &W, to: &Translated) -> Option<()> {
-        let inside = nat::Change::between(&self.about, &to.about);
+    pub fn apply<W: PacketWindow>(&self, window: &W, to: &Translated) -> Option<Delta> {
+        let none = Port::new(0);
+        let from = FlowKey::new(self.source, none, self.destination, none, self.proto);
+        let outside = FlowKey::new(to.source, none, to.destination, none, self.proto);
+        let addresses = nat::Change::between(self.version, &from, &outside).addresses;
+
+        let inside = nat::Change::between(self.version, &self.about, &to.about);
         let mut changed = inside.addresses.and(inside.ports);
-        changed = changed.and(nat::apply_addresses(window, self.inner_l3, &to.about, inside.addresses)?);
+        let inner = (self.version, self.inner_l3);
+        changed = changed.and(nat::apply_addresses(window, inner, &to.about, inside.addresses)?);
         window.write(self.inner_l4, Ports::of(&to.about))?;
         if let Some(more) = self.apply_inner_checksum(window, inside) {
             changed = changed.and(more);
         }
+        let pseudo_header = match self.version {
+            Version::V4 => Delta::ZERO,
+            Version::V6 => addresses,
+        };
         let check_at = self.icmp + core::mem::offset_of!(IcmpHdr, check);
         let check = window.read::<u16>(check_at)?;
-        window.write(check_at, changed.apply(check))?;
-
-        let none = Port::new(0);
-        let from = FlowKey::new(self.source, none, self.destination, none, self.proto);
-        let outside = FlowKey::new(to.source, none, to.destination, none, self.proto);
-        nat::apply_network(window, self.l3, &outside, nat::Change::between(&from, &outside).addresses)
+        window.write(check_at, changed.and(pseudo_header).apply(check))?;
+        match self.version {
+            Version::V4 => nat::apply_v4(window, self.l3, &outside, addresses).map(|()| Delta::ZERO),
+            Version::V6 => nat::apply_v6(window, self.l3, &outside),
+        }
     }
 
     /// Changes the checksum of the segment inside, where the message carries it; returns by how much.
@@ -165,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        packet::tests::{Frame, tcp},
+        packet::tests::{Frame, tcp, tcp_v6, v6},
         wire::ETH_LEN,
     };
 
@@ -201,7 +250,66 @@ mod tests {
     }
 
     fn parse(frame: &Frame) -> Result<IcmpError, PassReason> {
-        IcmpError::parse(frame, &Network::parse(frame, ETH_LEN, 0x0800_u16.to_be())?)
+        IcmpError::parse(frame, &Network::of_frame(frame)?)
+    }
+
+    /// The sum over an ICMPv6 message with its pseudo-header, RFC 4443, 2.3.
+    fn sum_v6(frame: &[u8]) -> u32 {
+        let len = (frame.len() - 54) as u32;
+        sum(&[&frame[22..54], &len.to_be_bytes(), &[0, 0, 0, IcmpHdr::PROTOCOL_V6], &frame[54..]].concat())
+    }
+
+    /// The same as [`message`] of ICMPv6: "packet too big", about all that there is.
+    fn message_v6(about: &Frame) -> Frame {
+        let inner = &about.0[ETH_LEN..];
+        let mut bytes = tcp_v6((v6(9), 0), (v6(1), 0), 0, &[]).0[..54].to_vec();
+        bytes[18..20].copy_from_slice(&((ICMP_LEN + inner.len()) as u16).to_be_bytes());
+        bytes[20] = IcmpHdr::PROTOCOL_V6;
+        bytes.extend_from_slice(&[IcmpHdr::TOO_BIG_V6, 0, 0, 0, 0, 0, 5, 0x14]);
+        bytes.extend_from_slice(inner);
+        let check = !(sum_v6(&bytes) as u16);
+        bytes[56..58].copy_from_slice(&check.to_be_bytes());
+        Frame(bytes)
+    }
+
+    fn about_v6() -> Frame {
+        tcp_v6((v6(1), 80), (v6(2), 40_000), 0x10, &[])
+    }
+
+    #[test]
+    fn what_is_no_error_of_icmpv6_about_a_segment_is_told_apart() {
+        let cases: [(&str, usize, u8, PassReason); 7] = [
+            ("an echo", 54, 128, PassReason::Protocol),
+            ("a neighbour solicitation", 54, 135, PassReason::Protocol),
+            ("an error that nobody has defined", 54, 100, PassReason::Protocol),
+            ("ICMP for IPv4", 20, 1, PassReason::Protocol),
+            ("about ICMPv6", 68, 58, PassReason::Protocol),
+            ("about a link-local address", 70, 0xfe, PassReason::Protocol),
+            ("about IPv4", 62, 0x45, PassReason::Malformed),
+        ];
+        for (what, at, value, reason) in cases {
+            let mut frame = message_v6(&about_v6());
+            assert!(parse(&frame).is_ok());
+            frame.0[at] = value;
+            if value == 0xfe {
+                frame.0[71] = 0x80;
+            }
+
+            assert_eq!(parse(&frame), Err(reason), "{what}");
+        }
+    }
+
+    #[test]
+    fn extension_headers_inside_are_followed() {
+        let fragment = (44, vec![0, 0, 0, 1, 1, 2, 3, 4]);
+        let about = tcp_v6((v6(1), 80), (v6(2), 40_000), 0x10, &[(60, vec![0; 8]), fragment]);
+
+        let error = parse(&message_v6(&about)).unwrap();
+
+        assert_eq!((error.about.source_port.number(), error.about.destination_port.number()), (80, 40_000));
+        let later = (44, vec![0, 0, 0, 9, 1, 2, 3, 4]);
+        let about = tcp_v6((v6(1), 80), (v6(2), 40_000), 0x10, &[later]);
+        assert_eq!(parse(&message_v6(&about)), Err(PassReason::Protocol), "a later fragment has no ports");
     }
 
     #[test]
@@ -232,6 +340,35 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_translated_message_of_icmpv6_has_right_checksums(
+            backend in any::<u8>(), client in any::<u8>(), says in any::<u8>(), ports in any::<[u16; 2]>(),
+            check in any::<u16>(),
+        ) {
+            let address = |last| Address::from(std::net::Ipv6Addr::from(v6(last)));
+            let mut about = about_v6();
+            about.0[70..72].copy_from_slice(&check.to_be_bytes());
+            let frame = message_v6(&about);
+            let error = parse(&frame).unwrap();
+            let inner_before = sum(&[&frame.0[70..102], &frame.0[102..]].concat());
+            let to = Translated {
+                source: address(says),
+                destination: address(backend),
+                about: FlowKey::new(
+                    address(backend), Port::new(ports[0]), address(client), Port::new(ports[1]), Proto::Tcp,
+                ),
+            };
+
+            error.apply(&frame, &to).unwrap();
+
+            let after = parse(&frame).unwrap();
+            prop_assert_eq!((after.source, after.destination, after.about), (to.source, to.destination, to.about));
+            prop_assert_eq!(after.ttl, error.ttl - 1);
+            prop_assert_eq!(sum_v6(&frame.0), 0xffff);
+            prop_assert_eq!(sum(&[&frame.0[70..102], &frame.0[102..]].concat()) % 0xffff, inner_before % 0xffff);
+            prop_assert_eq!(&frame.0[58..62], &[0, 0, 5, 0x14], "the MTU");
+        }
+
         #[test]
         fn a_translated_message_has_right_checksums(
             backend in any::<[u8; 4]>(), client in any::<[u8; 4]>(), says in any::<[u8; 4]>(),

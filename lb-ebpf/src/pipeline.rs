@@ -1043,8 +1043,9 @@ fn is_held<T: Tables>(holder: Shared<ReplyEntry>, claimant: Shared<ReplyEntry>, 
     if matches!(proto, Proto::Tcp) && silent_for < TIME_WAIT_NS {
         return true;
     }
+    // Not on the stack, of which this is the deepest place.
     let Some(scratch) = tables.scratch() else { return true };
-    let (now, key) = (claimant.last_seen(), scratch.holder(holder.flow()));
+    let (now, key) = (claimant.last_seen(), scratch.flow_of(holder));
     match forward_half(key, proto, tables).filter(|flow| flow.tag() == key.tag()) {
         Some(flow) => {
             flow.backend() == holder.backend()

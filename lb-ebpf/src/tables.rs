@@ -225,17 +225,6 @@ impl Shared<Scratch> {
         }
     }
 
-    /// Writes the key of the flow that holds a reply key, and returns it, until the next one is written.
-    #[inline(always)]
-    pub fn holder<'a>(self, key: FlowKey) -> &'a FlowKey {
-        // SAFETY: as above.
-        unsafe {
-            let at = &raw mut (*self.0.as_ptr()).holder;
-            at.write(key);
-            &*at
-        }
-    }
-
     /// Writes a reply half and returns where it is.
     #[inline(always)]
     pub fn reply(self, entry: ReplyEntry) -> Shared<ReplyEntry> {
@@ -246,9 +235,19 @@ impl Shared<Scratch> {
             Shared(NonNull::new_unchecked(at))
         }
     }
-}
 
-impl Shared<Scratch> {
+    /// Copies the flow of a reply half, as it is at this moment, and returns where the copy is.
+    #[inline(always)]
+    pub fn flow_of<'a>(self, reply: Shared<ReplyEntry>) -> &'a FlowKey {
+        // SAFETY: `new`'s callers keep both values allocated, and they are of two maps; this processor's own, and one part
+        // of a program at a time asks.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).holder;
+            core::ptr::copy_nonoverlapping(&raw const (*reply.0.as_ptr()).flow, at, 1);
+            &*at
+        }
+    }
+
     /// Returns the room for a first fragment. Between two programs it means nothing.
     #[inline(always)]
     pub const fn first_fragment<'a>(self) -> &'a mut FirstFragment {

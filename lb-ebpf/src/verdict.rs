@@ -16,7 +16,9 @@ pub enum Verdict {
 macro_rules! reasons {
     ($(#[$doc:meta])* $kind:ident from $base:literal { $($(#[$line:meta])* $name:ident = $number:literal $text:literal,)* }) => {
         $(#[$doc])*
-        #[repr(u8)]
+        // Not `u8`: joining verdicts of two paths, LLVM reads the bytes that such a one leaves undefined, and the verifier of
+        // 6.18 says "R0 !read_ok".
+        #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $kind {
             $($(#[$line])* $name = $number,)*
@@ -47,15 +49,14 @@ reasons! {
     PassReason from 0 {
         /// No IP packet: ARP and the like.
         NotIp = 0 "not_ip",
-        /// IPv6, which is not balanced yet.
-        Ipv6 = 1 "ipv6",
+        // 1 stood for all of IPv6, when none of it was balanced.
         /// A VLAN tag that the device did not take off.
         Vlan = 2 "vlan",
         /// Too short, or lengths that contradict each other.
         Malformed = 3 "malformed",
         /// A fragment without ports, and the first one, which has them, was not seen before it.
         Fragment = 4 "fragment",
-        /// Neither TCP nor UDP, nor an ICMP error about such a packet of ours.
+        /// Neither TCP nor UDP, nor an ICMP or ICMPv6 error about such a packet of ours.
         Protocol = 5 "protocol",
         /// Not for a frontend.
         NotOurs = 6 "not_ours",
@@ -77,6 +78,10 @@ reasons! {
         NoMetadata = 14 "no_metadata",
         /// connect() of a socket that is bound to a device, by which no backend may be reachable.
         DeviceBound = 15 "device_bound",
+        /// IPv6 extension headers that are not followed: too many, too long, or of another kind.
+        Extensions = 16 "extensions",
+        /// IPv6 from or to an address that is of one link alone, or that no packet may have.
+        Scope = 17 "scope",
     }
 }
 
@@ -93,9 +98,9 @@ reasons! {
         StaleReply = 3 "stale_reply",
         /// The memory of the packet's flow became another flow's while it was read: the sender repeats the packet.
         Raced = 5 "raced",
-        /// It has passed as many routers as it may: its sender is told (RFC 792, time exceeded).
+        /// It has passed as many routers as it may: its sender is told (RFC 792, RFC 4443, time exceeded).
         TtlExpired = 6 "ttl_expired",
-        /// Too big for the device by which it would have to leave: its sender is told (RFC 1191).
+        /// Too big for the device by which it would have to leave: its sender is told (RFC 1191, RFC 4443).
         TooBig = 7 "too_big",
         /// Its sender's address is denied, or not among those that are allowed.
         Denied = 8 "denied",

@@ -9,12 +9,14 @@ use crate::abi::{Address, FlowKey, Port};
 pub const ETH_LEN: usize = 14;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_MIN_LEN: usize = 20;
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_LEN: usize = 40;
 /// Bytes of a TCP header without options.
 pub const TCP_MIN_LEN: usize = 20;
 /// Bytes of a UDP header.
 pub const UDP_LEN: usize = 8;
 
-/// Bytes of an ICMP header.
+/// Bytes of an ICMP or ICMPv6 header.
 pub const ICMP_LEN: usize = 8;
 
 /// EtherType of IPv4.
@@ -114,7 +116,88 @@ impl Ipv4Hdr {
     }
 }
 
-/// ICMP header, RFC 792; what the second word means depends on the type.
+/// IPv6 header, RFC 8200, 3.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv6Hdr {
+    /// Version, traffic class and flow label, network order.
+    pub version_class_label: u32,
+    /// Length of what follows the header, network order.
+    pub payload_len: u16,
+    /// What follows: an extension header, or the protocol.
+    pub next: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: [u32; 4],
+    /// Destination address.
+    pub destination: [u32; 4],
+}
+
+impl Ipv6Hdr {
+    /// Returns the version field.
+    #[inline(always)]
+    pub const fn version(&self) -> u8 {
+        (u32::from_be(self.version_class_label) >> 28) as u8
+    }
+
+    /// Returns the length of header and payload in bytes.
+    #[inline(always)]
+    pub const fn total_len(&self) -> usize {
+        IPV6_LEN + u16::from_be(self.payload_len) as usize
+    }
+}
+
+/// The beginning of an extension header of IPv6, RFC 8200, 4.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ExtensionHdr {
+    /// What follows it.
+    pub next: u8,
+    /// Its length in units of eight bytes, the first eight not counted; of a fragment header nothing.
+    pub len: u8,
+    /// Of a fragment header: offset, two bits that mean nothing, and whether more follow; network order.
+    pub fragment: u16,
+    /// Of a fragment header: what all fragments of a packet have in common.
+    pub id: u32,
+}
+
+impl ExtensionHdr {
+    /// Number of the header with options for each router, RFC 8200, 4.3.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// Number of the routing header, RFC 8200, 4.4.
+    pub const ROUTING: u8 = 43;
+    /// Number of the fragment header, RFC 8200, 4.5.
+    pub const FRAGMENT: u8 = 44;
+    /// Number of the header with options for the destination, RFC 8200, 4.6.
+    pub const DESTINATION: u8 = 60;
+
+    /// Returns whether a header of this number is one of those that are followed.
+    #[inline(always)]
+    pub const fn is_followed(number: u8) -> bool {
+        matches!(number, Self::HOP_BY_HOP | Self::ROUTING | Self::FRAGMENT | Self::DESTINATION)
+    }
+
+    /// Returns its length in bytes if it is none of fragments.
+    #[inline(always)]
+    pub const fn header_len(&self) -> usize {
+        (self.len as usize + 1) * 8
+    }
+
+    /// Returns whether more fragments follow.
+    #[inline(always)]
+    pub const fn has_more(&self) -> bool {
+        u16::from_be(self.fragment) & 1 != 0
+    }
+
+    /// Returns whether fragments went before.
+    #[inline(always)]
+    pub const fn is_later(&self) -> bool {
+        u16::from_be(self.fragment) & 0xfff8 != 0
+    }
+}
+
+/// ICMP header, RFC 792, and ICMPv6 header, RFC 4443; what the second word means depends on the type.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct IcmpHdr {
@@ -124,7 +207,8 @@ pub struct IcmpHdr {
     pub code: u8,
     /// Checksum of the whole message.
     pub check: u16,
-    /// Of "fragmentation needed", RFC 1191, 4: zero, then the MTU in bytes, network order.
+    /// Of "fragmentation needed", RFC 1191, 4: zero, then the MTU in bytes, network order. Of "packet too big", RFC 4443,
+    /// 3.2: the same, as its MTU has four bytes.
     pub rest: [u16; 2],
 }
 
@@ -140,10 +224,30 @@ impl IcmpHdr {
     /// Type: a header field makes no sense.
     pub const PARAMETER_PROBLEM: u8 = 12;
 
+    /// Protocol number of ICMPv6.
+    pub const PROTOCOL_V6: u8 = 58;
+    /// Type of ICMPv6: the destination cannot be reached.
+    pub const UNREACHABLE_V6: u8 = 1;
+    /// Type of ICMPv6: too big to be sent on.
+    pub const TOO_BIG_V6: u8 = 2;
+    /// Type of ICMPv6: the hop limit, or the time for reassembly, has ended.
+    pub const TIME_EXCEEDED_V6: u8 = 3;
+    /// Type of ICMPv6: a header field makes no sense.
+    pub const PARAMETER_PROBLEM_V6: u8 = 4;
+
     /// Returns whether the message is about another packet, whose beginning it carries.
     #[inline(always)]
     pub const fn is_error(&self) -> bool {
         matches!(self.kind, Self::UNREACHABLE | Self::TIME_EXCEEDED | Self::PARAMETER_PROBLEM)
+    }
+
+    /// The same for ICMPv6. Errors have the types below 128; those that are not defined are left to the host.
+    #[inline(always)]
+    pub const fn is_error_v6(&self) -> bool {
+        matches!(
+            self.kind,
+            Self::UNREACHABLE_V6 | Self::TOO_BIG_V6 | Self::TIME_EXCEEDED_V6 | Self::PARAMETER_PROBLEM_V6
+        )
     }
 }
 
@@ -222,6 +326,10 @@ unsafe impl Wire for EthHdr {}
 // SAFETY: as above.
 unsafe impl Wire for Ipv4Hdr {}
 // SAFETY: as above.
+unsafe impl Wire for Ipv6Hdr {}
+// SAFETY: as above.
+unsafe impl Wire for ExtensionHdr {}
+// SAFETY: as above.
 unsafe impl Wire for IcmpHdr {}
 // SAFETY: as above.
 unsafe impl Wire for TcpHdr {}
@@ -230,13 +338,17 @@ unsafe impl Wire for UdpHdr {}
 // SAFETY: as above.
 unsafe impl Wire for Ports {}
 // SAFETY: as above.
+unsafe impl Wire for u8 {}
+// SAFETY: as above.
 unsafe impl Wire for u16 {}
 // SAFETY: as above.
 unsafe impl Wire for u32 {}
 // SAFETY: as above.
 unsafe impl Wire for [u8; 6] {}
 // SAFETY: as above.
-unsafe impl Wire for [u32; 7] {}
+unsafe impl Wire for [[u8; 6]; 2] {}
+// SAFETY: as above.
+unsafe impl<const WORDS: usize> Wire for [u32; WORDS] {}
 
 /// Reads a value that may stand anywhere.
 ///

@@ -70,13 +70,13 @@ const LEAST_REPORT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// What keeps it from starting; a new instance leaves nothing behind then, and one that was taken over goes on serving.
-pub async fn run(config: RunConfig, reload: Option<Reload>) -> Result<()> {
+pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
     for note in &config.notes {
         tracing::info!("{note}");
     }
     let signals = Signals::watch(reload.is_some())?;
     let host_cpu = HostCpu::new()?;
-    let (fleet, providers) = service::connect(&config).await?;
+    let (fleet, providers) = service::connect(&mut config).await?;
     let links = Arc::new(Links::open()?);
     let network = Network::find(&config, &links).await?;
     let opening = Opening {

@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
-    net::SocketAddrV4,
+    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -166,8 +166,10 @@ fn flags_of_a_file() -> Vec<Id> {
 pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
-    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host. Without a protocol:
-    /// tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or 8000-8010:5000.
+    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host; of IPv4 and of IPv6,
+    /// as far as backends have such addresses. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets.
+    /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or
+    /// 8000-8010:5000.
     #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", help_heading = FRONTENDS)]
     pub publish: Vec<PublishRange>,
 
@@ -177,10 +179,11 @@ pub struct ServiceArgs {
 
     /// Balance over this server instead of containers; may be repeated
     ///
-    /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. The
-    /// number of backends is fixed then, and options about containers and scaling are refused.
+    /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. An IPv6
+    /// address stands in brackets: [2001:db8::2]:5000; clients of IPv6 are led to such backends alone. The number of
+    /// backends is fixed then, and options about containers and scaling are refused.
     #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
-    pub backend: Vec<SocketAddrV4>,
+    pub backend: Vec<SocketAddr>,
 
     /// Let only clients of this NETWORK begin connections; may be repeated
     ///
@@ -497,11 +500,11 @@ mod tests {
 
     #[test]
     fn a_mistake_names_the_option_and_what_a_right_one_looks_like() {
-        let (text, _) = text_of(&["lb-user", "run", "--image", "lb-api", "--publish", "[::1]:80:5000"]);
+        let (text, _) = text_of(&["lb-user", "run", "--image", "lb-api", "--publish", "::1"]);
 
         assert!(text.starts_with(
-            "error: invalid value '[::1]:80:5000' for '--publish <[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]>': \
-             \"[::1]:80:5000\" has an IPv6 address, and IPv6 is not balanced yet: write an IPv4 address such as 192.0.2.1"
+            "error: invalid value '::1' for '--publish <[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]>': \
+             \"::1\" has an IPv6 address without brackets: write one such as [2001:db8::1]:80"
         ));
     }
 

@@ -4,7 +4,7 @@
 //! checked where a command line or a file becomes a [`RunConfig`]: [`Draft::check`](crate::cli::Draft::check). What
 //! differs between two of them is told by [`diff`].
 
-use std::{net::SocketAddrV4, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
@@ -18,7 +18,7 @@ pub mod value;
 
 pub use error::ConfigError;
 pub use guard::{Guard, SourceRate};
-pub use publish::{Publish, PublishRange};
+pub use publish::{At, Family, Publish, PublishRange};
 pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, TcAttach};
 
 /// Frontends that all services of one instance may have together.
@@ -50,8 +50,8 @@ pub struct RunConfig {
     pub interval: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
     pub keep: bool,
-    /// What is served, in the order given: at least one, none of a name that another has. All their frontends together
-    /// are 1 to [`MAX_FRONTENDS`], no two of which claim the same packet.
+    /// What is served, in the order given: at least one, none of a name that another has. All that they publish is
+    /// together 1 to [`MAX_FRONTENDS`], no two of which claim the same packet.
     pub services: Vec<Service>,
     /// What was chosen without being asked for, one sentence each, to be shown at the start.
     pub notes: Vec<String>,
@@ -65,8 +65,13 @@ pub type Reload = Arc<dyn Fn() -> Result<RunConfig, String> + Send + Sync>;
 pub struct Service {
     /// Its name; that of the command line's only service is the instance's.
     pub name: ServiceName,
-    /// What clients connect to: at least one.
+    /// What clients connect to, as it was said: at least one.
+    pub publish: Vec<Publish>,
+    /// The same, one for each family that backends have. Of containers, what was said, until the engine has told of their
+    /// network.
     pub frontends: Vec<Publish>,
+    /// The families of the backends' addresses; none where that is not known yet.
+    pub families: Vec<Family>,
     /// Who may begin connections to them.
     pub guard: Guard,
     /// Where backends come from.
@@ -94,6 +99,21 @@ impl RunConfig {
         all.iter().enumerate().find_map(claimed)
     }
 
+    /// Finds the first service for whose backends there is no room beside those of the services before it.
+    ///
+    /// # Errors
+    /// Its name, and how many there would be.
+    pub fn check_room(&self) -> Result<(), (ServiceName, ConfigError)> {
+        let mut sum = 0;
+        for service in &self.services {
+            sum += service.most_backends();
+            if sum > u64::from(MAX_BACKENDS_IN_ALL) {
+                return Err((service.name.clone(), ConfigError::TooManyInServices { sum }));
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the service to which everything belongs that names none, as an agent that knew one service only has left
     /// it: the one with the instance's name, or else the only one.
     pub fn heir(&self) -> ServiceName {
@@ -108,12 +128,35 @@ impl Service {
     /// Returns what is left of a service that is configured no longer: enough to drain and to stop it.
     pub fn leftover(name: ServiceName, source: Source) -> Self {
         let (health_interval, drain_timeout) = (Duration::from_secs(2), Duration::from_secs(30));
-        let (frontends, guard, health) = (Vec::new(), Guard::default(), HealthCheck::None);
-        Self { name, frontends, guard, source, health, health_interval, drain_timeout }
+        let (publish, frontends, families) = (Vec::new(), Vec::new(), Vec::new());
+        let (guard, health) = (Guard::default(), HealthCheck::None);
+        Self { name, publish, frontends, families, guard, source, health, health_interval, drain_timeout }
+    }
+
+    /// Takes note of the families of the backends' addresses: there is a frontend for each where no address was said.
+    ///
+    /// # Errors
+    /// If a frontend could not have any backend.
+    pub fn complete(&mut self, families: &[Family]) -> Result<(), ConfigError> {
+        self.families = families.to_vec();
+        self.frontends = publish::of_families(&self.publish, families)?;
+        Ok(())
+    }
+
+    /// Returns how many backends there may be, each counted once for each of its frontends.
+    fn most_backends(&self) -> u64 {
+        let of = |publish: &Publish| match &self.source {
+            Source::Docker(docker) => u64::from(docker.scaling.max),
+            Source::Static { backends } => {
+                let is_served = |backend: &&SocketAddr| publish.family() == Some(Family::of(backend.ip()));
+                backends.iter().filter(is_served).count() as u64
+            }
+        };
+        self.frontends.iter().map(of).sum()
     }
 
     /// Returns the backends that somebody else runs.
-    pub fn static_backends(&self) -> &[SocketAddrV4] {
+    pub fn static_backends(&self) -> &[SocketAddr] {
         match &self.source {
             Source::Static { backends } => backends,
             Source::Docker(_) => &[],
@@ -129,7 +172,7 @@ pub enum Source {
     /// Backends that somebody else runs. No [`Publish::container_port`] is there.
     Static {
         /// Where they are: 1 to [`MAX_BACKENDS_PER_FRONTEND`], none twice.
-        backends: Vec<SocketAddrV4>,
+        backends: Vec<SocketAddr>,
     },
 }
 

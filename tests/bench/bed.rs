@@ -191,9 +191,8 @@ impl Bed {
             }
             Kind::NotOurs => same(frames::tcp((CLIENT, 1), STRANGER, ACK, 1001, 5001, &[7; 10])),
             Kind::Ipv6 => {
-                let mut frame = whole(frames::tcp((CLIENT, 1), STRANGER, ACK, 1, 1, &[7; 10]));
-                frame[12..14].copy_from_slice(&[0x86, 0xdd]);
-                Pattern::new(&frame)
+                let (from, to) = ((frames::v6::address(1, 2), 1), (frames::v6::address(1, 9), STRANGER.1));
+                same(frames::v6::udp(from, to, &[7; 2]))
             }
             Kind::Dropped => same(frames::tcp((CLIENT, 1), REFUSED, SYN, 1000, 0, &[])),
         }

@@ -43,7 +43,7 @@ impl Ours {
             guard: Guard::default(),
             name: frontend.clone(),
             proto: service.proto,
-            addresses: BTreeSet::from([service.frontend()]),
+            addresses: BTreeSet::from([service.frontend().into()]),
         };
         let uplink = ifindex(&namespace, "up0")?;
         let instance = lab.instance();
@@ -68,15 +68,15 @@ impl Ours {
         lab::inside(&self.namespace, || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let path = Links::open()?.resolve(backend, Belief::Lost).await?;
-                Ok(Way::new(path, None))
+                let path = Links::open()?.resolve(backend.into(), Belief::Lost).await?;
+                Ok(Way::new(path, (None, None)))
             })
         })
     }
 
     /// Returns a backend as it is published.
     pub fn member(&self, at: SocketAddrV4, way: &Way) -> Member {
-        let endpoints = BTreeMap::from([(self.frontend.clone(), at)]);
+        let endpoints = BTreeMap::from([(self.frontend.clone(), at.into())]);
         Member { container: ContainerId(at.to_string()), endpoints, way: way.clone() }
     }
 

@@ -70,8 +70,8 @@ fn parse(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| bencher.iter(|| Headers::parse(black_box(&frame))));
     }
     let mut stranger = Frame::tcp();
-    stranger.0[12..14].copy_from_slice(&[0x86, 0xdd]);
-    group.bench_function("ipv6", |bencher| bencher.iter(|| Headers::parse(black_box(&stranger))));
+    stranger.0[12..14].copy_from_slice(&[0x08, 0x06]);
+    group.bench_function("arp", |bencher| bencher.iter(|| Headers::parse(black_box(&stranger))));
     let half = Frame(Frame::tcp().0[..40].to_vec());
     group.bench_function("cut short", |bencher| bencher.iter(|| Headers::parse(black_box(&half))));
     group.finish();
@@ -201,7 +201,7 @@ fn settled(backends: u32) -> (Controller, Timestamp) {
         id: ContainerId(format!("{ordinal:012x}")),
         name: BackendName(format!("lb-default-{ordinal}")),
         ordinal,
-        address: Some(IpAddr::V4(Ipv4Addr::from(0xac11_0000 + ordinal))),
+        address: Some(IpAddr::V4(Ipv4Addr::from(0xac11_0000 + ordinal)).into()),
         running: true,
         created: u64::from(ordinal),
         outdated: false,

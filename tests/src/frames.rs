@@ -2,6 +2,8 @@
 
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 
+pub mod v6;
+
 /// A side of a connection.
 pub type Side = ([u8; 4], u16);
 

@@ -56,6 +56,18 @@ pub const CLIENT: &str = "198.18.1.2";
 /// The address of the balancer's uplink.
 pub const UPLINK: &str = "198.18.1.1";
 
+/// The IPv6 address of the client.
+pub const CLIENT_V6: &str = "2001:db8:1::2";
+/// The IPv6 address of the balancer's uplink.
+pub const UPLINK_V6: &str = "2001:db8:1::1";
+/// The IPv6 address of the balancer beside the backends.
+pub const BRIDGE_V6: &str = "2001:db8:2::1";
+
+/// Returns the IPv6 address of a backend.
+pub fn backend_v6(number: usize) -> String {
+    format!("2001:db8:2::{:x}", 11 + number)
+}
+
 /// Returns the address of a backend.
 pub fn backend(number: usize) -> String {
     format!("198.18.2.{}", 11 + number)
@@ -99,6 +111,26 @@ impl Lab {
         }
         run(lab.command(&balancer, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
         lab
+    }
+
+    /// Gives client, balancer and backends behind a bridge an IPv6 address each, beside the other, where nothing is
+    /// forwarded either.
+    pub fn add_ipv6(&self) {
+        let (client, balancer) = (self.client(), self.balancer());
+        ip(&format!("-n {client} addr add {CLIENT_V6}/64 dev cl0 nodad"));
+        ip(&format!("-n {client} route add default via {UPLINK_V6}"));
+        ip(&format!("-n {balancer} addr add {UPLINK_V6}/64 dev up0 nodad"));
+        ip(&format!("-n {balancer} addr add {BRIDGE_V6}/64 dev br0 nodad"));
+        for number in 0..self.backends {
+            let (name, address) = (self.backend(number), backend_v6(number));
+            ip(&format!("-n {name} addr add {address}/64 dev eth0 nodad"));
+            ip(&format!("-n {name} route add default via {BRIDGE_V6}"));
+        }
+        let rules = "add table ip6 t; \
+            add chain ip6 t raw { type filter hook prerouting priority raw; }; \
+            add rule ip6 t raw iifname up0 ip6 daddr 2001:db8:2::/64 counter drop; \
+            add chain ip6 t forward { type filter hook forward priority filter; policy drop; };";
+        run(self.command(&balancer, "nft").arg(rules));
     }
 
     fn add_uplink(&self) {
@@ -218,8 +250,8 @@ impl Lab {
         let config = format!(
             "daemon off; master_process off; pid {path}/pid; error_log {path}/error; \
              events {{ worker_connections 4096; }} \
-             http {{ access_log off; keepalive_requests 10000000; server {{ listen 80 backlog=4096; root {path}; \
-             location = / {{ default_type text/plain; return 200 \"backend {number}\\n\"; }} }} }}"
+             http {{ access_log off; keepalive_requests 10000000; server {{ listen 80 backlog=4096; \
+             listen [::]:80 backlog=4096; root {path}; location = / {{ default_type text/plain; return 200 \"backend {number}\\n\"; }} }} }}"
         );
         std::fs::write(folder.join("nginx.conf"), config).unwrap();
         let child = self

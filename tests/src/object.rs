@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
     sync::{Mutex, PoisonError},
 };
 
@@ -21,6 +22,32 @@ use lb_ebpf::abi::{
 };
 
 use crate::frames::Side;
+
+/// A side of a connection, of either version of IP: a [`Side`], or one of [`crate::frames::v6`].
+pub trait At: Copy {
+    /// Returns its address.
+    fn address(self) -> Address;
+    /// Returns its port.
+    fn port(self) -> Port;
+}
+
+impl At for Side {
+    fn address(self) -> Address {
+        Address::from_v4(self.0)
+    }
+    fn port(self) -> Port {
+        Port::new(self.1)
+    }
+}
+
+impl At for crate::frames::v6::Side {
+    fn address(self) -> Address {
+        Address::from(Ipv6Addr::from(self.0))
+    }
+    fn port(self) -> Port {
+        Port::new(self.1)
+    }
+}
 
 /// The object with its maps.
 pub struct Object {
@@ -65,6 +92,9 @@ pub enum Action {
 
 /// What marks the notes that XDP leaves for TC.
 pub const NOTE_MARK: u32 = 0x0123_4567;
+
+/// The host's IPv6 address beside the backends.
+pub const HOST_V6: [u8; 16] = crate::frames::v6::address(2, 1);
 
 /// How backends are reached in a test.
 pub const REACH: HandOff = HandOff::Peer;
@@ -151,9 +181,9 @@ impl Object {
     }
 
     /// Serves a frontend with these backends in its slots.
-    pub fn serve(&mut self, id: FrontendId, at: Side, proto: Proto, slots: &[BackendId]) {
+    pub fn serve(&mut self, id: FrontendId, at: impl At, proto: Proto, slots: &[BackendId]) {
         self.publish(id, slots);
-        let endpoint = Endpoint::new(Address::from_v4(at.0), Port::new(at.1), proto);
+        let endpoint = Endpoint::new(at.address(), at.port(), proto);
         let mut addresses: HashMap<&mut MapData, Endpoint, FrontendId> = self.map(map::ADDRESSES);
         addresses.insert(endpoint, id, 0).unwrap();
     }
@@ -172,10 +202,14 @@ impl Object {
     }
 
     /// Writes a backend that takes XDP frames, so that both front doors redirect.
-    pub fn backend(&mut self, id: BackendId, frontend: FrontendId, generation: u32, at: Side) {
-        let backend = Backend::new(frontend, generation, Address::from_v4(at.0), Port::new(at.1))
+    pub fn backend(&mut self, id: BackendId, frontend: FrontendId, generation: u32, at: impl At) {
+        let host = match at.address().v4() {
+            Some(_) => Address::from_v4([198, 18, 2, 1]),
+            None => Address::from(Ipv6Addr::from(HOST_V6)),
+        };
+        let backend = Backend::new(frontend, generation, at.address(), at.port())
             .reached_by(REACH, 1, [6, 0, 0, 0, 0, id as u8], [6, 0, 0, 0, 1, 0])
-            .beside(Address::from_v4([198, 18, 2, 1]))
+            .beside(host)
             .taking_xdp();
         self.write_backend(id, backend);
     }
@@ -279,37 +313,38 @@ impl Object {
         })
     }
 
-    /// Says who may begin connections to a frontend: by the rules, and by networks of IPv4 with whether they may.
-    pub fn guard(&mut self, id: FrontendId, rules: Guard, networks: &[([u8; 4], u32, bool)]) {
+    /// Says who may begin connections to a frontend: by the rules, and by networks with whether they may.
+    pub fn guard(&mut self, id: FrontendId, rules: Guard, networks: &[(IpAddr, u32, bool)]) {
         let mut guards: Array<&mut MapData, Guard> = self.map(map::GUARDS);
         guards.set(id, rules, 0).unwrap();
         let mut sources: LpmTrie<&mut MapData, Source, u32> = self.map(map::SOURCES);
         for &(network, bits, admits) in networks {
-            let source = Source { frontend: id, address: Address::from_v4(network) };
-            sources.insert(&Key::new(SOURCE_BITS - 32 + bits, source), u32::from(admits), 0).unwrap();
+            let source = Source { frontend: id, address: Address::from(network) };
+            let of = if network.is_ipv4() { 32 } else { 128 };
+            sources.insert(&Key::new(SOURCE_BITS - of + bits, source), u32::from(admits), 0).unwrap();
         }
     }
 
     /// Returns a proven flow.
-    pub fn flow(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
+    pub fn flow(&self, from: impl At, to: impl At, proto: Proto) -> Option<FlowEntry> {
         let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf().map(map::FLOWS).unwrap().try_into().unwrap();
         flows.get(&key(from, to, proto), 0).ok()
     }
 
     /// Returns a flow that is not proven, or over.
-    pub fn half_open(&self, from: Side, to: Side, proto: Proto) -> Option<FlowEntry> {
+    pub fn half_open(&self, from: impl At, to: impl At, proto: Proto) -> Option<FlowEntry> {
         let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf().map(map::HALF_OPEN).unwrap().try_into().unwrap();
         flows.get(&key(from, to, proto), 0).ok().filter(|flow| !flow.is_moved())
     }
 
     /// Returns a flow of UDP.
-    pub fn datagrams(&self, from: Side, to: Side) -> Option<FlowEntry> {
+    pub fn datagrams(&self, from: impl At, to: impl At) -> Option<FlowEntry> {
         let flows: HashMap<&MapData, FlowKey, FlowEntry> = self.ebpf().map(map::DATAGRAMS).unwrap().try_into().unwrap();
         flows.get(&key(from, to, Proto::Udp), 0).ok()
     }
 
     /// Returns the reply half of a proven flow.
-    pub fn reply(&self, from: Side, to: Side, proto: Proto) -> Option<ReplyEntry> {
+    pub fn reply(&self, from: impl At, to: impl At, proto: Proto) -> Option<ReplyEntry> {
         let replies: HashMap<&MapData, FlowKey, ReplyEntry> =
             self.ebpf().map(map::REPLIES).unwrap().try_into().unwrap();
         replies.get(&key(from, to, proto), 0).ok()
@@ -400,6 +435,6 @@ pub const fn action(door: Door, value: u32) -> Action {
     }
 }
 
-fn key(from: Side, to: Side, proto: Proto) -> FlowKey {
-    FlowKey::new(Address::from_v4(from.0), Port::new(from.1), Address::from_v4(to.0), Port::new(to.1), proto)
+fn key(from: impl At, to: impl At, proto: Proto) -> FlowKey {
+    FlowKey::new(from.address(), from.port(), to.address(), to.port(), proto)
 }

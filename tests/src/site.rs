@@ -38,6 +38,22 @@ pub struct Site {
 impl Site {
     /// Makes the network and the client of that number, which no other site has at the same time.
     pub fn new(number: u32) -> Self {
+        let site = Self::without_network(number);
+        docker(&["network", "create", "--subnet", &site.subnet(), &site.name]);
+        site
+    }
+
+    /// The same with addresses of IPv6 beside the others.
+    pub fn with_ipv6(number: u32) -> Self {
+        let site = Self::without_network(number);
+        lab::ip(&format!("addr add {}/64 dev {} nodad", site.host_address_v6(), site.uplink()));
+        lab::ip(&format!("-n {} addr add 2001:db8:{}::2/64 dev c0 nodad", site.client(), 100 + number));
+        let subnet = format!("2001:db8:{}::/64", 200 + number);
+        docker(&["network", "create", "--ipv6", "--subnet", &site.subnet(), "--subnet", &subnet, &site.name]);
+        site
+    }
+
+    fn without_network(number: u32) -> Self {
         let name = format!("lbt{}d{number}", std::process::id());
         let script = tempfile::NamedTempFile::new().expect("a file for a script");
         std::fs::write(script.path(), "function delay() return 50 end\n").expect("it can be written");
@@ -50,8 +66,16 @@ impl Site {
         lab::ip(&format!("-n {client} addr add 198.18.{}.2/24 dev c0", 100 + number));
         lab::ip(&format!("-n {client} link set lo up"));
         lab::ip(&format!("-n {client} link set c0 up"));
-        docker(&["network", "create", "--subnet", &format!("198.19.{}.0/24", 100 + number), &site.name]);
         site
+    }
+
+    fn subnet(&self) -> String {
+        format!("198.19.{}.0/24", 100 + self.number)
+    }
+
+    /// Returns the host's IPv6 address on the client's side.
+    pub fn host_address_v6(&self) -> String {
+        format!("2001:db8:{}::1", 100 + self.number)
     }
 
     /// Returns the client's namespace.

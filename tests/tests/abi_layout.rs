@@ -107,9 +107,14 @@ fn a_reply_half_has_its_parts_where_they_are_documented() {
 
 #[test]
 fn fragments_have_their_parts_where_they_are_documented() {
-    let known_by = FragmentKey::new(address(1), address(2), 0x1234, Proto::Udp);
+    let known_by = FragmentKey::of_v4(address(1), address(2), 0x1234, Proto::Udp);
     let parts: [&[u8]; 5] = [&mapped(1), &mapped(2), &0x1234_u32.to_ne_bytes(), &[17], &[0; 3]];
     assert_eq!(bytes(&known_by), parts.concat());
+
+    let [one, other] = [1, 2].map(|last| Address::from(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last)));
+    let v6 = |last: u8| [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let known_by = FragmentKey::of_v6(one, other, 0x0123_4567);
+    assert_eq!(bytes(&known_by), [&v6(1)[..], &v6(2), &0x0123_4567_u32.to_ne_bytes(), &[0; 4]].concat());
 
     let to = FlowKey::new(address(3), Port::new(1), address(4), Port::new(2), Proto::Udp);
     let entry = FragmentEntry::new(77, &to, (3, 4, 7));

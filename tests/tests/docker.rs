@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
         case("containers_reach_the_frontend", containers_reach_the_frontend),
         case("services_have_containers_of_their_own", services_have_containers_of_their_own),
+        case("containers_are_reached_by_both_families", containers_are_reached_by_both_families),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
@@ -284,6 +285,34 @@ fn services_have_containers_of_their_own() {
     wait_until("its containers are gone", Duration::from_secs(20), || named() == [name("web-1")].into());
 
     agent.stop(Signal::SIGTERM);
+    site.assert_gone();
+}
+
+fn containers_are_reached_by_both_families() {
+    let site = Site::with_ipv6(9);
+    let mut agent = site.start(&["--min", "2", "--max", "2", "--env", "LB_API_LISTEN=[::]:5000"]);
+    agent.wait_ready(2);
+    let over_v6 = format!("http://[{}]:{}/", site.host_address_v6(), site.port());
+    let ask = |url: &str| run(command_in(&site.client(), "curl").args(["-s", "-f", "-g", "-m", "3", url]));
+    let ask_here = |url: String| run(Command::new("curl").args(["-s", "-f", "-g", "-m", "3", &url]));
+    for answers in [
+        [ask(&over_v6), ask(&over_v6)],
+        [ask(&site.url()), ask(&site.url())],
+        [ask_here(format!("http://[::1]:{}/", site.port())), ask_here(format!("http://[::1]:{}/", site.port()))],
+    ] {
+        assert_ne!(answers[0], answers[1], "each container in its turn");
+    }
+    let status = agent.status();
+    let names = status["frontends"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names, [format!("{}/tcp", site.port()), format!("[::]:{}/tcp", site.port())]);
+    for (frontend, beginning) in [(0, "198.19.109."), (1, "[2001:db8:209::")] {
+        for backend in status["frontends"][frontend]["backends"].as_array().unwrap() {
+            let address = backend["address"].as_str().unwrap_or_default();
+            assert!(address.starts_with(beginning) && address.ends_with(":5000"), "{address}");
+        }
+    }
+
+    agent.stop(Signal::SIGINT);
     site.assert_gone();
 }
 

@@ -38,6 +38,9 @@ const TOOLS: &[Need] = &[
     Need::Program("redis-server"),
 ];
 
+#[path = "namespaces/v6.rs"]
+mod v6;
+
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
     suite::run(vec![
@@ -92,6 +95,13 @@ fn main() -> ExitCode {
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
         case("a_start_that_is_killed_keeps_no_other_out", a_start_that_is_killed_keeps_no_other_out),
+        case("clients_of_ipv6_are_served", v6::clients_of_ipv6_are_served),
+        case("xdp_serves_ipv6", v6::xdp_serves_ipv6),
+        case("each_family_is_led_to_its_own_backends", v6::each_family_is_led_to_its_own_backends),
+        case("clients_of_ipv6_on_the_host_see_the_frontend", v6::clients_of_ipv6_on_the_host_see_the_frontend),
+        case("smaller_links_are_discovered_over_ipv6", v6::smaller_links_are_discovered_over_ipv6),
+        case("datagrams_over_ipv6_arrive_whole", v6::datagrams_over_ipv6_arrive_whole),
+        case("errors_of_ipv6_reach_clients", v6::errors_of_ipv6_reach_clients),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }

@@ -75,7 +75,7 @@ impl Served {
             service: SERVICE.to_owned(),
             name: format!("{PORT}/tcp"),
             proto: Proto::Tcp,
-            addresses: BTreeSet::from([frontend()]),
+            addresses: BTreeSet::from([frontend().into()]),
             guard: Guard::default(),
         };
         let instance = lab.instance();
@@ -86,7 +86,8 @@ impl Served {
                 let mut ways = Vec::new();
                 for number in 0..BACKENDS {
                     let at: Ipv4Addr = lab::backend(number).parse().expect("an address");
-                    ways.push((at, Way::new(links.resolve(at, Belief::Lost).await.expect("a way"), None)));
+                    let path = links.resolve(at.into(), Belief::Lost).await.expect("a way");
+                    ways.push((at, Way::new(path, (None, None))));
                 }
                 (links.named("up0").await.expect("the uplink"), ways)
             });
@@ -101,7 +102,7 @@ impl Served {
             datapath.open_uplink(Hook::Tc, device).expect("the uplink opens");
             datapath.serve(std::slice::from_ref(&wish)).expect("the frontend is served");
             let members = ways.into_iter().map(|(at, way)| {
-                let endpoints = BTreeMap::from([(wish.name.clone(), SocketAddrV4::new(at, PORT))]);
+                let endpoints = BTreeMap::from([(wish.name.clone(), SocketAddrV4::new(at, PORT).into())]);
                 Member { container: ContainerId(at.to_string()), endpoints, way }
             });
             (datapath, members.collect())

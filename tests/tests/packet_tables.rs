@@ -190,7 +190,7 @@ const PORT: (u8, u8) = (3, 3);
 const TIME: (u8, u8) = (11, 0);
 
 use DropReason::{StaleReply, TtlExpired};
-use PassReason::{BackendGone, Fragment, Ipv6, Malformed, NoFlow, NotIp, NotOurs, NotReply, Protocol, Vlan};
+use PassReason::{BackendGone, Fragment, Malformed, NoFlow, NotIp, NotOurs, NotReply, Protocol, Vlan};
 
 /// From client to frontend, through either front door.
 const REQUESTS: &[Row] = &[
@@ -219,7 +219,7 @@ const REQUESTS: &[Row] = &[
     Row("ARP", New, |a, b| with(with(syn(a, b), 12, 8), 13, 6), Passed(NotIp)),
     Row("LLDP", New, |a, b| with(with(syn(a, b), 12, 0x88), 13, 0xcc), Passed(NotIp)),
     Row("a length for a type", New, |a, b| with(with(syn(a, b), 12, 0), 13, 40), Passed(NotIp)),
-    Row("IPv6", New, |a, b| with(with(syn(a, b), 12, 0x86), 13, 0xdd), Passed(Ipv6)),
+    Row("IPv4 in an IPv6 frame", New, |a, b| with(with(syn(a, b), 12, 0x86), 13, 0xdd), Passed(Malformed)),
     Row("a VLAN tag", New, |a, b| with(with(syn(a, b), 12, 0x81), 13, 0), Passed(Vlan)),
     Row("a service tag", New, |a, b| with(with(syn(a, b), 12, 0x88), 13, 0xa8), Passed(Vlan)),
     Row("IGMP", New, |a, b| with(syn(a, b), 23, 2), Passed(Protocol)),
@@ -381,7 +381,7 @@ const REPLIES: &[Row] = &[
     Row("a SYN of the backend's own", New, syn, Passed(NotReply)),
     Row("a RST", New, reset, Passed(NotReply)),
     Row("ARP", New, |a, b| with(with(answer(a, b), 12, 8), 13, 6), Passed(NotIp)),
-    Row("IPv6", New, |a, b| with(with(answer(a, b), 12, 0x86), 13, 0xdd), Passed(Ipv6)),
+    Row("IPv4 in an IPv6 frame", New, |a, b| with(with(answer(a, b), 12, 0x86), 13, 0xdd), Passed(Malformed)),
     Row("a VLAN tag", Open, |a, b| with(with(answer(a, b), 12, 0x81), 13, 0), Passed(Vlan)),
     Row("a header of four words", Open, |a, b| with(answer(a, b), 14, 0x44), Passed(Malformed)),
     Row("longer than the frame", Open, |a, b| with(answer(a, b), 17, 200), Passed(Malformed)),

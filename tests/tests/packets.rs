@@ -16,6 +16,9 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/v6.rs"]
+mod v6;
+
 const CLIENT: Side = ([198, 18, 1, 2], 40_000);
 const FRONTEND: Side = ([198, 18, 1, 1], 80);
 const DATAGRAMS: Side = ([198, 18, 1, 1], 53);
@@ -74,6 +77,25 @@ fn main() -> ExitCode {
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
         case("a_million_mutated_packets_through_xdp_ingress", || mutated(Door::Xdp)),
         case("a_million_mutated_packets_through_tc_reply", || mutated(Door::Reply)),
+        case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
+        case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
+        case("the_families_never_meet", v6::the_families_never_meet),
+        case("who_may_not_begin_over_ipv6_is_dropped", v6::who_may_not_begin_over_ipv6_is_dropped),
+        case("extension_headers_are_carried_along", v6::extension_headers_are_carried_along),
+        case("what_is_not_ours_over_ipv6_is_left_untouched", v6::what_is_not_ours_over_ipv6_is_left_untouched),
+        case(
+            "a_backend_of_ipv6_that_is_its_own_client_sees_the_host",
+            v6::a_backend_of_ipv6_that_is_its_own_client_sees_the_host,
+        ),
+        case(
+            "fragments_of_ipv6_follow_the_first_of_their_datagram",
+            v6::fragments_of_ipv6_follow_the_first_of_their_datagram,
+        ),
+        case("errors_of_icmpv6_reach_whom_they_are_about", v6::errors_of_icmpv6_reach_whom_they_are_about),
+        case("a_packet_of_ipv6_at_its_end_is_answered", v6::a_packet_of_ipv6_at_its_end_is_answered),
+        case("mutated_packets_of_ipv6_through_tc_ingress", || v6::mutated(Door::Tc)),
+        case("mutated_packets_of_ipv6_through_xdp_ingress", || v6::mutated(Door::Xdp)),
+        case("mutated_packets_of_ipv6_through_tc_reply", || v6::mutated(Door::Reply)),
     ])
 }
 
@@ -85,12 +107,17 @@ fn object() -> Object {
 }
 
 fn set_up(object: &mut Object) {
-    for (id, at) in (0..).zip(BACKENDS) {
-        object.backend(id, 0, 1, at);
-        object.backend(id + 3, 1, 1, at);
+    set_up_at(object, 0);
+}
+
+/// The same beside others, whose frontends and backends have lower numbers.
+fn set_up_at(object: &mut Object, from: u32) {
+    for (id, at) in (from..).zip(BACKENDS) {
+        object.backend(id, from, 1, at);
+        object.backend(id + 3, from + 1, 1, at);
     }
-    object.serve(0, FRONTEND, Proto::Tcp, &[0, 1, 2]);
-    object.serve(1, DATAGRAMS, Proto::Udp, &[3, 4, 5]);
+    object.serve(from, FRONTEND, Proto::Tcp, &[from, from + 1, from + 2]);
+    object.serve(from + 1, DATAGRAMS, Proto::Udp, &[from + 3, from + 4, from + 5]);
 }
 
 fn client(port: u16) -> Side {
@@ -451,7 +478,8 @@ fn who_may_not_begin_is_dropped_and_counted() {
     for door in FRONT_DOORS {
         for (networks, others, source, admitted) in ROWS {
             let mut object = object();
-            object.guard(0, Guard::default().with_sources(others), networks);
+            let rows: Vec<_> = networks.iter().map(|&(network, bits, admits)| (network.into(), bits, admits)).collect();
+            object.guard(0, Guard::default().with_sources(others), &rows);
             let from = (source, 40_000);
 
             let (did, out) = object.run(door, &tcp(from, FRONTEND, SYN, 100, 0, &[]));
@@ -733,7 +761,7 @@ fn what_is_not_ours_is_left_untouched() {
         ("another port", PassReason::NotOurs, |frame| frame[37] = 81),
         ("another address", PassReason::NotOurs, |frame| frame[33] = 9),
         ("ARP", PassReason::NotIp, |frame| frame[12..14].copy_from_slice(&[8, 6])),
-        ("IPv6", PassReason::Ipv6, |frame| frame[12..14].copy_from_slice(&[0x86, 0xdd])),
+        ("IPv4 in an IPv6 frame", PassReason::Malformed, |frame| frame[12..14].copy_from_slice(&[0x86, 0xdd])),
         ("a VLAN tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x81, 0])),
         ("a service tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x88, 0xa8])),
         ("ICMP", PassReason::Protocol, |frame| frame[23] = 1),

@@ -1,4 +1,4 @@
-//! ICMP errors of this host's own, to the sender of a packet that cannot be sent on, as a router answers.
+//! ICMP and ICMPv6 errors of this host's own, to the sender of a packet that cannot be sent on, as a router answers.
 
 use aya_ebpf::{
     bindings::bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
@@ -8,12 +8,12 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_ebpf::{
-    abi::KtimeNs,
+    abi::{Address, KtimeNs},
     checksum::Delta,
-    packet::{Headers, PacketWindow as _},
+    packet::{Headers, PacketWindow as _, Version},
     pipeline,
     verdict::{DropReason, Verdict},
-    wire::{ETH_LEN, ETHERTYPE_IPV4, EthHdr, ICMP_LEN, IPV4_MIN_LEN, IcmpHdr, Ipv4Hdr},
+    wire::{ETH_LEN, EthHdr, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, IcmpHdr, Ipv4Hdr, Ipv6Hdr},
 };
 
 use super::{
@@ -33,9 +33,17 @@ const SMALL: usize = ETH_LEN + 1280;
 const QUOTED_WORDS: usize = (IPV4_MIN_LEN + 8) / 4;
 /// Bytes of an answer, from its IP header on.
 const ANSWER_LEN: usize = IPV4_MIN_LEN + ICMP_LEN + QUOTED_WORDS * 4;
+/// Bytes of the longest header of IPv6 about which there is an answer: with the one extension that big packets have.
+const WITH_FRAGMENT_LEN: usize = IPV6_LEN + 8;
+/// The same as [`QUOTED_WORDS`] of IPv6. What every receiver needs; RFC 4443 asks for more where there is more.
+const QUOTED_WORDS_V6: usize = (IPV6_LEN + 8) / 4;
+/// Of a packet with a fragment header.
+const QUOTED_WORDS_FRAGMENT: usize = (WITH_FRAGMENT_LEN + 8) / 4;
 /// As the host's own messages, RFC 1812, 4.3.2.5: internetwork control.
 const TYPE_OF_SERVICE: u8 = 0xc0;
 const DO_NOT_FRAGMENT: u16 = 0x4000;
+/// How far an answer may go.
+const HOPS: u8 = 64;
 
 /// How many answers this processor has sent since when. Never seen by the agent.
 #[map]
@@ -69,55 +77,89 @@ pub fn exceeds(ctx: &TcContext, link: Link, ifindex: u32) -> Option<u16> {
 }
 
 /// Ends a packet, if it is of a flow, and tells its sender why where that is allowed: not about later fragments, nor about
-/// headers with options, nor beyond the budget (RFC 1812, 4.3.2.7 and 4.3.2.8). It is too big for a device of `mtu` bytes,
-/// or, where that is zero, may pass no more routers.
+/// headers with options or extensions other than that of fragments, nor beyond the budget (RFC 1812, 4.3.2.7 and 4.3.2.8;
+/// RFC 4443, 2.4). It is too big for a device of `mtu` bytes, or, where that is zero, may pass no more routers.
 #[inline(never)]
 pub fn refuse(ctx: &TcContext, link: Link, door: Door, mtu: u16) -> i32 {
     let window = SkbWindow(ctx);
-    let Ok(packet) = window.network(link).and_then(|network| Headers::parse_transport(&window, &network)) else {
-        return tc_action(FAILED);
-    };
+    let Ok(network) = window.network(link) else { return tc_action(FAILED) };
+    let Ok(packet) = Headers::parse_transport(&window, &network) else { return tc_action(FAILED) };
     let verdict = match (mtu, door) {
         (0, Door::Front) => pipeline::ingress_expired(&packet.key, &KernelTables),
         (0, Door::Reply) => pipeline::egress_expired(&packet.key, &KernelTables),
         _ => Verdict::Drop(DropReason::TooBig),
     };
     let action = tc_action(verdict);
-    if matches!(verdict, Verdict::Drop(_)) && packet.l4 - packet.l3 == IPV4_MIN_LEN && is_within_budget() {
-        let from = match door {
-            Door::Front => Some(packet.key.destination),
-            Door::Reply => pipeline::gateway(&packet.key, packet.proto, &KernelTables),
-        };
-        return from.and_then(|from| answer(ctx, link, from.v4_wire(), mtu)).unwrap_or(action);
+    let header_len = packet.l4 - packet.l3;
+    let may_answer = match network.version {
+        Version::V4 => header_len == IPV4_MIN_LEN,
+        Version::V6 => header_len == IPV6_LEN || header_len == WITH_FRAGMENT_LEN,
+    };
+    if !matches!(verdict, Verdict::Drop(_)) || !may_answer || !is_within_budget() {
+        return action;
     }
-    action
+    let from = match door {
+        Door::Front => packet.key.destination,
+        Door::Reply => match pipeline::gateway(&packet.key, packet.proto, &KernelTables) {
+            Some(from) => from,
+            None => return action,
+        },
+    };
+    let sent = match (network.version, header_len) {
+        (Version::V4, _) => answer_v4(ctx, link, from.v4_wire(), mtu),
+        (Version::V6, IPV6_LEN) => answer_v6::<QUOTED_WORDS_V6>(ctx, link, &from, mtu),
+        (Version::V6, _) => answer_v6::<QUOTED_WORDS_FRAGMENT>(ctx, link, &from, mtu),
+    };
+    if sent { back(ctx) } else { action }
 }
 
-/// Turns a packet into an answer to its sender, and sends it back where it came from.
+/// Sends a packet back where it came from.
 #[inline(always)]
-fn answer(ctx: &TcContext, link: Link, from: u32, mtu: u16) -> Option<i32> {
+fn back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is valid as long as the program runs; the helper takes numbers only.
+    unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 }
+}
+
+/// Makes a packet as long as an answer, whose link header leads back. What was read of it before is not to be looked at
+/// again.
+#[inline(always)]
+fn turn(ctx: &TcContext, link: Link, len: usize) -> Option<()> {
+    let len = (link.header_len() + len) as u32;
+    // SAFETY: the context is valid as long as the program runs.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, len, 0) } != 0 || ctx.pull_data(len).is_err() {
+        return None;
+    }
+    let window = SkbWindow(ctx);
+    match link {
+        Link::Ethernet => {
+            let eth = window.read::<EthHdr>(0)?;
+            window.write(0, [eth.source, eth.destination])
+        }
+        Link::None => Some(()),
+    }
+}
+
+/// Turns a packet into an answer to its sender; returns whether it could.
+#[inline(always)]
+fn answer_v4(ctx: &TcContext, link: Link, from: u32, mtu: u16) -> bool {
+    try_answer_v4(ctx, link, from, mtu).is_some()
+}
+
+#[inline(always)]
+fn try_answer_v4(ctx: &TcContext, link: Link, from: u32, mtu: u16) -> Option<()> {
     let window = SkbWindow(ctx);
     let l3 = link.header_len();
     let asked = window.read::<Ipv4Hdr>(l3)?;
     let quoted = window.read::<[u32; QUOTED_WORDS]>(l3)?;
-    let len = (l3 + ANSWER_LEN) as u32;
-    // SAFETY: the context is valid as long as the program runs, and what was read is not looked at again.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, len, 0) } != 0 || ctx.pull_data(len).is_err() {
-        return None;
-    }
+    turn(ctx, link, ANSWER_LEN)?;
 
-    if matches!(link, Link::Ethernet) {
-        let eth = window.read::<EthHdr>(0)?;
-        let back = EthHdr { destination: eth.source, source: eth.destination, ether_type: ETHERTYPE_IPV4.to_be() };
-        window.write(0, back)?;
-    }
     let ip = Ipv4Hdr {
         version_ihl: 0x45,
         tos: TYPE_OF_SERVICE,
         total_len: (ANSWER_LEN as u16).to_be(),
         id: 0,
         fragment: DO_NOT_FRAGMENT.to_be(),
-        ttl: 64,
+        ttl: HOPS,
         protocol: IcmpHdr::PROTOCOL,
         check: 0,
         source: from,
@@ -136,9 +178,47 @@ fn answer(ctx: &TcContext, link: Link, from: u32, mtu: u16) -> Option<i32> {
     let first = u32::from_ne_bytes([kind, code, 0, 0]);
     let check = Delta::sum(&[first, u32::from(mtu) << 16]).and(Delta::sum(&quoted)).apply(0);
     window.write(l3 + IPV4_MIN_LEN, IcmpHdr { kind, code, check, rest: [0, mtu] })?;
-    window.write(l3 + IPV4_MIN_LEN + ICMP_LEN, quoted)?;
-    // SAFETY: the context is valid as long as the program runs; the helper takes numbers only.
-    Some(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 })
+    window.write(l3 + IPV4_MIN_LEN + ICMP_LEN, quoted)
+}
+
+/// The same for IPv6.
+#[inline(never)]
+fn answer_v6<const QUOTED: usize>(ctx: &TcContext, link: Link, from: &Address, mtu: u16) -> bool {
+    try_answer_v6::<QUOTED>(ctx, link, from, mtu).is_some()
+}
+
+#[inline(always)]
+fn try_answer_v6<const QUOTED: usize>(ctx: &TcContext, link: Link, from: &Address, mtu: u16) -> Option<()> {
+    let window = SkbWindow(ctx);
+    let l3 = link.header_len();
+    let destination = window.read::<Ipv6Hdr>(l3)?.source;
+    let quoted = window.read::<[u32; QUOTED]>(l3)?;
+    let payload_len = (ICMP_LEN + QUOTED * 4) as u16;
+    turn(ctx, link, IPV6_LEN + ICMP_LEN + QUOTED * 4)?;
+
+    let ip = Ipv6Hdr {
+        version_class_label: (6_u32 << 28).to_be(),
+        payload_len: payload_len.to_be(),
+        next: IcmpHdr::PROTOCOL_V6,
+        hop_limit: HOPS,
+        source: from.v6_wire(),
+        destination,
+    };
+    window.write(l3, ip)?;
+
+    let kind = match mtu {
+        0 => IcmpHdr::TIME_EXCEEDED_V6,
+        _ => IcmpHdr::TOO_BIG_V6,
+    };
+    let mtu = mtu.to_be();
+    let pseudo_header = Delta::sum(&[u32::from(payload_len).to_be(), u32::from(IcmpHdr::PROTOCOL_V6).to_be()])
+        .and(Delta::sum(&ip.source))
+        .and(Delta::sum(&ip.destination));
+    let first = u32::from_ne_bytes([kind, 0, 0, 0]);
+    let message = Delta::sum(&[first, u32::from(mtu) << 16]).and(Delta::sum(&quoted));
+    let check = pseudo_header.and(message).apply(0);
+    window.write(l3 + IPV6_LEN, IcmpHdr { kind, code: 0, check, rest: [0, mtu] })?;
+    window.write(l3 + IPV6_LEN + ICMP_LEN, quoted)
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 mod answer;
 mod atomic;
+mod cb;
 mod maps;
 mod slow;
 mod sock_connect;

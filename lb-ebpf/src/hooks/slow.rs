@@ -8,18 +8,19 @@ use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use lb_ebpf::{
     abi::{FlowKey, FragmentEntry, Port, Proto},
     nat,
-    packet::{Headers, PacketWindow as _},
+    packet::{Headers, Network, PacketWindow as _, Part},
     pipeline,
     tables::Tables as _,
     verdict::{DropReason, PassReason, Verdict},
-    wire::Ipv4Hdr,
+    wire::ExtensionHdr,
 };
 
 use super::{
     answer,
+    cb::Word,
     maps::KernelTables,
     now, tc_action,
-    tc_ingress::{self, FAILED},
+    tc_ingress::{self, FAILED, tell_sum},
     tc_reply,
     window::{Link, SkbWindow},
 };
@@ -33,9 +34,8 @@ pub enum Door {
     Reply,
 }
 
-/// What is left to be done when the usual way has ended. Told by a word of the socket buffer that belongs to the program
-/// (`cb`), not by what a function returns: the verifier would know that value, and follow each of them through the whole
-/// program.
+/// What is left to be done when the usual way has ended. Told by a word of the socket buffer, not by what a function
+/// returns: the verifier would know that value, and follow each of them through the whole program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Detour(u32);
 
@@ -60,16 +60,14 @@ impl Detour {
     /// Asks for a detour, for now; returns the action that stands if nothing comes of it.
     #[inline(always)]
     pub fn take(self, ctx: &TcContext) -> i32 {
-        // SAFETY: the context is valid as long as the program runs.
-        unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).cb[0], self.0) };
+        Word::Detour.write(ctx, self.0);
         TC_ACT_SHOT as i32
     }
 
     /// Returns which one was asked for.
     #[inline(always)]
     fn taken(ctx: &TcContext) -> Self {
-        // SAFETY: as above.
-        Self(unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).cb[0]) })
+        Self(Word::Detour.read(ctx))
     }
 
     /// Takes the detour that a verdict of the parser asks for.
@@ -91,7 +89,8 @@ impl Detour {
 pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32) -> i32 {
     SkbWindow(ctx).gather(link);
     Detour::NONE.take(ctx);
-    if is_first_fragment(ctx, link) {
+    Word::Fragment.write(ctx, 0);
+    if may_be_first_fragment(ctx, link) {
         prepare(ctx, link);
     }
     let action = usual();
@@ -107,12 +106,21 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
     }
 }
 
-/// Returns whether others of its datagram follow a packet, and none went before.
+/// Returns whether others of its datagram may follow a packet, and none went before: those of IPv4 do.
 #[inline(always)]
-pub fn is_first_fragment(ctx: &TcContext, link: Link) -> bool {
-    const FRAGMENT: usize = core::mem::offset_of!(Ipv4Hdr, fragment);
-    let word = SkbWindow(ctx).read::<u16>(link.header_len() + FRAGMENT);
-    word.is_some_and(|word| u16::from_be(word) & 0x3fff == 0x2000)
+fn may_be_first_fragment(ctx: &TcContext, link: Link) -> bool {
+    // Version and lengths; then the fragment field of IPv4, or what follows the header of IPv6.
+    let Some([first, second]) = SkbWindow(ctx).read::<[u32; 2]>(link.header_len()) else { return false };
+    match first.to_ne_bytes()[0] >> 4 {
+        6 => ExtensionHdr::is_followed(second.to_ne_bytes()[2]),
+        _ => u32::from_be(second) & 0x3fff == 0x2000,
+    }
+}
+
+/// Returns whether a packet is noted as a first fragment.
+#[inline(always)]
+pub fn is_first_fragment(ctx: &TcContext) -> bool {
+    Word::Fragment.read(ctx) != 0
 }
 
 /// Notes what a first fragment is known by while it still has the addresses by which it came.
@@ -120,12 +128,14 @@ pub fn is_first_fragment(ctx: &TcContext, link: Link) -> bool {
 fn prepare(ctx: &TcContext, link: Link) {
     let window = SkbWindow(ctx);
     if let Ok(network) = window.network(link)
-        && let (Some(key), Ok(packet)) = (network.fragment_key(), Headers::parse_transport(&window, &network))
+        && matches!(network.part, Part::First)
+        && let (Some(key), Ok(packet)) = (network.fragment_key(&window), Headers::parse_transport(&window, &network))
         && let Some(scratch) = KernelTables.scratch()
     {
         let first = scratch.first_fragment();
         first.key = key;
         first.flow = packet.key;
+        Word::Fragment.write(ctx, 1);
     }
 }
 
@@ -147,34 +157,36 @@ fn fragment(ctx: &TcContext, link: Link, door: Door) -> i32 {
 fn try_fragment(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict> {
     let window = SkbWindow(ctx);
     let network = window.network(link).map_err(Verdict::Pass)?;
-    let Some(key) = network.fragment_key() else { return Err(Verdict::Pass(PassReason::Fragment)) };
+    let Some(key) = network.fragment_key(&window) else { return Err(Verdict::Pass(PassReason::Fragment)) };
     let arrival = window.arrival_of_one();
     match door {
         Door::Front => {
             let (first, backend) = pipeline::ingress_fragment(&key, arrival, &KernelTables)?;
-            rewrite(ctx, &network.ip, network.l3, first)?;
+            rewrite(ctx, &network, first)?;
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
             let first = pipeline::egress_fragment(&key, arrival, &KernelTables)?;
-            rewrite(ctx, &network.ip, network.l3, first)?;
+            rewrite(ctx, &network, first)?;
             tc_reply::send(ctx, link, first.ifindex)
         }
     }
 }
 
 #[inline(always)]
-fn rewrite(ctx: &TcContext, ip: &Ipv4Hdr, l3: usize, first: &FragmentEntry) -> Result<(), Verdict> {
-    if pipeline::is_at_its_end(ip.ttl) {
+fn rewrite(ctx: &TcContext, network: &Network, first: &FragmentEntry) -> Result<(), Verdict> {
+    if pipeline::is_at_its_end(network.ttl) {
         // Nothing is said about later fragments (RFC 1812, 4.3.2.7).
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
     let none = Port::new(0);
     // Ports and protocol do not count here.
-    let from = FlowKey::new(ip.source(), none, ip.destination(), none, Proto::Udp);
+    let (source, destination) = network.addresses(&SkbWindow(ctx)).ok_or(FAILED)?;
+    let from = FlowKey::new(source, none, destination, none, Proto::Udp);
     let to = FlowKey::new(first.source, none, first.destination, none, Proto::Udp);
-    let change = nat::Change::between(&from, &to).addresses;
-    nat::apply_network(&SkbWindow(ctx), l3, &to, change).ok_or(FAILED)
+    let header = nat::apply_network(&SkbWindow(ctx), (network.version, network.l3), &from, &to).ok_or(FAILED)?;
+    tell_sum(ctx, header);
+    Ok(())
 }
 
 #[inline(never)]
@@ -191,12 +203,12 @@ fn try_error(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict> {
     match door {
         Door::Front => {
             let (to, backend) = pipeline::ingress_error(&error, arrival, &KernelTables)?;
-            error.apply(&SkbWindow(ctx), &to).ok_or(FAILED)?;
+            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to).ok_or(FAILED)?);
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
             let (to, ifindex) = pipeline::egress_error(&error, arrival, &KernelTables)?;
-            error.apply(&SkbWindow(ctx), &to).ok_or(FAILED)?;
+            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to).ok_or(FAILED)?);
             tc_reply::send(ctx, link, ifindex)
         }
     }

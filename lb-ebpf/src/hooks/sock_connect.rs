@@ -2,7 +2,7 @@
 //!
 //! An unconnected UDP socket is led datagram by datagram, to one backend as long as its flow lives. The process goes on
 //! seeing the frontend: as its peer, and as the sender of answers. Sockets of IPv6 that speak to an IPv4 address mapped
-//! into IPv6 are led alike; what they send without a connection passes the IPv4 hook, as the kernel has it.
+//! into IPv6 are led alike; what they send there without a connection passes the IPv4 hook, as the kernel has it.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -34,8 +34,8 @@ const CHOICES: u32 = 4;
 #[derive(Clone, Copy)]
 enum Family {
     V4,
-    /// Mapped into IPv6, RFC 4291, 2.5.5.2.
-    Mapped,
+    /// As an IPv6 address, which may be an IPv4 one mapped into IPv6 (RFC 4291, 2.5.5.2).
+    V6,
 }
 
 #[cgroup_sock_addr(connect4)]
@@ -46,7 +46,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Family::Mapped);
+    connect(&ctx, Family::V6);
     PROCEED
 }
 
@@ -54,7 +54,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 fn connect(ctx: &SockAddrContext, family: Family) {
     let Some(wanted) = peer(ctx, family) else { return };
     let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
-    match reachable(ctx).and_then(|()| lead(frontend, wanted)) {
+    match reachable(ctx, &wanted).and_then(|()| lead(frontend, wanted)) {
         Ok(flow) => {
             count_connection(&flow);
             if LOCAL_FLOWS.insert(cookie(ctx), flow, BPF_ANY.into()).is_err() {
@@ -68,9 +68,21 @@ fn connect(ctx: &SockAddrContext, family: Family) {
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    let Some(wanted) = peer(&ctx, Family::V4) else { return PROCEED };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
-    let key = LocalKey::datagrams(cookie(&ctx), wanted);
+    send(&ctx, Family::V4);
+    PROCEED
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    send(&ctx, Family::V6);
+    PROCEED
+}
+
+#[inline(always)]
+fn send(ctx: &SockAddrContext, family: Family) {
+    let Some(wanted) = peer(ctx, family) else { return };
+    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
+    let key = LocalKey::datagrams(cookie(ctx), wanted);
     // SAFETY: an entry of another flow, put in its place meanwhile, is told by where that one wanted to go.
     if let Some(flow) = unsafe { LOCAL_DATAGRAMS.get(key) }.copied()
         && flow.wanted == wanted
@@ -79,21 +91,20 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
         let idle = now().saturating_sub(flow.last_seen);
         if idle <= KernelTables.lifetime_ns(State::UdpReplied) {
             if idle >= TOUCH_NS {
-                remember(&ctx, &LocalFlow { last_seen: now(), ..flow });
+                remember(ctx, &LocalFlow { last_seen: now(), ..flow });
             }
-            set_peer(&ctx, Family::V4, &flow.given);
-            return PROCEED;
+            set_peer(ctx, family, &flow.given);
+            return;
         }
     }
-    match reachable(&ctx).and_then(|()| lead_alone(&ctx, frontend, wanted)) {
+    match reachable(ctx, &wanted).and_then(|()| lead_alone(ctx, frontend, wanted)) {
         Ok(flow) => {
             count_connection(&flow);
-            remember(&ctx, &flow);
-            set_peer(&ctx, Family::V4, &flow.given);
+            remember(ctx, &flow);
+            set_peer(ctx, family, &flow.given);
         }
         Err(reason) => maps::count_atomically(reason.index()),
     }
-    PROCEED
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -104,7 +115,7 @@ pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    receive(&ctx, Family::Mapped);
+    receive(&ctx, Family::V6);
     PROCEED
 }
 
@@ -126,7 +137,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    show_peer(&ctx, Family::Mapped);
+    show_peer(&ctx, Family::V6);
     PROCEED
 }
 
@@ -207,9 +218,9 @@ fn restore(ctx: &SockAddrContext, family: Family, flow: Option<&LocalFlow>, show
     }
 }
 
-/// Returns whether the socket can reach a backend.
+/// Returns whether the socket can reach a backend of the family of what it wanted to reach.
 #[inline(always)]
-fn reachable(ctx: &SockAddrContext) -> Result<(), PassReason> {
+fn reachable(ctx: &SockAddrContext, wanted: &Endpoint) -> Result<(), PassReason> {
     // SAFETY: the context is valid as long as the program runs.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: only whether there is an entry counts.
@@ -225,7 +236,14 @@ fn reachable(ctx: &SockAddrContext) -> Result<(), PassReason> {
         if (&raw const (*sk).bound_dev_if).read_volatile() != 0 {
             return Err(PassReason::DeviceBound);
         }
-        if (&raw const (*sk).src_ip4).read_volatile().to_ne_bytes()[0] == 127 {
+        // A socket that is bound to an IPv6 address has one of 127.0.0.0/8 here, too (`LOOPBACK4_IPV6` of the kernel).
+        let bound_to_loopback = if wanted.address.is_v4() {
+            (&raw const (*sk).src_ip4).read_volatile().to_ne_bytes()[0] == 127
+        } else {
+            let words: *const u32 = (&raw const (*sk).src_ip6).cast();
+            [0, 1, 2, 3].map(|place| words.add(place).read_volatile()) == Address::LOOPBACK_V6.v6_wire()
+        };
+        if bound_to_loopback {
             return Err(PassReason::LoopbackBound);
         }
     }
@@ -243,13 +261,13 @@ fn peer(ctx: &SockAddrContext, family: Family) -> Option<Endpoint> {
     let address = match family {
         // SAFETY: as above.
         Family::V4 => Address::from_v4_wire(unsafe { (&raw const (*at).user_ip4).read_volatile() }),
-        Family::Mapped => {
+        Family::V6 => {
             let mut words = [0; 4];
             for (place, word) in words.iter_mut().enumerate() {
                 // SAFETY: as above.
                 *word = unsafe { (&raw const (*at).user_ip6[place]).read_volatile() };
             }
-            Address::from_mapped_wire(words)?
+            Address::from_v6_wire(words)
         }
     };
     Some(Endpoint::new(address, Port::from_wire(port as u16), proto))
@@ -258,12 +276,15 @@ fn peer(ctx: &SockAddrContext, family: Family) -> Option<Endpoint> {
 /// Changes the address in the system call.
 #[inline(always)]
 fn set_peer(ctx: &SockAddrContext, family: Family, to: &Endpoint) {
-    // SAFETY: the context is valid as long as the program runs; its fields are written one by one, whole. Of a mapped
-    // address, only the last word differs.
+    // SAFETY: the context is valid as long as the program runs; its fields are written one by one, whole.
     unsafe {
         match family {
             Family::V4 => (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(to.address.v4_wire()),
-            Family::Mapped => (&raw mut (*ctx.sock_addr).user_ip6[3]).write_volatile(to.address.v4_wire()),
+            Family::V6 => {
+                for (place, word) in to.address.v6_wire().into_iter().enumerate() {
+                    (&raw mut (*ctx.sock_addr).user_ip6[place]).write_volatile(word);
+                }
+            }
         }
         (&raw mut (*ctx.sock_addr).user_port).write_volatile(u32::from(to.port.wire()));
     }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK},
-    helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head},
+    helpers::{bpf_csum_update, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head},
     macros::classifier,
     programs::TcContext,
 };
@@ -13,7 +13,7 @@ use lb_ebpf::{
     packet::{Headers, PacketWindow as _},
     pipeline::{self, ToBackend},
     verdict::{DropReason, Verdict},
-    wire::{ETH_LEN, ETHERTYPE_IPV4, EthHdr},
+    wire::{ETH_LEN, EthHdr},
 };
 
 use super::{
@@ -65,7 +65,7 @@ fn try_forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         return Ok(Detour::too_big(mtu).take(ctx));
     }
     rewrite(ctx, &packet, &to)?;
-    if slow::is_first_fragment(ctx, link) {
+    if slow::is_first_fragment(ctx) {
         Detour::FIRST_FRAGMENT.take(ctx);
     }
     let action = send(ctx, link, backend)?;
@@ -87,24 +87,30 @@ pub fn send(ctx: &TcContext, link: Link, backend: &Backend) -> Result<i32, Verdi
 #[inline(always)]
 fn address(ctx: &TcContext, link: Link, backend: &Backend) -> Result<(), Verdict> {
     match backend.hand_off() {
-        HandOff::Peer | HandOff::Neighbour => {
-            write_link(ctx, link, EthHdr { destination: backend.mac, source: backend.source_mac, ..IPV4_FRAME })
-        }
+        HandOff::Peer | HandOff::Neighbour => write_link(ctx, link, [backend.mac, backend.source_mac]),
         HandOff::Routing => Ok(()),
     }
 }
 
-/// A link header of which only the addresses are to be filled in.
-pub const IPV4_FRAME: EthHdr = EthHdr { destination: [0; 6], source: [0; 6], ether_type: ETHERTYPE_IPV4.to_be() };
-
-/// Gives a packet a link header, where it has none to be overwritten: what redirects to an Ethernet device wants one.
+/// Writes destination and source of the link header, and makes one where there is none: what redirects to an Ethernet
+/// device wants one.
 #[inline(always)]
-pub fn write_link(ctx: &TcContext, link: Link, header: EthHdr) -> Result<(), Verdict> {
-    // SAFETY: the context is valid as long as the program runs.
-    if matches!(link, Link::None) && unsafe { bpf_skb_change_head(ctx.skb.skb, ETH_LEN as u32, 0) } != 0 {
-        return Err(FAILED);
-    }
-    SkbWindow(ctx).write(0, header).ok_or(FAILED)
+pub fn write_link(ctx: &TcContext, link: Link, addresses: [[u8; 6]; 2]) -> Result<(), Verdict> {
+    let window = SkbWindow(ctx);
+    let written = match link {
+        Link::Ethernet => window.write(0, addresses),
+        Link::None => {
+            let [destination, source] = addresses;
+            // SAFETY: the context is valid as long as the program runs.
+            let ether_type = unsafe { (*ctx.skb.skb).protocol as u16 };
+            // SAFETY: as above.
+            if unsafe { bpf_skb_change_head(ctx.skb.skb, ETH_LEN as u32, 0) } != 0 {
+                return Err(FAILED);
+            }
+            window.write(0, EthHdr { destination, source, ether_type })
+        }
+    };
+    written.ok_or(FAILED)
 }
 
 /// Writes other addresses and ports. The kernel's helpers change the checksum of TCP and UDP, because only the kernel
@@ -112,6 +118,7 @@ pub fn write_link(ctx: &TcContext, link: Link, header: EthHdr) -> Result<(), Ver
 #[inline(always)]
 pub fn rewrite(ctx: &TcContext, packet: &Headers, to: &FlowKey) -> Result<(), Verdict> {
     let Some(change) = nat::apply_headers(&SkbWindow(ctx), packet, to) else { return Err(FAILED) };
+    tell_sum(ctx, change.header);
     let (check, flags) = match packet.proto {
         Proto::Tcp => (packet.l4 + nat::TCP_CHECK, 0),
         Proto::Udp => (packet.l4 + nat::UDP_CHECK, u64::from(BPF_F_MARK_MANGLED_0)),
@@ -121,6 +128,17 @@ pub fn rewrite(ctx: &TcContext, packet: &Headers, to: &FlowKey) -> Result<(), Ve
         replace(ctx, check, change.ports, flags).ok_or(FAILED)?;
     }
     Ok(())
+}
+
+/// Tells the kernel what a changed header adds to the sum over the whole packet that the device may have given it
+/// (`CHECKSUM_COMPLETE`): by IPv6 alone, whose header has no checksum that would make up for it. By a changed pseudo-header,
+/// `bpf_l4_csum_replace` takes as much off as if there were one.
+#[inline(always)]
+pub fn tell_sum(ctx: &TcContext, header: Delta) {
+    if header != Delta::ZERO {
+        // SAFETY: the context is valid as long as the program runs.
+        let _there_is_none = unsafe { bpf_csum_update(ctx.skb.skb, header.wsum()) };
+    }
 }
 
 /// `bpf_l4_csum_replace` with size zero takes a difference instead of two values.

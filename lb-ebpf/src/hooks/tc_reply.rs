@@ -11,7 +11,7 @@ use super::{
     maps::KernelTables,
     slow::{self, Detour, Door},
     tc_action,
-    tc_ingress::{IPV4_FRAME, rewrite, write_link},
+    tc_ingress::{rewrite, write_link},
     trace,
     window::{Link, SkbWindow},
 };
@@ -47,7 +47,7 @@ fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         return Ok(Detour::too_big(mtu).take(ctx));
     }
     rewrite(ctx, &packet, &to)?;
-    if slow::is_first_fragment(ctx, link) {
+    if slow::is_first_fragment(ctx) {
         Detour::FIRST_FRAGMENT.take(ctx);
     }
     let action = send(ctx, link, ifindex)?;
@@ -63,7 +63,7 @@ fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
 #[inline(always)]
 pub fn send(ctx: &TcContext, link: Link, ifindex: u32) -> Result<i32, Verdict> {
     if matches!(link, Link::None) {
-        write_link(ctx, link, IPV4_FRAME)?;
+        write_link(ctx, link, [[0; 6]; 2])?;
     }
     // SAFETY: no parameters are passed, so the kernel looks up route and neighbour, and writes the link header.
     Ok(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 })

@@ -9,14 +9,22 @@ use lb_ebpf::packet::Headers;
 pub fn packet<C: EbpfContext>(ctx: &C, packet: &Headers, action: u32) {
     aya_log_ebpf::info!(
         ctx,
-        "{:i}:{} > {:i}:{} flags {:x}: action {}",
-        u32::from_be(packet.key.source.v4_wire()),
+        "{:i} {} > {:i} {} flags {:x}: action {}",
+        bytes(packet.key.source),
         packet.key.source_port.number(),
-        u32::from_be(packet.key.destination.v4_wire()),
+        bytes(packet.key.destination),
         packet.key.destination_port.number(),
         packet.flags.0,
         action
     );
+}
+
+/// Returns an address as the log takes it; IPv4 is shown as it is mapped.
+#[cfg(feature = "log")]
+#[inline(always)]
+fn bytes(address: lb_ebpf::abi::Address) -> [u8; 16] {
+    // SAFETY: both are sixteen bytes of which every pattern is valid.
+    unsafe { core::mem::transmute(address.v6_wire()) }
 }
 
 /// Says nothing, and costs nothing.

@@ -8,21 +8,25 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     icmp::IcmpError,
-    packet::{Headers, Network, PacketWindow},
+    packet::{Chain, Headers, MAX_EXTENSIONS_LEN, Network, PacketWindow},
     pipeline::Arrival,
     verdict::PassReason,
-    wire::{ETH_LEN, EthHdr, ICMP_LEN, IPV4_MIN_LEN, TCP_MIN_LEN},
+    wire::{ETH_LEN, EthHdr, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, TCP_MIN_LEN},
 };
 
-use super::{now, now_for};
+use super::{cb::Word, now, now_for};
 
-/// Headers without options, behind an Ethernet header.
+/// Headers of IPv4 without options, behind an Ethernet header.
 const USUAL_LEN: usize = ETH_LEN + IPV4_MIN_LEN + TCP_MIN_LEN;
-/// Headers with as many IP options as there can be, behind an Ethernet header.
-const LONGEST_LEN: u32 = (ETH_LEN + 60 + TCP_MIN_LEN) as u32;
+/// Headers of IPv6 without extensions, behind an Ethernet header.
+const USUAL_LEN_V6: usize = ETH_LEN + IPV6_LEN + TCP_MIN_LEN;
+/// Headers of IPv4 with as many options as there can be, behind an Ethernet header; those of IPv6 without extensions.
+const LONGEST_LEN: usize = ETH_LEN + 60 + TCP_MIN_LEN;
+/// What the first byte of an IPv4 header without options says.
+const USUAL_FIRST: u8 = 0x45;
 
-/// An ICMP error, and the headers of a segment inside, with as many options as there can be.
-const LONGEST_ERROR_LEN: u32 = (ETH_LEN + 60 + ICMP_LEN + 60 + TCP_MIN_LEN) as u32;
+/// An ICMP error, and the headers of a segment inside, with as many options as there can be, or as is usual for IPv6.
+const LONGEST_ERROR_LEN: usize = ETH_LEN + 60 + ICMP_LEN + 60 + TCP_MIN_LEN;
 
 /// What stands in front of the network header.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +65,29 @@ unsafe impl PacketWindow for SkbWindow<'_> {
     fn frame_len(&self) -> usize {
         self.0.len() as usize
     }
+    #[inline(always)]
+    fn chain(&self, from: usize, first: u8) -> Result<Chain, PassReason> {
+        follow(self.0, from, first);
+        Chain::from_words([Word::Chain.read(self.0), Word::ChainId.read(self.0)])
+    }
 }
+
+/// Follows extension headers. Like a [`Detour`](super::slow::Detour), what is found is told by the socket buffer: the
+/// verifier knows it for some number or other, and follows all that comes after once, not for each length.
+#[inline(never)]
+fn follow(ctx: &TcContext, from: usize, first: u8) {
+    let window = SkbWindow(ctx);
+    // Neither is known to the verifier where a packet is about another.
+    let from = from & MOST_FROM;
+    window.pull(from + MAX_EXTENSIONS_LEN + TCP_MIN_LEN);
+    let [word, id] = Chain::words(&Chain::follow(&window, from, first));
+    Word::Chain.write(ctx, word);
+    Word::ChainId.write(ctx, id);
+}
+
+/// More than where extension headers can begin: in an ICMPv6 error, behind the longest ones outside.
+const MOST_FROM: usize = 0x3ff;
+const _: () = assert!(ETH_LEN + 2 * IPV6_LEN + 2 * MAX_EXTENSIONS_LEN + ICMP_LEN < MOST_FROM);
 
 /// Reads an address from the context. The field has 32 bits, and what the program gets from it has 64: were it read as a
 /// word, the compiler might extend it later, and the verifier would take it for a number.
@@ -84,21 +110,26 @@ impl SkbWindow<'_> {
         if unsafe { (*self.0.skb.skb).vlan_present } != 0 {
             return Err(PassReason::Vlan);
         }
-        Headers::parse_transport(self, &self.network(link)?)
+        let network = self.network(link)?;
+        let l4 = Word::Transport.veil(self.0, network.l4 as u32) as usize & MOST_FROM;
+        Headers::parse_transport(self, &Network { l4, ..network })
     }
 
     /// Brings the headers into the linear part where they are not.
     #[inline(always)]
     pub fn gather(&self, link: Link) {
-        if self.start() + USUAL_LEN > self.end() || self.has_options(link) {
+        if self.start() + USUAL_LEN > self.end() || self.has_longer_header(link) {
             self.pull(LONGEST_LEN);
         }
     }
 
-    /// Returns whether the IP header is not as short as it can be.
+    /// Returns whether the IP header is not as short as it can be, or is one of IPv6 whose segment may not be there.
     #[inline(always)]
-    fn has_options(&self, link: Link) -> bool {
-        self.read::<u16>(link.header_len()).is_some_and(|word| u16::from_be(word) >> 8 & 0x0f != 5)
+    fn has_longer_header(&self, link: Link) -> bool {
+        match self.read::<u8>(link.header_len()) {
+            Some(USUAL_FIRST) | None => false,
+            Some(first) => first >> 4 != 6 || self.start() + USUAL_LEN_V6 > self.end(),
+        }
     }
 
     /// Reads an ICMP error, after bringing it into the linear part.
@@ -119,12 +150,15 @@ impl SkbWindow<'_> {
         Network::parse(self, link.header_len(), ether_type)
     }
 
-    /// Makes the linear part long enough for headers of so many bytes; returns whether it grew.
+    /// Makes the linear part long enough for headers of so many bytes, or for all that there is.
     #[inline(always)]
-    fn pull(&self, longest: u32) -> bool {
-        let linear = self.end() - self.start();
-        let len = self.0.len();
-        linear < len as usize && self.0.pull_data(if len < longest { len } else { longest }).is_ok()
+    fn pull(&self, longest: usize) {
+        let (linear, len) = (self.end() - self.start(), self.0.len() as usize);
+        let wanted = if len < longest { len } else { longest };
+        if linear < wanted {
+            // Without memory for it, what is missing is found to be missing.
+            let _no_memory = self.0.pull_data(wanted as u32);
+        }
     }
 
     /// Returns by which device a packet came, how much it is, and when. For those whose length is theirs on the wire.
@@ -161,5 +195,10 @@ unsafe impl PacketWindow for XdpWindow<'_> {
     #[inline(always)]
     fn frame_len(&self) -> usize {
         self.0.data_end() - self.0.data()
+    }
+    /// Leaves packets with extension headers to TC, as all that is seldom.
+    #[inline(always)]
+    fn chain(&self, _from: usize, _first: u8) -> Result<Chain, PassReason> {
+        Err(PassReason::Extensions)
     }
 }

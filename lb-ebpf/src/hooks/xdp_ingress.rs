@@ -13,10 +13,9 @@ use aya_ebpf::{
 use lb_ebpf::{
     abi::{BackendId, HandOff},
     nat,
-    packet::{Headers, PacketWindow as _},
+    packet::{Headers, Network, PacketWindow as _, Part},
     pipeline::{self, Arrival, ToBackend},
     verdict::{DropReason, PassReason, Verdict},
-    wire::Ipv4Hdr,
 };
 
 use super::{Note, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
@@ -26,12 +25,13 @@ const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
-    let verdict = match Headers::parse(&XdpWindow(&ctx)) {
+    let verdict = match parse(&ctx) {
         // What needs more than other addresses is TC's, which sees it next.
-        Ok(packet) if is_fragment(&ctx, &packet) || packet.ttl <= 1 => return xdp_action::XDP_PASS,
+        Ok((Part::First | Part::Later, _)) => return xdp_action::XDP_PASS,
+        Ok((Part::Whole, packet)) if packet.ttl <= 1 => return xdp_action::XDP_PASS,
         // First of all, before anything is counted or begun: without room for a note, the whole work is TC's.
         Ok(_) if !make_room(&ctx) => Verdict::Pass(PassReason::NoMetadata),
-        Ok(packet) => match forward(&ctx, &packet) {
+        Ok((Part::Whole, packet)) => match forward(&ctx, &packet) {
             Ok(Sent::WithNote) => return xdp_action::XDP_PASS,
             Ok(Sent::Without(action)) => {
                 take_room_back(&ctx);
@@ -47,10 +47,12 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     super::xdp_action(verdict)
 }
 
-/// Returns whether others of its datagram follow a packet.
+/// Reads the headers of a packet, and whether others of its datagram follow it.
 #[inline(always)]
-fn is_fragment(ctx: &XdpContext, packet: &Headers) -> bool {
-    XdpWindow(ctx).read::<Ipv4Hdr>(packet.l3).is_none_or(|ip| ip.is_fragment())
+fn parse(ctx: &XdpContext) -> Result<(Part, Headers), PassReason> {
+    let window = XdpWindow(ctx);
+    let network = Network::of_frame(&window)?;
+    Ok((network.part, Headers::parse_transport(&window, &network)?))
 }
 
 /// What became of a packet that goes to a backend.

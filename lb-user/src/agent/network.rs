@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -30,7 +30,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 pub struct Network {
     uplinks: Vec<Link>,
     bridges: Vec<Bridge>,
-    addresses: BTreeSet<Ipv4Addr>,
+    addresses: BTreeSet<IpAddr>,
     existing: BTreeMap<u32, String>,
     problems: Vec<String>,
 }
@@ -58,8 +58,8 @@ impl Network {
         let existing = links.all().await?;
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
-            let backends: Vec<Ipv4Addr> =
-                config.services.iter().flat_map(Service::static_backends).map(|backend| *backend.ip()).collect();
+            let backends: Vec<IpAddr> =
+                config.services.iter().flat_map(Service::static_backends).map(SocketAddr::ip).collect();
             links.uplinks(&backends).await?
         } else {
             let mut named = Vec::new();
@@ -179,7 +179,7 @@ impl Network {
                 service: service.name.to_string(),
                 name: publish.name(),
                 proto: publish.proto,
-                addresses: loader::answering(publish.addr, publish.port.get(), &self.addresses),
+                addresses: loader::answering(publish.at, publish.port.get(), &self.addresses),
                 guard: service.guard.clone(),
             })
             .collect()

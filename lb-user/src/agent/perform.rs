@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use super::{Agent, Answer, Service, chain};
 use crate::{
-    config::{ServiceName, Source, publish::Proto},
-    control::{Command, ContainerId, Event, Publication},
+    config::{Publish, ServiceName, Source, publish::Proto},
+    control::{Addresses, Command, ContainerId, Event, Publication},
     datapath::{
         DatapathError,
         links::{self, Belief, Links},
@@ -33,7 +33,7 @@ pub struct Places {
 
 #[derive(Debug, Default)]
 struct Place {
-    address: Option<IpAddr>,
+    address: Option<Addresses>,
     way: Option<Way>,
     /// When the way was found last; nothing if it may be another by now.
     found: Option<Instant>,
@@ -44,16 +44,18 @@ impl Places {
     pub fn adopt(&mut self, registry: &Registry, service: &str) {
         for backend in registry.backends_of(service) {
             let place = self.of.entry(backend.container.clone()).or_default();
-            place.address = Some((*backend.endpoint.ip()).into());
+            let address = Addresses::from(backend.endpoint.ip());
+            place.address = Some(place.address.map_or(address, |others| others.or(address)));
             place.way = Some(backend.way.clone());
         }
     }
 
-    /// Notes an address.
-    pub fn located(&mut self, id: &ContainerId, address: IpAddr) {
+    /// Notes addresses. Of those by which a former agent knew a container, they may be more.
+    pub fn located(&mut self, id: &ContainerId, address: Addresses) {
         let place = self.of.entry(id.clone()).or_default();
-        if place.address != Some(address) {
-            *place = Place { address: Some(address), ..Place::default() };
+        match place.address {
+            Some(known) if known.are_of(&address) => place.address = Some(address),
+            Some(_) | None => *place = Place { address: Some(address), ..Place::default() },
         }
     }
 
@@ -224,12 +226,12 @@ impl Agent {
             None => Trust::None,
         };
         let endpoints = address.map(|address| service.probed_endpoints(&id, address)).unwrap_or_default();
+        let address = address.and_then(|address| address.first());
         let (links, check, answers) = (self.links.clone(), service.config.health.clone(), self.answers.clone());
         let name = name.clone();
         tokio::spawn(async move {
             let outcome = match address {
-                Some(IpAddr::V4(address)) => examine(address, trust, &endpoints, &links, &check).await,
-                Some(IpAddr::V6(address)) => Err(format!("{address}: IPv6 backends are not supported yet")),
+                Some(address) => examine(address, trust, &endpoints, &links, &check).await,
                 None => Err("it has no address".to_owned()),
             };
             let _nobody_listens = answers.send(Answer::Probed { service: name, id, outcome });
@@ -251,33 +253,37 @@ impl Service {
         let way = place.and_then(|place| place.way.clone()).ok_or_else(|| format!("{id}: no way is known"))?;
         let mut endpoints = BTreeMap::new();
         for publish in &self.config.frontends {
-            endpoints.insert(publish.name(), self.endpoint(id, address, publish.container_port.map(Into::into))?);
+            if let Some(endpoint) = self.endpoint(id, address, publish)? {
+                endpoints.insert(publish.name(), endpoint);
+            }
         }
         if !self.leaving.is_empty()
             && let Some(held) = registry.member(self.config.name.as_str(), id)
         {
             endpoints.extend(held.endpoints.into_iter().filter(|(frontend, _)| self.leaving.contains_key(frontend)));
         }
+        if endpoints.is_empty() {
+            return Err(format!("{id}: no frontend has clients that could be led to {address}"));
+        }
         Ok(Member { container: id.clone(), endpoints, way })
     }
 
-    /// Returns where a backend listens for a frontend: a static backend says so itself.
-    fn endpoint(&self, id: &ContainerId, address: IpAddr, port: Option<u16>) -> Result<SocketAddrV4, String> {
-        let IpAddr::V4(address) = address else { return Err(format!("{id}: {address} is not IPv4")) };
-        match (&self.config.source, port) {
-            (Source::Docker(_), Some(port)) => Ok(SocketAddrV4::new(address, port)),
+    /// Returns where a backend listens for a frontend: a static backend says so itself. Nowhere, if it has no address of
+    /// the frontend's family.
+    fn endpoint(&self, id: &ContainerId, address: Addresses, publish: &Publish) -> Result<Option<SocketAddr>, String> {
+        let Some(address) = publish.family().and_then(|family| address.of_family(family)) else { return Ok(None) };
+        match (&self.config.source, publish.container_port) {
+            (Source::Docker(_), Some(port)) => Ok(Some(SocketAddr::new(address, port.get()))),
             (Source::Docker(_), None) | (Source::Static { .. }, _) => {
-                id.0.parse().map_err(|_| format!("{id}: no port is known"))
+                id.0.parse().map(Some).map_err(|_| format!("{id}: no port is known"))
             }
         }
     }
 
-    fn probed_endpoints(&self, id: &ContainerId, address: IpAddr) -> Vec<SocketAddr> {
+    fn probed_endpoints(&self, id: &ContainerId, address: Addresses) -> Vec<SocketAddr> {
         let tcp = self.config.frontends.iter().filter(|publish| publish.proto == Proto::Tcp);
-        let mut endpoints: Vec<SocketAddr> = tcp
-            .filter_map(|publish| self.endpoint(id, address, publish.container_port.map(Into::into)).ok())
-            .map(SocketAddr::V4)
-            .collect();
+        let mut endpoints: Vec<SocketAddr> =
+            tcp.filter_map(|publish| self.endpoint(id, address, publish).ok().flatten()).collect();
         endpoints.sort();
         endpoints.dedup();
         if matches!(self.config.health, HealthCheck::Http { .. }) {
@@ -298,7 +304,7 @@ enum Trust {
 }
 
 async fn examine(
-    address: Ipv4Addr,
+    address: IpAddr,
     trust: Trust,
     endpoints: &[SocketAddr],
     links: &Links,
@@ -316,8 +322,17 @@ async fn examine(
     Ok(way)
 }
 
-async fn find_way(address: Ipv4Addr, links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
+/// Finds the way to one address of a backend, which is the way to the other, too: they are of one network.
+async fn find_way(address: IpAddr, links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
     let path = links.resolve(address, belief).await?;
-    let host_address = links.addresses(path.l3_ifindex).await?.first().copied();
-    Ok(Way::new(path, host_address))
+    let own = links.addresses(path.l3_ifindex).await?;
+    let v4 = own.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = own.iter().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(*address),
+    });
+    Ok(Way::new(path, (v4, v6)))
 }

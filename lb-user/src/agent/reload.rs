@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{
-        Reload, RunConfig, ServiceName, Source,
+        Reload, RunConfig, Service, ServiceName, Source,
         diff::{self, Changes},
     },
     control::{ContainerId, Event},
@@ -159,12 +159,19 @@ async fn prepare(
             service.name
         ));
     }
+    for service in &mut config.services {
+        let is_it = |former: &&Service| former.name == service.name && is_network_same(former, service);
+        if let Some(former) = from.services.iter().find(is_it) {
+            // What is wrong with it is told below: it differs from what is run.
+            let _told_below = service.complete(&former.families);
+        }
+    }
     let mut changes = diff::changes(&from, &config)
         .map_err(|refusals| refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let mut providers = BTreeMap::new();
     let mut complaints = Vec::new();
     let mut left_out = BTreeSet::new();
-    for service in changes.added.iter().chain(changes.changed.iter().map(|change| &change.service)) {
+    for service in changes.added.iter_mut().chain(changes.changed.iter_mut().map(|change| &mut change.service)) {
         let former = from.services.iter().find(|former| former.name == service.name);
         let is_same = former.is_some_and(|former| match (&former.source, &service.source) {
             (Source::Docker(before), Source::Docker(after)) => {
@@ -173,11 +180,17 @@ async fn prepare(
             }
             (before, after) => before == after,
         });
-        if is_same {
-            continue;
-        }
-        match provider(&config, service, &mut fleet).await {
-            Ok(provider) => _ = providers.insert(service.name.clone(), provider),
+        let outcome: anyhow::Result<Option<Arc<dyn Provider>>> = match is_same {
+            true => service.complete(&service.families.clone()).map(|()| None).map_err(Into::into),
+            false => provider(&config, service, &mut fleet).await.map(Some),
+        };
+        match outcome {
+            Ok(provider) => {
+                providers.extend(provider.map(|provider| (service.name.clone(), provider)));
+                if let Some(wanted) = config.services.iter_mut().find(|wanted| wanted.name == service.name) {
+                    wanted.clone_from(service);
+                }
+            }
             Err(error) => {
                 let fate = if former.is_some() { "is left as it was" } else { "is not started" };
                 complaints.push(format!("service {} {fate}: {error:#}; then send SIGHUP again", service.name));
@@ -192,7 +205,16 @@ async fn prepare(
         let overlap = format!("publish {second} claims connections that {first} claims until then");
         return Err(format!("{}; {overlap}", complaints.join("; ")));
     }
+    config.check_room().map_err(|(name, error)| format!("service {name}: {error}"))?;
     Ok(Prepared { config, changes, fleet, providers, complaints })
+}
+
+/// Returns whether containers are on the same network in both, and so have addresses of the same families.
+fn is_network_same(former: &Service, service: &Service) -> bool {
+    match (&former.source, &service.source) {
+        (Source::Docker(before), Source::Docker(after)) => before.network == after.network,
+        (Source::Docker(_) | Source::Static { .. }, _) => false,
+    }
 }
 
 /// Leaves services as they were, or out if they were not there.
@@ -211,7 +233,7 @@ fn leave_out(config: &mut RunConfig, from: &RunConfig, names: &BTreeSet<ServiceN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::file::parse;
+    use crate::{cli::file::parse, config::Family};
 
     fn config(services: &[(&str, &str)]) -> RunConfig {
         let text: String = services
@@ -263,5 +285,34 @@ mod tests {
 
         let names: Vec<String> = to.frontends().map(|frontend| frontend.name()).collect();
         assert_eq!(names, ["90/tcp", "81/tcp"]);
+    }
+
+    #[tokio::test]
+    async fn the_families_of_a_network_are_known_until_it_is_another() {
+        let of = |publish: &str| -> RunConfig {
+            let text = format!("[[service]]\nname = \"a\"\nimage = \"lb-api\"\npublish = \"{publish}\"\n");
+            parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"))
+        };
+        let known = |families: &[Family]| {
+            let mut config = of("80:5000");
+            config.services[0].complete(families).unwrap();
+            config
+        };
+        let told = async |from: RunConfig, to: &str| {
+            let prepared = prepare(reload(Ok(of(to))), from, BTreeSet::new(), None).await;
+            let Prepared { config, changes, complaints, .. } = prepared.unwrap_or_else(|error| panic!("{error}"));
+            let names: Vec<String> = config.frontends().map(|frontend| frontend.name()).collect();
+            let keys: Vec<&str> = changes.changed.iter().flat_map(|change| change.keys.clone()).collect();
+            (names.join(" "), keys.join(" "), complaints.join(" "))
+        };
+        let both = [Family::V4, Family::V6];
+
+        let same = told(known(&both), "80:5000").await;
+        assert_eq!(same, ("80/tcp [::]:80/tcp".into(), String::new(), String::new()));
+        let other = told(known(&both), "81:5000").await;
+        assert_eq!(other, ("81/tcp [::]:81/tcp".into(), "publish".into(), String::new()));
+        let (names, keys, complaint) = told(known(&[Family::V4]), "[::]:80:5000").await;
+        assert_eq!((names.as_str(), keys.as_str()), ("80/tcp", ""));
+        assert!(complaint.starts_with("service a is left as it was: publish [::]:80:5000/tcp is for clients of IPv6"));
     }
 }

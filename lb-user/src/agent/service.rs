@@ -2,19 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddrV4},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{ENGINE_DELAY, perform::Places};
 use crate::{
-    config::{self, RunConfig, ServiceName, Source},
+    config::{self, Family, Publish, RunConfig, ServiceName, Source},
     control::{
-        ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp,
+        Addresses, ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
@@ -171,36 +171,42 @@ impl Service {
     }
 }
 
-/// Connects to everything that backends come from, and makes sure that containers can be started.
+/// Connects to everything that backends come from, makes sure that containers can be started, and completes the frontends
+/// by what the engine tells.
 ///
 /// # Errors
 /// The first thing that keeps a service from being served.
-pub async fn connect(config: &RunConfig) -> Result<(Option<Arc<Fleet>>, BTreeMap<ServiceName, Arc<dyn Provider>>)> {
+pub async fn connect(config: &mut RunConfig) -> Result<(Option<Arc<Fleet>>, BTreeMap<ServiceName, Arc<dyn Provider>>)> {
     let mut fleet = None;
     let mut providers = BTreeMap::new();
-    for service in &config.services {
-        let found = provider(config, service, &mut fleet).await;
-        let found =
-            if config.services.len() > 1 { found.with_context(|| format!("service {}", service.name)) } else { found };
-        providers.insert(service.name.clone(), found?);
+    let in_service = |name: &ServiceName, count: usize, error: anyhow::Error| match count {
+        1 => error,
+        _ => error.context(format!("service {name}")),
+    };
+    let count = config.services.len();
+    for place in 0..count {
+        let mut service = config.services[place].clone();
+        let found = provider(config, &mut service, &mut fleet).await;
+        let found = found.map_err(|error| in_service(&service.name, count, error))?;
+        providers.insert(service.name.clone(), found);
+        config.services[place] = service;
     }
+    config.check_room().map_err(|(name, error)| in_service(&name, count, error.into()))?;
     Ok((fleet, providers))
 }
 
-/// Returns a service's provider; connects to the engine if it is the first that needs one.
+/// Returns a service's provider; connects to the engine if it is the first that needs one. Of containers, the engine tells
+/// the families, by which the service's frontends are completed.
 ///
 /// # Errors
-/// What keeps its containers from being started.
+/// What keeps its containers from being started, or its frontends from having any.
 pub async fn provider(
     config: &RunConfig,
-    service: &config::Service,
+    service: &mut config::Service,
     fleet: &mut Option<Arc<Fleet>>,
 ) -> Result<Arc<dyn Provider>> {
     let docker = match &service.source {
-        Source::Static { backends } => {
-            let backends: Vec<_> = backends.iter().map(|&backend| backend.into()).collect();
-            return Ok(Arc::new(FixedProvider::new(&backends)));
-        }
+        Source::Static { backends } => return Ok(Arc::new(FixedProvider::new(backends))),
         Source::Docker(docker) => docker,
     };
     if !nix::unistd::Uid::effective().is_root() {
@@ -216,7 +222,8 @@ pub async fn provider(
         }
     };
     let provider = fleet.provider(docker_settings(config, &service.name, docker));
-    provider.check().await?;
+    let families = provider.check().await?;
+    service.complete(&families)?;
     Ok(Arc::new(provider))
 }
 
@@ -276,10 +283,12 @@ pub fn adopt(
 ) {
     let name = service.name.as_str();
     let slotted = former.inheritance.containers_of(name, &former.ready);
-    let served: BTreeMap<&ContainerId, SocketAddrV4> =
-        registry.backends_of(name).map(|backend| (&backend.container, backend.endpoint)).collect();
-    for (&id, endpoint) in &served {
-        let address = IpAddr::V4(*endpoint.ip());
+    let mut served: BTreeMap<&ContainerId, Addresses> = BTreeMap::new();
+    for backend in registry.backends_of(name) {
+        let address = Addresses::from(backend.endpoint.ip());
+        served.entry(&backend.container).and_modify(|others| *others = others.or(address)).or_insert(address);
+    }
+    for (&id, &address) in &served {
         if !is_to_be_shown(id, service) {
             settings.adopted_leaving.insert(id.clone(), address);
         } else if slotted.contains(id) && registry.member(name, id).is_some_and(|member| is_wanted(&member, service)) {
@@ -311,12 +320,12 @@ pub fn adopt(
 
 /// Returns whether a backend is a container, and not a static backend.
 pub fn is_container(id: &ContainerId) -> bool {
-    id.0.parse::<SocketAddrV4>().is_err()
+    id.0.parse::<SocketAddr>().is_err()
 }
 
 /// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
 fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
-    match (&service.source, id.0.parse::<SocketAddrV4>()) {
+    match (&service.source, id.0.parse::<SocketAddr>()) {
         (Source::Static { backends }, Ok(address)) => backends.contains(&address),
         (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
         (Source::Docker(_), Err(_)) => true,
@@ -325,7 +334,14 @@ fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
 
 /// Returns whether a backend serves what it would serve today, whatever else it has served.
 fn is_wanted(member: &Member, service: &config::Service) -> bool {
-    service.frontends.iter().all(|publish| {
+    let is_for = |publish: &&Publish| match service.source {
+        Source::Docker(_) => true,
+        // One family each.
+        Source::Static { .. } => {
+            member.endpoints.values().any(|endpoint| publish.family() == Some(Family::of(endpoint.ip())))
+        }
+    };
+    service.frontends.iter().filter(is_for).all(|publish| {
         let endpoint = member.endpoints.get(&publish.name());
         endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
     })

@@ -7,8 +7,9 @@ use lb_ebpf::abi::Lifetimes;
 use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
-        ConfigError, Docker, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS,
-        Percent, Publish, PublishRange, RunConfig, Scaling, Service, ServiceName, Source, publish::Proto,
+        At, ConfigError, Docker, Family, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND,
+        MAX_FRONTENDS, Percent, Publish, PublishRange, RunConfig, Scaling, Service, ServiceName, Source,
+        publish::{self, Proto},
     },
     health::HealthCheck,
 };
@@ -147,7 +148,7 @@ fn between(drafts: &[(ServiceName, ServiceArgs)]) -> Vec<Fault> {
     }
     for (position, (_, said)) in drafts.iter().enumerate() {
         for (place, &backend) in said.backend.iter().enumerate() {
-            let is_it = |publish: &Publish| publish.addr == Some(*backend.ip()) && publish.port.get() == backend.port();
+            let is_it = |publish: &Publish| publish.at == At::One(backend.ip()) && publish.port.get() == backend.port();
             if claimed.iter().any(is_it) {
                 fault(ConfigError::BackendIsFrontend { backend }, position, "backend", place);
             }
@@ -187,9 +188,12 @@ impl ServiceArgs {
         let source = self.source(notes)?;
         let health = self.health_check(notes)?;
         let guard = Guard::new(&self.allow, &self.deny, self.source_rate).map_err(|error| (error, "deny", 0))?;
+        let (frontends, families) = self.completed(&source)?;
         Ok(Service {
             name,
-            frontends: self.frontends().map(|(_, publish)| publish).collect(),
+            publish: self.frontends().map(|(_, publish)| publish).collect(),
+            frontends,
+            families,
             guard,
             source,
             health,
@@ -278,6 +282,28 @@ impl ServiceArgs {
         Ok(Source::Static { backends: self.backend.clone() })
     }
 
+    /// Returns the frontends, each of a family of which there are backends, and those families; of containers, the engine has
+    /// to be asked for them.
+    fn completed(&self, source: &Source) -> Result<(Vec<Publish>, Vec<Family>), Wrong> {
+        let backends = match source {
+            Source::Docker(_) => return Ok((self.frontends().map(|(_, publish)| publish).collect(), Vec::new())),
+            Source::Static { backends } => backends,
+        };
+        let of = |family: &Family| backends.iter().any(|backend| Family::of(backend.ip()) == *family);
+        let families: Vec<Family> = [Family::V4, Family::V6].into_iter().filter(of).collect();
+        let mut frontends = Vec::new();
+        for (place, publish) in self.frontends() {
+            frontends.extend(publish::of_families(&[publish], &families).map_err(|error| (error, "publish", place))?);
+        }
+        for (place, &backend) in backends.iter().enumerate() {
+            let family = Family::of(backend.ip());
+            if frontends.iter().all(|publish| publish.family() != Some(family)) {
+                return Err((ConfigError::BackendWithoutFrontend { backend, family }, "backend", place));
+            }
+        }
+        Ok((frontends, families))
+    }
+
     /// Returns the options given that have a meaning for containers only, without dashes and with them.
     fn flags_about_containers(&self) -> Vec<(&'static str, &'static str)> {
         [
@@ -350,7 +376,7 @@ fn lifetimes(said: &[Lifetime]) -> Lifetimes {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
+    use std::net::SocketAddr;
 
     use proptest::{prelude::prop_assert, proptest};
 
@@ -456,10 +482,26 @@ mod tests {
              --health none --keep")
             .expect("a right command line");
 
-        let backends: Vec<SocketAddrV4> =
+        let backends: Vec<SocketAddr> =
             ["10.0.0.2:5000", "10.0.0.3:5001"].map(|backend| backend.parse().expect(backend)).into();
         assert_eq!(service(&config).source, Source::Static { backends });
         assert_eq!(service(&config).frontends[0].container_port, None);
+    }
+
+    #[test]
+    fn frontends_are_of_the_families_of_the_backends() {
+        let names = |args: &str| {
+            let config = run(args).unwrap_or_else(|error| panic!("{args}: {error}"));
+            config.frontends().map(|frontend| frontend.name()).collect::<Vec<_>>()
+        };
+
+        assert_eq!(names("--publish 80 --backend 10.0.0.2:80"), ["80/tcp"]);
+        assert_eq!(names("--publish 80 --backend [2001:db8::2]:80"), ["[::]:80/tcp"]);
+        assert_eq!(names("--publish 80 --backend 10.0.0.2:80 --backend [2001:db8::2]:80"), ["80/tcp", "[::]:80/tcp"]);
+        assert_eq!(
+            names("--publish [2001:db8::1]:80 --publish 192.0.2.1:80 --backend 10.0.0.2:80 --backend [2001:db8::2]:80"),
+            ["[2001:db8::1]:80/tcp", "192.0.2.1:80/tcp"]
+        );
     }
 
     #[test]
@@ -502,6 +544,15 @@ mod tests {
                 "publish 80:5001/tcp claims connections that 80:5000/tcp claims: give one of them another port",
             ),
             ("--image a --publish 80:5000 --publish 192.0.2.1:80:5000", "publish 192.0.2.1:80:5000/tcp claims"),
+            (
+                "--publish [2001:db8::1]:80 --backend 10.0.0.2:80",
+                "publish [2001:db8::1]:80/tcp is for clients of IPv6, and no backend has an address of IPv6: give one,",
+            ),
+            (
+                "--publish 192.0.2.1:80 --backend 10.0.0.2:80 --backend [2001:db8::2]:80",
+                "backend [2001:db8::2]:80 has an address of IPv6, and every frontend is for the other: publish one",
+            ),
+            ("--publish [2001:db8::1]:80 --backend [2001:db8::1]:80", "backend [2001:db8::1]:80 is a frontend itself"),
             ("--image a --publish 80:5000 --max 0", "--max 0 would leave nobody to answer: at least 1"),
             ("--image a --publish 80:5000 --min 0", "--min 0 would leave nobody to answer: at least 1"),
             ("--image a --publish 80:5000 --min 5 --max 4", "--min 5 exceeds --max 4: raise --max or lower --min"),

@@ -520,6 +520,7 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             ("publish = \"6379\"\n", "", "9:1: what clients connect to is not said: give publish PORT:CONTAINER_PORT"),
             ("publish = \"6379\"", "publish = \"6379\"\nmin = 1", "12:7: min would have no effect"),
             ("\"198.18.2.12:6379\"", "\"198.18.2.11:6379\"", "12:33: backend 198.18.2.11:6379 is given twice"),
+            ("\"6379\"", "\"[2001:db8::1]:6379\"", "11:11: publish [2001:db8::1]:6379/tcp is for clients of IPv6"),
             (
                 "publish = \"6379\"",
                 "publish = \"6379/udp\"\nhealth = \"tcp\"",

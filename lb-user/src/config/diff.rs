@@ -1,6 +1,6 @@
 //! What differs between two configurations of one instance: the first is run, the second is wanted.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use super::{RunConfig, Service, ServiceName, Source};
 
@@ -23,7 +23,7 @@ pub struct Change {
     /// The keys that differ, for people.
     pub keys: Vec<&'static str>,
     /// Static backends that are listed no longer.
-    pub unlisted: Vec<SocketAddrV4>,
+    pub unlisted: Vec<SocketAddr>,
 }
 
 /// Why a configuration cannot take the place of another while that is run.
@@ -95,7 +95,7 @@ fn instance_keys(from: &RunConfig, to: &RunConfig) -> Vec<&'static str> {
 /// Returns the keys of a service that differ.
 fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
     let mut keys = differing([
-        ("publish", from.frontends != to.frontends),
+        ("publish", from.publish != to.publish),
         ("backends", from.static_backends() != to.static_backends()),
         ("allow", from.guard.allow != to.guard.allow),
         ("deny", from.guard.deny != to.guard.deny),

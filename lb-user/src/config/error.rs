@@ -2,13 +2,13 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use humantime::format_duration;
 
-use super::{MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish};
+use super::{Family, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish};
 use crate::health::{HealthCheck, HealthCheckError};
 
 /// Why a configuration is none.
@@ -18,8 +18,8 @@ pub enum ConfigError {
     // Frontends.
     /// The parts of a frontend are not where they should be.
     #[error(
-        "publish {given:?} is not of the form [ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]: write 80:5000, 192.0.2.1:80:5000 \
-         or 53:5353/udp"
+        "publish {given:?} is not of the form [ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]: write 80:5000, 192.0.2.1:80:5000, \
+         [2001:db8::1]:80:5000 or 53:5353/udp"
     )]
     PublishSyntax { given: String },
     /// Nobody said what clients connect to.
@@ -41,17 +41,23 @@ pub enum ConfigError {
     #[error("port {given} does not exist: write one from 1 to 65535, such as 80")]
     PortRange { given: String },
     /// An address is a name, or nothing at all.
-    #[error("{given:?} is not an IPv4 address: write four numbers such as 192.0.2.1, names are not resolved")]
+    #[error("{given:?} is not an address: write one such as 192.0.2.1 or [2001:db8::1], names are not resolved")]
     Address { given: String },
-    /// An address is one of IPv6.
-    #[error("{given:?} has an IPv6 address, and IPv6 is not balanced yet: write an IPv4 address such as 192.0.2.1")]
-    Ipv6 { given: String },
+    /// Where an IPv6 address ends and a port begins cannot be told.
+    #[error("{given:?} has an IPv6 address without brackets: write one such as [2001:db8::1]:80")]
+    Brackets { given: String },
     /// A protocol is neither TCP nor UDP.
     #[error("protocol {given:?} is not balanced: write /tcp or /udp, or nothing for /tcp")]
     Protocol { given: String },
     /// An address cannot be the destination of a connection to this host.
     #[error("{address} is {kind} address, to which nobody connects: write an address of this host such as 192.0.2.1")]
-    FrontendAddress { address: Ipv4Addr, kind: AddressKind },
+    FrontendAddress { address: IpAddr, kind: AddressKind },
+    /// No backend has an address of the family of a frontend's clients.
+    #[error(
+        "publish {publish} is for clients of {family}, and no backend has an address of {family}: give one, or leave the \
+         frontend out, as packets are not translated"
+    )]
+    FrontendWithoutBackend { publish: Publish, family: Family },
     /// Containers need a port.
     #[error("publish {publish} does not say on which port the containers listen: write {port}:CONTAINER_PORT, such as {port}:5000",
         port = publish.port)]
@@ -87,17 +93,23 @@ pub enum ConfigError {
 
     // Static backends.
     /// A backend is not an address with a port.
-    #[error("backend {given:?} is not of the form IP:PORT: write 10.0.0.2:5000")]
+    #[error("backend {given:?} is not of the form IP:PORT: write 10.0.0.2:5000 or [2001:db8::2]:5000")]
     BackendSyntax { given: String },
     /// A backend's address is none that a packet can be redirected to.
     #[error("backend {backend} is {kind} address: {}", kind.as_backend())]
-    BackendAddress { backend: SocketAddrV4, kind: AddressKind },
+    BackendAddress { backend: SocketAddr, kind: AddressKind },
+    /// No frontend has clients of the family of a backend.
+    #[error(
+        "backend {backend} has an address of {family}, and every frontend is for the other: publish one without an \
+         address or with one of {family}, as packets are not translated"
+    )]
+    BackendWithoutFrontend { backend: SocketAddr, family: Family },
     /// A backend is there twice.
     #[error("backend {backend} is given twice: every backend gets the same share, leave one out")]
-    DuplicateBackend { backend: SocketAddrV4 },
+    DuplicateBackend { backend: SocketAddr },
     /// A backend is what clients connect to.
     #[error("backend {backend} is a frontend itself, connections would go in circles: give another address or port")]
-    BackendIsFrontend { backend: SocketAddrV4 },
+    BackendIsFrontend { backend: SocketAddr },
     /// There are too many backends.
     #[error("{count} backends are too many: at most {MAX_BACKENDS_PER_FRONTEND} for a frontend")]
     TooManyBackends { count: usize },
@@ -218,25 +230,32 @@ pub enum ConfigError {
 /// Why an address is not that of one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressKind {
-    /// 0.0.0.0/8.
+    /// 0.0.0.0/8, ::.
     Unspecified,
-    /// 127.0.0.0/8.
+    /// 127.0.0.0/8, ::1.
     Loopback,
-    /// 224.0.0.0/4.
+    /// 224.0.0.0/4, ff00::/8.
     Multicast,
     /// 255.255.255.255.
     Broadcast,
+    /// fe80::/10.
+    LinkLocal,
+    /// The rest of ::/32, above all ::ffff:0:0/96.
+    Mapped,
 }
 
 impl AddressKind {
     /// Returns the kind of an address; `None` if a host can have it.
-    pub fn of(address: Ipv4Addr) -> Option<Self> {
+    pub fn of(address: IpAddr) -> Option<Self> {
         match address {
-            _ if address.octets()[0] == 0 => Some(Self::Unspecified),
+            _ if address.is_unspecified() => Some(Self::Unspecified),
             _ if address.is_loopback() => Some(Self::Loopback),
             _ if address.is_multicast() => Some(Self::Multicast),
-            _ if address.is_broadcast() => Some(Self::Broadcast),
-            _ => None,
+            IpAddr::V4(address) if address.octets()[0] == 0 => Some(Self::Unspecified),
+            IpAddr::V4(address) if address.is_broadcast() => Some(Self::Broadcast),
+            IpAddr::V6(address) if address.is_unicast_link_local() => Some(Self::LinkLocal),
+            IpAddr::V6(address) if address.segments()[..2] == [0, 0] => Some(Self::Mapped),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
         }
     }
 
@@ -251,6 +270,11 @@ impl AddressKind {
             Self::Multicast | Self::Broadcast => {
                 "a connection has one other end, write one host's such as 10.0.0.2:5000"
             }
+            Self::LinkLocal => {
+                "it means another host on every link, and routers send nothing there, write one that means the same host \
+                 everywhere, such as [fd00::2]:5000"
+            }
+            Self::Mapped => "write the IPv4 address itself, such as 10.0.0.2:5000",
         }
     }
 }
@@ -262,6 +286,8 @@ impl fmt::Display for AddressKind {
             Self::Loopback => "a loopback",
             Self::Multicast => "a multicast",
             Self::Broadcast => "a broadcast",
+            Self::LinkLocal => "a link-local",
+            Self::Mapped => "an IPv4-in-IPv6",
         })
     }
 }

@@ -1,8 +1,13 @@
 //! Who may begin connections, and how often.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use lb_ebpf::abi::{self, Address, FrontendId, RateLimit, SOURCE_BITS, Source};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +19,10 @@ const HIGHEST_RATE: u32 = 1_000_000;
 const LEAST_BURST: u32 = 10;
 /// Bits of an IPv4 address that are a network by itself.
 const HOST: u8 = 32;
+/// Every address of IPv4.
+const ALL_OF_IPV4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+/// The same mapped into IPv6, RFC 4291, 2.5.5.2.
+const MAPPED: (Ipv6Addr, u8) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
 
 /// The guard of a frontend. By default everybody may, as often as they like.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,15 +77,28 @@ impl Guard {
     /// Returns the networks as the kernel is told of them: how many bits of what, and whether it may.
     pub fn sources(&self, frontend: FrontendId) -> impl Iterator<Item = (u32, Source, bool)> {
         let row = move |network: &IpNet, admits| {
-            let (address, of) = match network.network() {
-                IpAddr::V4(address) => (Address::from(address), 32),
-                IpAddr::V6(address) => (Address::from(address), 128),
-            };
-            let bits = SOURCE_BITS - of + u32::from(network.prefix_len());
-            (bits, Source { frontend, address }, admits)
+            let bits = SOURCE_BITS - u32::from(network.max_prefix_len()) + u32::from(network.prefix_len());
+            (bits, Source { frontend, address: Address::from(network.network()) }, admits)
         };
         let allowed = self.allow.iter().map(move |network| row(network, true));
-        allowed.chain(self.deny.iter().map(move |network| row(network, false)))
+        let denied = self.deny.iter().map(move |network| row(network, false));
+        let ipv4 = self.is_ipv4_apart().then(|| row(&IpNet::V4(ALL_OF_IPV4), self.allow.is_empty()));
+        allowed.chain(denied).chain(ipv4)
+    }
+
+    /// Returns whether the kernel has to be told of IPv4 by itself: its table has those addresses mapped into IPv6, where a
+    /// network such as `::/0` would hold them, too.
+    fn is_ipv4_apart(&self) -> bool {
+        let holds_it = |network: &IpNet| match network {
+            IpNet::V4(_) => false,
+            IpNet::V6(network) => network.prefix_len() < MAPPED.1 && network.contains(&MAPPED.0),
+        };
+        let is_it = |network: &IpNet| match network {
+            IpNet::V4(network) => *network == ALL_OF_IPV4,
+            IpNet::V6(network) => (network.addr(), network.prefix_len()) == MAPPED,
+        };
+        let all = || self.allow.iter().chain(&self.deny);
+        all().any(holds_it) && !all().any(is_it)
     }
 }
 
@@ -205,6 +227,25 @@ mod tests {
         assert!(rows.contains(&(32 + 32, source(v6), false)));
         assert!(rows.contains(&(160, source(Address::from_v4([198, 18, 1, 2])), false)));
         assert!(guard.rules().asks_for_sources() && !guard.rules().admits_others());
+    }
+
+    #[test]
+    fn all_of_ipv6_is_none_of_ipv4() {
+        let ipv4 = |allow: &[&str], deny: &[&str]| {
+            let guard = Guard::new(&networks(allow), &networks(deny), None).unwrap();
+            let whole = Source { frontend: 3, address: Address::from_v4([0; 4]) };
+            let rows: Vec<bool> = guard
+                .sources(3)
+                .filter(|(bits, source, _)| (*bits, *source) == (SOURCE_BITS - 32, whole))
+                .map(|(_, _, admits)| admits)
+                .collect();
+            rows
+        };
+
+        assert_eq!(ipv4(&["::/0"], &[]), [false]);
+        assert_eq!(ipv4(&[], &["::/0"]), [true]);
+        assert_eq!(ipv4(&["::/0", "0.0.0.0/0"], &[]), [true], "as it is said");
+        assert_eq!(ipv4(&["2001:db8::/32", "198.18.0.0/15"], &[]), [false; 0]);
     }
 
     #[test]

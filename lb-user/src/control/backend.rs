@@ -15,11 +15,11 @@
 //! A container that ends by itself goes to `Dead` from wherever it is. A backend keeps its flows in every state but
 //! `Dead`; it gets new connections in `Ready` alone.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Addresses;
 use super::event::{BackendName, ContainerId, Sighting};
 use super::passive::{Answers, Passive};
 use super::retry::Errand;
@@ -128,7 +128,7 @@ pub(super) struct Backend {
     pub id: ContainerId,
     pub name: BackendName,
     pub ordinal: u32,
-    pub address: Option<IpAddr>,
+    pub address: Option<Addresses>,
     pub created: u64,
     /// Whether it was started with other settings than one would be today.
     pub outdated: bool,
@@ -182,7 +182,7 @@ impl Backend {
     }
 
     /// Creates a backend that a former agent has served and nobody shows: on its way out from the first moment on.
-    pub fn leaving(id: ContainerId, address: IpAddr, ordinal: u32, now: Timestamp) -> Self {
+    pub fn leaving(id: ContainerId, address: Addresses, ordinal: u32, now: Timestamp) -> Self {
         let mut backend = Backend::started(id, ordinal, now);
         backend.address = Some(address);
         // Whether it has a slot is not known for sure, so the datapath has to confirm that it has none.

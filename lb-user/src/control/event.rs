@@ -3,10 +3,10 @@
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Addresses;
 use super::load::CpuLoad;
 use super::passive::Answers;
 use super::settings::Reconfiguration;
@@ -59,8 +59,8 @@ pub struct Sighting {
     pub name: BackendName,
     /// Its number within the instance; unique among the containers that exist.
     pub ordinal: u32,
-    /// Its address, once it has one.
-    pub address: Option<IpAddr>,
+    /// Its addresses, once it has one.
+    pub address: Option<Addresses>,
     /// Whether it runs. A paused container runs.
     pub running: bool,
     /// When it was created, in seconds of Unix time: the newest is the first to go.

@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+mod addresses;
 mod backend;
 mod crash_loop;
 mod event;
@@ -27,6 +28,7 @@ mod retry;
 mod settings;
 mod time;
 
+pub use addresses::{Addresses, Family};
 pub use backend::BackendState;
 pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
 pub use history::{Decision, DecisionKind};
@@ -411,7 +413,7 @@ impl Controller {
         }
         let mut backend = Backend::starting(sighting, now);
         let adopted = self.settings.adopted_ready.remove(&backend.id);
-        if adopted.is_some() && adopted == backend.address {
+        if adopted.zip(backend.address).is_some_and(|(adopted, address)| adopted.are_of(&address)) {
             backend.offered_slot();
             backend.enter(State::Ready, now);
             let reason = format!("{} had its slot already", backend.name);

@@ -1,9 +1,8 @@
 //! What the controller shows of itself.
 
-use std::net::IpAddr;
-
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Addresses;
 use super::backend::BackendState;
 use super::event::{BackendName, ContainerId};
 use super::history::Decision;
@@ -58,8 +57,8 @@ pub struct BackendReport {
     pub name: BackendName,
     /// Its place.
     pub ordinal: u32,
-    /// Its address.
-    pub address: Option<IpAddr>,
+    /// Its addresses.
+    pub address: Option<Addresses>,
     /// Its state.
     pub state: BackendState,
     /// Since when.

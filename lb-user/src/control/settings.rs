@@ -1,9 +1,9 @@
 //! What the controller is configured with.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
+use super::addresses::Addresses;
 use super::event::ContainerId;
 use super::history::Decision;
 use super::policy::Law;
@@ -45,12 +45,12 @@ pub struct Settings {
     pub start_limit: u32,
     /// Backends that are in the kernel's slots already, with their addresses there: they are ready when first seen at
     /// that address, without a check.
-    pub adopted_ready: BTreeMap<ContainerId, IpAddr>,
+    pub adopted_ready: BTreeMap<ContainerId, Addresses>,
     /// Backends that are in no slot, but to which the kernel still leads flows: they keep them until they are drained.
     pub adopted_flows: BTreeSet<ContainerId>,
     /// Backends that the kernel serves and that nobody will show: they get no new connections, and keep the others until
     /// they are drained. With their addresses.
-    pub adopted_leaving: BTreeMap<ContainerId, IpAddr>,
+    pub adopted_leaving: BTreeMap<ContainerId, Addresses>,
     /// The generation that the kernel holds already; publications count on from there.
     pub adopted_generation: u64,
     /// What a former agent decided, oldest first.

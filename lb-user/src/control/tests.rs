@@ -1,7 +1,7 @@
 //! Scripts on a virtual clock: an event at a time, the commands that follow, and nothing else. `world` holds the
 //! same controller against an engine and a datapath that fail, dawdle and lie.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn sighting(name: &str, ordinal: u32) -> Sighting {
         id: id(name),
         name: BackendName(format!("lb-test-{ordinal}")),
         ordinal,
-        address: Some(IpAddr::V4(Ipv4Addr::new(198, 19, 0, ordinal as u8))),
+        address: Some(IpAddr::from([198, 19, 0, ordinal as u8]).into()),
         running: true,
         created: u64::from(ordinal),
         outdated: false,

@@ -81,10 +81,11 @@ pub struct Device<'a> {
 }
 
 /// The programs of the cgroup and the names of their pins.
-const CGROUP_PROGRAMS: [&str; 8] = [
+const CGROUP_PROGRAMS: [&str; 9] = [
     program::CONNECT4,
     program::CONNECT6,
     program::SENDMSG4,
+    program::SENDMSG6,
     program::RECVMSG4,
     program::RECVMSG6,
     program::GETPEERNAME4,

@@ -1,13 +1,13 @@
 //! How the host reaches a backend: by which device, through which port of a bridge, to which MAC address.
 //!
 //! ```text
-//! route to the backend ─▶ device ─▶ neighbour (asked by ARP if unknown) ─▶ MAC ─▶ port of the bridge ─▶ reach
+//! route to the backend ─▶ device ─▶ neighbour (asked for if unknown) ─▶ MAC ─▶ port of the bridge ─▶ reach
 //! ```
 //!
 //! Every answer is asked of the kernel for one object at a time, by rtnetlink, in the network namespace in which the
 //! [`Links`] were opened. There is no cache: a backend that moves is found at its new place by asking again.
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -114,7 +114,7 @@ pub struct Bridge {
     /// Its name.
     pub name: String,
     /// The host's addresses on it.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Why a way, or an interface, could not be found.
@@ -138,7 +138,7 @@ pub enum LinkError {
     #[error("backend {backend}: no route from here: check its address and network")]
     NoRoute {
         /// The backend's address.
-        backend: Ipv4Addr,
+        backend: IpAddr,
         /// What the kernel said.
         source: io::Error,
     },
@@ -146,19 +146,22 @@ pub enum LinkError {
     #[error("backend {backend}: the address is this host's own, not that of a container or of another machine")]
     Local {
         /// The backend's address.
-        backend: Ipv4Addr,
+        backend: IpAddr,
     },
     /// The address is not that of one machine.
     #[error("backend {backend}: the address is a broadcast or multicast address here")]
     NotUnicast {
         /// The backend's address.
-        backend: Ipv4Addr,
+        backend: IpAddr,
     },
     /// Nobody has the backend's address.
-    #[error("backend {backend}: no answer to ARP on {device}: check that it is up and has this address")]
+    #[error(
+        "backend {backend}: no answer to {} on {device}: check that it is up and has this address",
+        if backend.is_ipv4() { "ARP" } else { "neighbour solicitations" }
+    )]
     NoNeighbour {
         /// The backend's address.
-        backend: Ipv4Addr,
+        backend: IpAddr,
         /// The device on which it should be.
         device: String,
     },
@@ -200,11 +203,11 @@ impl Links {
     }
 
     /// Finds the way to `backend`. If the kernel does not know its MAC address for sure, or is not to be believed, it is
-    /// asked for by ARP, which takes up to a second.
+    /// asked for (ARP, neighbour discovery), which takes up to a second.
     ///
     /// # Errors
     /// `NoRoute`, `Local`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
-    pub async fn resolve(&self, backend: Ipv4Addr, belief: Belief) -> Result<Path, LinkError> {
+    pub async fn resolve(&self, backend: IpAddr, belief: Belief) -> Result<Path, LinkError> {
         let hop = self.netlink.route_to(backend).await?;
         let device = self.netlink.link(hop.device).await?;
         if device.framing == Framing::Bare {
@@ -227,7 +230,7 @@ impl Links {
             return self.by_port(&device, mac, port).await;
         }
         // The bridge forgets sooner than the neighbour table does, and the container may be another one by now. An
-        // answer to ARP passes through the bridge and teaches it.
+        // answer passes through the bridge and teaches it.
         let mac = if fresh.is_some() && known.is_some_and(|known| known.changeable()) {
             self.ask_again(&device, backend).await?
         } else {
@@ -240,11 +243,11 @@ impl Links {
     }
 
     /// Returns the interfaces by which clients come: those of the default routes, or where there is none, those that
-    /// are up and have a global IPv4 address, except loopback, bridges, ports, and those that lead to `backends`.
+    /// are up and have a global address, except loopback, bridges, ports, and those that lead to `backends`.
     ///
     /// # Errors
     /// `Netlink`.
-    pub async fn uplinks(&self, backends: &[Ipv4Addr]) -> Result<Vec<Link>, LinkError> {
+    pub async fn uplinks(&self, backends: &[IpAddr]) -> Result<Vec<Link>, LinkError> {
         let defaults = self.netlink.default_devices().await?;
         let links = self.all().await?;
         if !defaults.is_empty() {
@@ -265,7 +268,7 @@ impl Links {
             .collect())
     }
 
-    /// Returns the bridges that the host has an IPv4 address on.
+    /// Returns the bridges that the host has an address on.
     ///
     /// # Errors
     /// `Netlink`.
@@ -279,11 +282,11 @@ impl Links {
             .collect())
     }
 
-    /// Returns the IPv4 addresses of global scope that an interface has, in the kernel's order.
+    /// Returns the addresses of global scope that an interface has, in the kernel's order.
     ///
     /// # Errors
     /// `Netlink`.
-    pub async fn addresses(&self, ifindex: u32) -> Result<Vec<Ipv4Addr>, LinkError> {
+    pub async fn addresses(&self, ifindex: u32) -> Result<Vec<IpAddr>, LinkError> {
         let all = self.netlink.addresses().await?;
         Ok(all.into_iter().filter(|(index, _)| *index == ifindex).map(|(_, address)| address).collect())
     }
@@ -338,8 +341,8 @@ impl Links {
         self.link(ifindex).await.map(|link| link.kind)
     }
 
-    async fn ask_again(&self, device: &Link, backend: Ipv4Addr) -> Result<Mac, LinkError> {
-        let answer = self.netlink.ask_by_arp(device.index, backend).await?;
+    async fn ask_again(&self, device: &Link, backend: IpAddr) -> Result<Mac, LinkError> {
+        let answer = self.netlink.ask_anew(device.index, backend).await?;
         answer.ok_or_else(|| LinkError::NoNeighbour { backend, device: device.name.clone() })
     }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     path::Path,
     time::Duration,
 };
@@ -21,7 +21,7 @@ use super::{
     report::{Inheritance, Report, Way},
 };
 use crate::{
-    config::{Hook, TcAttach},
+    config::{At, Family, Hook, TcAttach},
     control::ContainerId,
 };
 
@@ -444,11 +444,16 @@ fn load_error(error: EbpfError) -> DatapathError {
 }
 
 /// Returns the addresses at which a frontend answers.
-pub fn answering(given: Option<Ipv4Addr>, port: u16, local: &BTreeSet<Ipv4Addr>) -> BTreeSet<SocketAddrV4> {
-    let at = |address| SocketAddrV4::new(address, port);
+pub fn answering(given: At, port: u16, local: &BTreeSet<IpAddr>) -> BTreeSet<SocketAddr> {
+    let at = |address| SocketAddr::new(address, port);
+    let every = |family: Family| {
+        let of_family = move |address: &IpAddr| Family::of(*address) == family;
+        local.iter().copied().filter(of_family).chain([family.loopback()]).map(at)
+    };
     match given {
-        Some(address) => [at(address)].into(),
-        None => local.iter().copied().chain([Ipv4Addr::LOCALHOST]).map(at).collect(),
+        At::One(address) => [at(address)].into(),
+        At::Every(family) => every(family).collect(),
+        At::EveryOfBoth => every(Family::V4).chain(every(Family::V6)).collect(),
     }
 }
 
@@ -482,6 +487,16 @@ mod tests {
         let gone = doors_gone(doors.iter(), &existing, |ifindex| ifindex == 8);
 
         assert_eq!(gone, [(DoorKind::TcReply, 7)].into());
+    }
+
+    #[test]
+    fn a_frontend_answers_at_the_addresses_of_its_family() {
+        let local = ["192.0.2.1", "2001:db8::1"].map(|address| address.parse().unwrap()).into();
+        let at = |at| answering(at, 80, &local).into_iter().map(|at| at.to_string()).collect::<Vec<_>>();
+
+        assert_eq!(at(At::Every(Family::V4)), ["127.0.0.1:80", "192.0.2.1:80"]);
+        assert_eq!(at(At::Every(Family::V6)), ["[::1]:80", "[2001:db8::1]:80"]);
+        assert_eq!(at(At::One("2001:db8::9".parse().unwrap())), ["[2001:db8::9]:80"]);
     }
 
     #[test]

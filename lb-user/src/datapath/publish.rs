@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddrV4,
+    net::{IpAddr, SocketAddr},
 };
 
 use aya::maps::lpm_trie::Key;
@@ -33,7 +33,7 @@ pub struct FrontendWish {
     /// Its protocol.
     pub proto: Proto,
     /// Its endpoints.
-    pub addresses: BTreeSet<SocketAddrV4>,
+    pub addresses: BTreeSet<SocketAddr>,
     /// Who may begin connections to it.
     pub guard: Guard,
 }
@@ -44,7 +44,7 @@ pub struct Member {
     /// The container.
     pub container: ContainerId,
     /// Where it listens, by frontend.
-    pub endpoints: BTreeMap<String, SocketAddrV4>,
+    pub endpoints: BTreeMap<String, SocketAddr>,
     /// How it is reached.
     pub way: Way,
 }
@@ -69,7 +69,7 @@ struct FrontendRow {
     service: String,
     name: String,
     proto: Proto,
-    addresses: BTreeSet<SocketAddrV4>,
+    addresses: BTreeSet<SocketAddr>,
     slots: SlotRange,
     members: Vec<BackendId>,
     /// Who may begin connections to it; nothing while it is not known what the kernel holds.
@@ -255,7 +255,7 @@ impl Registry {
         let mut free = (0..MAX_BACKENDS).filter(|id| !taken.contains(id));
         let mut in_slots: BTreeMap<FrontendId, Vec<BackendId>> = BTreeMap::new();
         let ids: BTreeMap<&str, FrontendId> = self.frontends.iter().map(|(&id, row)| (row.name.as_str(), id)).collect();
-        let known: BTreeMap<(FrontendId, &ContainerId, SocketAddrV4), &BackendReport> = self
+        let known: BTreeMap<(FrontendId, &ContainerId, SocketAddr), &BackendReport> = self
             .backends_of(service)
             .map(|backend| ((backend.frontend, &backend.container, backend.endpoint), backend))
             .collect();
@@ -320,7 +320,7 @@ impl Datapath {
     /// # Errors
     /// What the kernel said; what was written by then stays, and a second call goes on.
     pub fn serve(&mut self, wishes: &[FrontendWish]) -> Result<(), DatapathError> {
-        let mut wanted: BTreeMap<(Proto, SocketAddrV4), FrontendId> = BTreeMap::new();
+        let mut wanted: BTreeMap<(Proto, SocketAddr), FrontendId> = BTreeMap::new();
         for wish in wishes {
             let id = self.frontend_named(wish)?;
             self.guard(id, &wish.guard)?;
@@ -508,8 +508,8 @@ impl Datapath {
 }
 
 /// Returns a socket address as the maps have it.
-pub fn endpoint(address: SocketAddrV4, proto: Proto) -> Endpoint {
-    Endpoint::new(Address::from(*address.ip()), Port::new(address.port()), proto)
+pub fn endpoint(address: SocketAddr, proto: Proto) -> Endpoint {
+    Endpoint::new(Address::from(address.ip()), Port::new(address.port()), proto)
 }
 
 /// Returns a backend as the map has it.
@@ -520,10 +520,14 @@ fn entry(backend: &BackendReport) -> Backend {
         Reach::Neighbour => HandOff::Neighbour,
         Reach::Routed => HandOff::Routing,
     };
-    let address = Address::from(*backend.endpoint.ip());
-    Backend::new(backend.frontend, backend.generation, address, Port::new(backend.endpoint.port()))
+    let address = backend.endpoint.ip();
+    let host_address = match address {
+        IpAddr::V4(_) => way.host_address.map(Address::from),
+        IpAddr::V6(_) => way.host_address_v6.map(Address::from),
+    };
+    Backend::new(backend.frontend, backend.generation, address.into(), Port::new(backend.endpoint.port()))
         .reached_by(hand_off, way.ifindex, way.mac, way.source_mac)
-        .beside(way.host_address.map_or(Address::default(), Address::from))
+        .beside(host_address.unwrap_or_default())
 }
 
 /// Finds `len` places that no live range touches, from `from` on and then from the start.
@@ -554,6 +558,7 @@ mod tests {
             mac: [2; 6],
             source_mac: [4; 6],
             host_address: None,
+            host_address_v6: None,
         }
     }
 
@@ -598,6 +603,23 @@ mod tests {
         settle(&mut registry, plan);
 
         assert_eq!(registry.plan(WEB, &[&a, &b], &[]).unwrap(), Plan::default());
+    }
+
+    #[test]
+    fn a_backend_has_the_hosts_address_of_its_own_family() {
+        let way = Way {
+            host_address: Some([198, 19, 0, 1].into()),
+            host_address_v6: Some("2001:db8::1".parse().unwrap()),
+            ..way()
+        };
+        for (endpoint, host) in [("198.19.0.2:5000", "198.19.0.1"), ("[2001:db8::2]:5000", "2001:db8::1")] {
+            let plan = registry().plan(WEB, &[&Member { way: way.clone(), ..member("a", endpoint) }], &[]).unwrap();
+
+            let entry = entry(&plan.backends[0]);
+
+            assert_eq!(IpAddr::from(entry.host_address), host.parse::<IpAddr>().unwrap());
+            assert_eq!(IpAddr::from(entry.address), endpoint.parse::<SocketAddr>().unwrap().ip());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use lb_ebpf::abi::{BackendId, FrontendId};
@@ -66,7 +66,7 @@ pub struct FrontendReport {
     /// Its name: `80/tcp`.
     pub name: String,
     /// Its endpoints.
-    pub addresses: BTreeSet<SocketAddrV4>,
+    pub addresses: BTreeSet<SocketAddr>,
     /// Who may begin connections to it.
     #[serde(default)]
     pub guard: Guard,
@@ -87,7 +87,7 @@ pub struct BackendReport {
     /// The container.
     pub container: ContainerId,
     /// Where it listens.
-    pub endpoint: SocketAddrV4,
+    pub endpoint: SocketAddr,
     /// How it is reached.
     pub way: Way,
 }
@@ -111,13 +111,16 @@ pub struct Way {
     pub mac: [u8; 6],
     /// The MAC address from which it expects packets.
     pub source_mac: [u8; 6],
-    /// The host's address on the backend's network; none where it has none.
+    /// The host's IPv4 address on the backend's network; none where it has none.
     pub host_address: Option<Ipv4Addr>,
+    /// The same of IPv6.
+    #[serde(default)]
+    pub host_address_v6: Option<Ipv6Addr>,
 }
 
 impl Way {
     /// Takes what of a path goes into the maps.
-    pub fn new(path: Path, host_address: Option<Ipv4Addr>) -> Self {
+    pub fn new(path: Path, host_addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>)) -> Self {
         Self {
             reach: path.reach,
             ifindex: path.ifindex,
@@ -127,7 +130,8 @@ impl Way {
             reply_framing: path.reply_framing,
             mac: path.mac.unwrap_or_default(),
             source_mac: path.src_mac.unwrap_or_default(),
-            host_address,
+            host_address: host_addresses.0,
+            host_address_v6: host_addresses.1,
         }
     }
 }

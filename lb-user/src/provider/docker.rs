@@ -8,7 +8,6 @@ use std::{
     env,
     error::Error as StdError,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
@@ -33,7 +32,7 @@ use futures_util::{
 use tokio::sync::mpsc;
 
 use super::{Provider, ProviderError, ProviderEvent};
-use crate::control::{BackendName, ContainerId, Sighting};
+use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting};
 
 mod fleet;
 pub mod labels;
@@ -46,6 +45,9 @@ use fleet::Roster;
 pub const OLDEST_API: &str = "1.40";
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 pub const DEFAULT_ENDPOINT: &str = "unix:///var/run/docker.sock";
+
+/// The network of containers that are told to join none.
+const DEFAULT_NETWORK: &str = "bridge";
 
 /// For requests that only read. An engine that starts a dozen containers needs a second for them.
 const READ_LIMIT: Duration = Duration::from_secs(30);
@@ -107,11 +109,11 @@ impl DockerProvider {
         Self { engine, roster, settings: Arc::new(settings), config, image_id: Arc::default() }
     }
 
-    /// Makes sure that containers of these settings can be started here.
+    /// Makes sure that containers of these settings can be started here, and returns of which families their addresses are.
     ///
     /// # Errors
     /// `ImageMissing`, `NetworkMissing`, `NetworkWithoutAddresses`, and those of any request.
-    pub async fn check(&self) -> Result<(), ProviderError> {
+    pub async fn check(&self) -> Result<Vec<Family>, ProviderError> {
         self.check_image().await?;
         self.check_network().await
     }
@@ -132,16 +134,17 @@ impl DockerProvider {
         }
     }
 
-    async fn check_network(&self) -> Result<(), ProviderError> {
-        let Some(network) = self.settings.network.clone() else {
-            return Ok(());
-        };
+    /// Returns also the families of the addresses that containers get.
+    async fn check_network(&self) -> Result<Vec<Family>, ProviderError> {
+        let network = self.settings.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
         let answer = self.engine.docker.inspect_network(&network, None);
         match self.engine.ask(format!("look for network {network}"), READ_LIMIT, answer).await {
             Ok(found) if matches!(found.driver.as_deref(), Some("host" | "null")) => {
                 Err(ProviderError::NetworkWithoutAddresses { network })
             }
-            Ok(_) => Ok(()),
+            Ok(found) => Ok(families_of(found.enable_ipv4, found.enable_ipv6)),
+            // Podman's has another name, and an engine may be told to have none.
+            Err(ProviderError::Refused { status: 404, .. }) if self.settings.network.is_none() => Ok(vec![Family::V4]),
             Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::NetworkMissing { network }),
             Err(error) => Err(error),
         }
@@ -519,20 +522,26 @@ fn io_cause(error: &(dyn StdError + 'static)) -> io::Error {
 ///
 /// On several networks without a wish it is that of the engine's default network, or of the first by name. A container
 /// that does not run, or shares the host's network, has none.
-fn address_on(networks: &HashMap<String, EndpointSettings>, wanted: Option<&str>) -> Option<IpAddr> {
+fn address_on(networks: &HashMap<String, EndpointSettings>, wanted: Option<&str>) -> Option<Addresses> {
     let Some(wanted) = wanted else {
         let mut names: Vec<&String> = networks.keys().collect();
-        names.sort_by_key(|name| (name.as_str() != "bridge", *name));
+        names.sort_by_key(|name| (name.as_str() != DEFAULT_NETWORK, *name));
         return names.into_iter().find_map(|name| address_at(&networks[name]));
     };
     let by_id = || networks.values().find(|endpoint| endpoint.network_id.as_deref() == Some(wanted));
     address_at(networks.get(wanted).or_else(by_id)?)
 }
 
-fn address_at(endpoint: &EndpointSettings) -> Option<IpAddr> {
-    let ipv4 = endpoint.ip_address.as_deref().and_then(|text| text.parse::<Ipv4Addr>().ok());
-    let ipv6 = || endpoint.global_ipv6_address.as_deref().and_then(|text| text.parse::<Ipv6Addr>().ok());
-    ipv4.map(IpAddr::from).or_else(|| ipv6().map(IpAddr::from))
+fn address_at(endpoint: &EndpointSettings) -> Option<Addresses> {
+    let ipv4 = endpoint.ip_address.as_deref().and_then(|text| text.parse().ok());
+    let ipv6 = endpoint.global_ipv6_address.as_deref().and_then(|text| text.parse().ok());
+    Addresses::of(ipv4, ipv6)
+}
+
+/// Returns of which families the addresses on a network are; engines that do not tell of IPv4 always give it.
+fn families_of(ipv4: Option<bool>, ipv6: Option<bool>) -> Vec<Family> {
+    let given = [(Family::V4, ipv4.unwrap_or(true)), (Family::V6, ipv6.unwrap_or(false))];
+    given.into_iter().filter_map(|(family, given)| given.then_some(family)).collect()
 }
 
 /// Returns an image's reference with the tag that the engine would assume.
@@ -604,15 +613,19 @@ mod tests {
     fn the_address_is_that_of_the_wanted_network() {
         let networks = networks(&[("web", "198.19.1.2"), ("bridge", "198.19.2.2"), ("all", "198.19.3.2")]);
 
-        assert_eq!(address_on(&networks, Some("web")), "198.19.1.2".parse().ok());
-        assert_eq!(address_on(&networks, Some("id-of-all")), "198.19.3.2".parse().ok());
+        assert_eq!(address_on(&networks, Some("web")), ipv4("198.19.1.2"));
+        assert_eq!(address_on(&networks, Some("id-of-all")), ipv4("198.19.3.2"));
         assert_eq!(address_on(&networks, Some("other")), None);
-        assert_eq!(address_on(&networks, None), "198.19.2.2".parse().ok());
+        assert_eq!(address_on(&networks, None), ipv4("198.19.2.2"));
     }
 
     #[test]
     fn the_address_is_that_of_the_only_network() {
-        assert_eq!(address_on(&networks(&[("web", "198.19.1.2")]), None), "198.19.1.2".parse().ok());
+        assert_eq!(address_on(&networks(&[("web", "198.19.1.2")]), None), ipv4("198.19.1.2"));
+    }
+
+    fn ipv4(address: &str) -> Option<Addresses> {
+        Addresses::of(address.parse().ok(), None)
     }
 
     #[test]
@@ -623,14 +636,20 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_ipv6_alone_has_an_address() {
-        let endpoint = EndpointSettings {
-            ip_address: Some(String::new()),
-            global_ipv6_address: Some("2001:db8::2".into()),
-            ..EndpointSettings::default()
+    fn a_container_has_an_address_of_each_family_of_its_network() {
+        let address = |ipv4: &str| {
+            address_at(&EndpointSettings {
+                ip_address: Some(ipv4.into()),
+                global_ipv6_address: Some("2001:db8::2".into()),
+                ..EndpointSettings::default()
+            })
         };
 
-        assert_eq!(address_at(&endpoint), "2001:db8::2".parse().ok());
+        assert_eq!(address(""), Addresses::of(None, "2001:db8::2".parse().ok()));
+        assert_eq!(address("198.19.1.2"), Addresses::of("198.19.1.2".parse().ok(), "2001:db8::2".parse().ok()));
+        assert_eq!(families_of(None, Some(true)), [Family::V4, Family::V6]);
+        assert_eq!(families_of(Some(false), Some(true)), [Family::V6]);
+        assert_eq!(families_of(Some(true), None), [Family::V4]);
     }
 
     #[test]

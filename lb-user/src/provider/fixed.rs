@@ -75,7 +75,7 @@ fn sighting(ordinal: u32, backend: SocketAddr) -> Sighting {
         id: ContainerId(backend.to_string()),
         name: BackendName(backend.to_string()),
         ordinal,
-        address: Some(backend.ip()),
+        address: Some(backend.ip().into()),
         running: true,
         created: 0,
         outdated: false,

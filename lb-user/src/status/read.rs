@@ -207,8 +207,16 @@ impl Reading {
             .collect();
         let mut backends = Vec::new();
         let mut active_sum = 0;
+        // Clients of one family are never led to backends that have addresses of the other alone.
+        let family = told.addresses.first().map(|address| control::Family::of(address.ip()));
+        let is_of_another = |known: &control::BackendReport| {
+            known.address.zip(family).is_some_and(|(addresses, family)| addresses.of_family(family).is_none())
+        };
         for known in known {
             let backend = published.get(&known.id).copied();
+            if backend.is_none() && is_of_another(known) {
+                continue;
+            }
             let counted = backend.map(|backend| self.counted(backend)).transpose()?.unwrap_or_default();
             active_sum += counted.active;
             backends.push(self.backend(known, is_static, backend, &in_slots, &counted));
@@ -225,7 +233,7 @@ impl Reading {
                 id: backend.container.clone(),
                 name: control::BackendName(backend.container.0.get(..12).unwrap_or(&backend.container.0).to_owned()),
                 ordinal: 0,
-                address: Some((*backend.endpoint.ip()).into()),
+                address: Some(backend.endpoint.ip().into()),
                 state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
                 since: control::Timestamp::ZERO,
                 flows: counted.active,

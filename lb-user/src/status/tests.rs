@@ -109,7 +109,7 @@ fn healthy() -> Snapshot {
             ],
         }],
         verdicts: Verdicts {
-            passes: [("not_ours", 1_204), ("not_ip", 30), ("ipv6", 0)].map(|(k, v)| (k.to_owned(), v)).into(),
+            passes: [("not_ours", 1_204), ("not_ip", 30), ("scope", 0)].map(|(k, v)| (k.to_owned(), v)).into(),
             drops: [("no_memory".to_owned(), 0)].into(),
             events: [("proven".to_owned(), 12_252)].into(),
         },

@@ -502,7 +502,7 @@ fn a_paused_container_leaves_at_once_and_returns_after_its_checks() {
 #[test]
 fn a_container_at_another_address_is_checked_anew_and_loses_its_old_flows() {
     let mut script = Script::running(2, 2, 2);
-    let moved = Sighting { address: Some(IpAddr::V4(Ipv4Addr::new(198, 19, 0, 77))), ..sighting("b", 2) };
+    let moved = Sighting { address: Some(IpAddr::from([198, 19, 0, 77]).into()), ..sighting("b", 2) };
 
     assert_eq!(script.at(1_000).tell(Event::BackendSeen(moved)), [publish(4, &[1], &[]), probe(2)]);
     script.confirm(4);
@@ -796,7 +796,7 @@ fn an_end_before_it_is_known_what_there_is_waits_for_that() {
 #[test]
 fn a_container_that_came_to_another_address_meanwhile_is_checked() {
     let settings = Settings {
-        adopted_ready: [(id("a"), IpAddr::V4(Ipv4Addr::new(198, 19, 0, 99)))].into(),
+        adopted_ready: [(id("a"), IpAddr::from([198, 19, 0, 99]).into())].into(),
         ..Settings::new(Scaling::Auto(law(1, 4)))
     };
     let mut script = Script::new(settings);

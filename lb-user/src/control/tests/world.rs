@@ -72,7 +72,7 @@ struct World {
     found_clear: BTreeSet<ContainerId>,
     pending: BTreeSet<u32>,
     /// As they were told.
-    addresses: BTreeMap<ContainerId, Option<IpAddr>>,
+    addresses: BTreeMap<ContainerId, Option<Addresses>>,
     /// Connections by container.
     flows: BTreeMap<ContainerId, u64>,
     /// How new connections were answered, by container.
@@ -214,7 +214,7 @@ impl World {
             (3, Some(id)) => self.notice(after, Event::BackendGone { id, cause: GoneCause::Paused }),
             (4, Some(id)) => {
                 let real = self.containers.get_mut(&id).expect("it is there");
-                real.sighting.address = Some(IpAddr::V4(Ipv4Addr::new(198, 19, 9, self.created as u8)));
+                real.sighting.address = Some(IpAddr::from([198, 19, 9, self.created as u8]).into());
                 self.created += 1;
                 if real.sighting.running {
                     let sighting = real.sighting.clone();
@@ -387,7 +387,7 @@ impl World {
         self.created += 1;
         let id = ContainerId(format!("{:06}", self.created));
         let name = BackendName(format!("lb-test-{ordinal}"));
-        let address = Some(IpAddr::V4(Ipv4Addr::new(198, 19, (self.created >> 8) as u8, self.created as u8)));
+        let address = Some(IpAddr::from([198, 19, (self.created >> 8) as u8, self.created as u8]).into());
         let sighting =
             Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created, outdated: false };
         let healthy = !(self.is_faulty() && self.chance.one_in(2));

@@ -1,6 +1,10 @@
 //! The questions asked of the kernel, and the reading of its answers.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures_util::{Stream, StreamExt, TryStream, TryStreamExt};
 use rtnetlink::{
@@ -19,7 +23,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 use super::{Framing, Link, LinkError, LinkKind, Mac};
 
 /// The pauses between two looks at a neighbour that is being asked for; their sum is the time that it has.
-const ARP_PAUSES: [(u32, Duration); 2] = [(10, Duration::from_millis(1)), (99, Duration::from_millis(10))];
+const ASK_PAUSES: [(u32, Duration); 2] = [(10, Duration::from_millis(1)), (99, Duration::from_millis(10))];
 
 /// How often a list is asked for that changes while the kernel writes it down.
 const LIST_TRIES: usize = 16;
@@ -78,8 +82,11 @@ impl Netlink {
         Ok(Self { handle, lists: Mutex::default(), connection: tokio::spawn(connection) })
     }
 
-    pub async fn route_to(&self, backend: Ipv4Addr) -> Result<NextHop, LinkError> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(backend, 32).build();
+    pub async fn route_to(&self, backend: IpAddr) -> Result<NextHop, LinkError> {
+        let question = match backend {
+            IpAddr::V4(backend) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(backend, 32).build(),
+            IpAddr::V6(backend) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(backend, 128).build(),
+        };
         let answer = first(self.handle.route().get(question).execute()).await;
         match answer {
             Ok(Some(route)) => next_hop(&route, backend),
@@ -89,15 +96,19 @@ impl Netlink {
         }
     }
 
-    /// Returns the devices of the IPv4 default routes in the main table.
+    /// Returns the devices of the default routes in the main table.
     pub async fn default_devices(&self) -> Result<Vec<u32>, LinkError> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
-        let routes = answers.iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => Some(route),
-            _ => None,
-        });
-        Ok(routes.flat_map(default_devices_of).collect())
+        let mut devices = Vec::new();
+        for question in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
+            let routes = answers.iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            });
+            devices.extend(routes.flat_map(default_devices_of));
+        }
+        Ok(devices)
     }
 
     pub async fn links(&self) -> Result<Vec<Link>, LinkError> {
@@ -126,29 +137,21 @@ impl Netlink {
         }
     }
 
-    /// Returns all IPv4 addresses of global scope with the index of their interface.
-    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>, LinkError> {
+    /// Returns all addresses of global scope with the index of their interface.
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>, LinkError> {
         let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let answers = self.list(question, "list addresses").await?;
         let mut addresses = Vec::new();
         for answer in answers {
             let RouteNetlinkMessage::NewAddress(answer) = answer else { continue };
-            if answer.header.family != AddressFamily::Inet || answer.header.scope != AddressScope::Universe {
-                continue;
-            }
-            // On a point-to-point device `Address` is the other side; `Local` is always ours.
-            let ours = answer.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-            if let Some(std::net::IpAddr::V4(address)) = ours {
-                addresses.push((answer.header.index, address));
+            if answer.header.scope == AddressScope::Universe {
+                addresses.extend(address_of(&answer).map(|address| (answer.header.index, address)));
             }
         }
         Ok(addresses)
     }
 
-    pub async fn neighbour(&self, device: u32, backend: Ipv4Addr) -> Result<Option<Neighbour>, LinkError> {
+    pub async fn neighbour(&self, device: u32, backend: IpAddr) -> Result<Option<Neighbour>, LinkError> {
         match self.one_neighbour(neighbour_question(device, backend)).await {
             Ok(found) => Ok(found.as_ref().map(neighbour_of)),
             Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(None),
@@ -156,10 +159,10 @@ impl Netlink {
         }
     }
 
-    /// Has the kernel ask for a neighbour by a broadcast and waits for the answer, `None` if there is none.
+    /// Has the kernel ask everybody for a neighbour and waits for the answer, `None` if there is none.
     ///
     /// What it knew before is forgotten: the kernel would first ask the old MAC address alone, for three seconds.
-    pub async fn ask_by_arp(&self, device: u32, backend: Ipv4Addr) -> Result<Option<Mac>, LinkError> {
+    pub async fn ask_anew(&self, device: u32, backend: IpAddr) -> Result<Option<Mac>, LinkError> {
         match self.handle.neighbours().del(neighbour_question(device, backend)).execute().await {
             Ok(()) => {}
             Err(error) if errno(&error) == Some(libc::ENOENT) => {}
@@ -167,14 +170,14 @@ impl Netlink {
         }
         self.handle
             .neighbours()
-            .add(device, backend.into())
+            .add(device, backend)
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
             .replace()
             .execute()
             .await
             .map_err(failed("ask for a neighbour"))?;
-        for (times, pause) in ARP_PAUSES {
+        for (times, pause) in ASK_PAUSES {
             for _ in 0..times {
                 tokio::time::sleep(pause).await;
                 match self.neighbour(device, backend).await? {
@@ -273,16 +276,34 @@ async fn whole_list(
     Ok(is_whole.then_some(list))
 }
 
-fn neighbour_question(device: u32, backend: Ipv4Addr) -> NeighbourMessage {
+fn neighbour_question(device: u32, backend: IpAddr) -> NeighbourMessage {
+    let (family, destination) = match backend {
+        IpAddr::V4(backend) => (AddressFamily::Inet, NeighbourAddress::Inet(backend)),
+        IpAddr::V6(backend) => (AddressFamily::Inet6, NeighbourAddress::Inet6(backend)),
+    };
     let mut question = NeighbourMessage::default();
-    question.header.family = AddressFamily::Inet;
+    question.header.family = family;
     question.header.ifindex = device;
-    question.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(backend))];
+    question.attributes = vec![NeighbourAttribute::Destination(destination)];
     question
 }
 
+/// Returns the address of this host in an answer. On a point-to-point device `Address` is the other side, and `Local` ours;
+/// IPv6 has the second there alone.
+fn address_of(answer: &AddressMessage) -> Option<IpAddr> {
+    let local = answer.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = answer.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(*address),
+        _ => None,
+    });
+    local.or(address)
+}
+
 /// Reads a route to one address.
-fn next_hop(route: &RouteMessage, backend: Ipv4Addr) -> Result<NextHop, LinkError> {
+fn next_hop(route: &RouteMessage, backend: IpAddr) -> Result<NextHop, LinkError> {
     match route.header.kind {
         RouteType::Unicast => {}
         RouteType::Local => return Err(LinkError::Local { backend }),
@@ -308,8 +329,7 @@ fn has_gateway(attributes: &[RouteAttribute]) -> bool {
 /// Returns the devices of a route if it is a default route of the main table; several if it has several next hops.
 fn default_devices_of(route: &RouteMessage) -> Vec<u32> {
     let header = &route.header;
-    let is_default = header.address_family == AddressFamily::Inet
-        && header.destination_prefix_length == 0
+    let is_default = header.destination_prefix_length == 0
         && header.table == RouteHeader::RT_TABLE_MAIN
         && header.kind == RouteType::Unicast;
     if !is_default {
@@ -432,7 +452,7 @@ mod tests {
 
     use super::*;
 
-    const BACKEND: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+    const BACKEND: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2));
     const MAC: Mac = [2, 0, 0, 0, 0, 9];
 
     #[test]
@@ -478,6 +498,22 @@ mod tests {
         assert!(default_devices_of(&narrower).is_empty());
         assert!(default_devices_of(&elsewhere).is_empty());
         assert!(default_devices_of(&route(RouteType::BlackHole, oif())).is_empty());
+    }
+
+    #[test]
+    fn an_address_of_this_host_is_told_from_the_other_side() {
+        let [one, other]: [IpAddr; 2] = ["198.18.0.1", "198.18.0.2"].map(|text| text.parse().unwrap());
+        let [ours, theirs]: [IpAddr; 2] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse().unwrap());
+        let read = |attributes| {
+            let mut answer = AddressMessage::default();
+            answer.attributes = attributes;
+            address_of(&answer)
+        };
+
+        assert_eq!(read(vec![AddressAttribute::Address(other), AddressAttribute::Local(one)]), Some(one));
+        assert_eq!(read(vec![AddressAttribute::Address(theirs), AddressAttribute::Local(ours)]), Some(ours));
+        assert_eq!(read(vec![AddressAttribute::Address(ours)]), Some(ours));
+        assert_eq!(read(vec![]), None);
     }
 
     #[test]

@@ -1,0 +1,121 @@
+//! Where a backend is: at an address of one version of IP, or of both.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A version of IP. Clients of one are never led to backends of the other: packets are rewritten, not translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Returns the family of an address.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Returns its loopback address.
+    pub const fn loopback(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Self::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// The addresses of one backend, one at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+}
+
+impl From<IpAddr> for Addresses {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self { v4: Some(address), v6: None },
+            IpAddr::V6(address) => Self { v4: None, v6: Some(address) },
+        }
+    }
+}
+
+impl Addresses {
+    /// Joins what there is; `None` if there is nothing.
+    pub fn of(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Option<Self> {
+        (v4.is_some() || v6.is_some()).then_some(Self { v4, v6 })
+    }
+
+    /// Returns that of a family.
+    pub fn of_family(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4.map(IpAddr::V4),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Returns those of both, where they are in `other` instead of here.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { v4: self.v4.or(other.v4), v6: self.v6.or(other.v6) }
+    }
+
+    /// Returns one of them: IPv4 if it is there.
+    pub fn first(&self) -> Option<IpAddr> {
+        self.of_family(Family::V4).or(self.of_family(Family::V6))
+    }
+
+    /// Returns whether all of these are those of `other`.
+    pub fn are_of(&self, other: &Self) -> bool {
+        (self.v4.is_none() || self.v4 == other.v4) && (self.v6.is_none() || self.v6 == other.v6)
+    }
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4}, {v6}"),
+            (Some(v4), None) => v4.fmt(f),
+            (None, Some(v6)) => v6.fmt(f),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_told_from_other_addresses() {
+        let v4 = Addresses::from(IpAddr::from([198, 19, 0, 2]));
+        let v6 = Addresses::from(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)));
+        let both = v4.or(v6);
+
+        assert!(v4.are_of(&both) && v6.are_of(&both) && both.are_of(&both));
+        assert!(!both.are_of(&v4) && !v6.are_of(&v4));
+        assert!(!Addresses::from(IpAddr::from([198, 19, 0, 3])).are_of(&both));
+        assert_eq!(both.to_string(), "198.19.0.2, 2001:db8::2");
+        assert_eq!((both.first(), v6.first()), (Some([198, 19, 0, 2].into()), v6.of_family(Family::V6)));
+        assert_eq!(Addresses::of(None, None), None);
+    }
+}
