@@ -187,7 +187,7 @@ pub struct ServiceArgs {
 
     /// Let only clients of this NETWORK begin connections; may be repeated
     ///
-    /// NETWORK is 192.0.2.0/24 or one address. Packets of others are dropped and counted; connections that
+    /// NETWORK is 192.0.2.0/24, 2001:db8::/32 or one address. Packets of others are dropped and counted; connections that
     /// are there go on; clients on this host are not asked.
     #[arg(long, value_name = "NETWORK", value_parser = guard::parse_network, help_heading = GUARD)]
     pub allow: Vec<IpNet>,
@@ -198,10 +198,10 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "NETWORK", value_parser = guard::parse_network, help_heading = GUARD)]
     pub deny: Vec<IpNet>,
 
-    /// Let a client begin so many connections in a second; with /BITS, all of its network together
+    /// Let a client begin so many connections in a second; with /BITS, all of its IPv4 network together
     ///
-    /// Of each frontend, and as many at once as in a second, at least 10. What is beyond is dropped and counted: TCP tries
-    /// again.
+    /// Of each frontend, and as many at once as in a second, at least 10. Of IPv6, all of a /64 together. What is beyond
+    /// is dropped and counted: TCP tries again.
     #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
     pub source_rate: Option<SourceRate>,
 

@@ -196,11 +196,8 @@ pub enum ConfigError {
     #[error("\"{given}\" is no lifetime: write STATE=DUR, such as established=4h; the states are {states}")]
     Lifetime { given: String, states: String },
     /// A network that cannot be read.
-    #[error("{given:?} is no network: write one such as 192.0.2.0/24, or an address")]
+    #[error("{given:?} is no network: write one such as 192.0.2.0/24 or 2001:db8::/32, or an address")]
     Network { given: String },
-    /// A network of IPv6.
-    #[error("{given:?} is of IPv6, which is not balanced yet: write one such as 192.0.2.0/24")]
-    NetworkV6 { given: String },
     /// A network is in both lists.
     #[error("{network} is both allowed and denied: leave one out")]
     Contradiction { network: ipnet::IpNet },
