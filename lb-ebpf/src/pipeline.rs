@@ -733,6 +733,7 @@ fn touch<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, table
         && matches!(packet.proto, Proto::Tcp)
         && let Some(reply) = tables.reply(known.table, &reply_key(packet, known))
         && packet.sequence.wrapping_sub(reply.acknowledged()) < NARROW_WINDOW
+        && reply.leads_to(&packet.key)
     {
         flow.set_ifindex(arrival.ifindex);
         reply.set_ifindex(arrival.ifindex);
@@ -753,6 +754,10 @@ fn note_end<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, ta
     }
     let reply_key = reply_key(packet, known);
     let Some(reply) = tables.reply(known.table, &reply_key) else { return };
+    // A connection that is over may have lost its key to another one of the same client and server.
+    if !reply.leads_to(&packet.key) {
+        return;
+    }
     let window = if packet.flags.any(Flags::RST) { NARROW_WINDOW } else { FIN_WINDOW };
     if packet.sequence.wrapping_sub(reply.acknowledged()) >= window {
         tables.count(Event::OutOfWindow);
