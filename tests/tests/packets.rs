@@ -62,6 +62,10 @@ fn main() -> ExitCode {
         ),
         case("a_client_that_gave_up_may_try_again", a_client_that_gave_up_may_try_again),
         case("a_remembered_port_is_not_given_to_another", a_remembered_port_is_not_given_to_another),
+        case(
+            "what_comes_late_is_not_judged_by_another_connection",
+            what_comes_late_is_not_judged_by_another_connection,
+        ),
         case("replies_follow_only_who_knows_the_connection", replies_follow_only_who_knows_the_connection),
         case("the_fallback_hands_over_to_routing", the_fallback_hands_over_to_routing),
         case("sizes_and_options_survive", sizes_and_options_survive),
@@ -698,6 +702,27 @@ fn a_remembered_port_is_not_given_to_another() {
 
     assert_eq!(syn.to, BACKENDS[0]);
     assert_ne!(syn.from, CLIENT, "the backend is in TIME_WAIT for that port, and may refuse the SYN");
+}
+
+fn what_comes_late_is_not_judged_by_another_connection() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let other = ([198, 18, 1, 1], 81);
+        object.backend(9, 2, 1, BACKENDS[0]);
+        object.serve(2, other, Proto::Tcp, &[9]);
+        assert_eq!(open(&object, door, CLIENT, FRONTEND), BACKENDS[0]);
+        close(&object, door, CLIENT, FRONTEND, BACKENDS[0]);
+        // The backend accepts a direct connection of the same port, and forgets it; the client connects to the other.
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 7, 6, &[]), PassReason::NotReply);
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, other, SYN, 5000, 0, &[])).from, CLIENT, "{door:?}");
+        let before = object.half_open(CLIENT, FRONTEND, Proto::Tcp).unwrap().state();
+
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST, 5001, 0, &[]));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST, 1 << 31, 0, &[]));
+
+        assert_eq!(object.half_open(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), before, "{door:?}");
+        assert_eq!(object.count(Event::OutOfWindow.index()), 0, "{door:?}");
+    }
 }
 
 fn replies_follow_only_who_knows_the_connection() {
