@@ -1117,7 +1117,15 @@ fn services_share_an_agent_and_a_reload_touches_what_changed() {
         names(status) == ["web"] && status["health"] == "healthy"
     });
     assert!(refuses(8080) && refuses(81));
+    // What has just been closed opens again at once.
+    write(&[web.clone(), service("api", "\"8080\"", &[2, 3])]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("a service is back", Duration::from_secs(10), |status| {
+        names(status) == ["web", "api"] && status["services"][1]["scaling"]["ready"] == 2
+    });
+    assert_eq!(answers(8080), both("backend 2", "backend 3"));
     let log = agent.log();
+    assert!(!log.contains("File exists"), "{log}");
     for load in loads {
         let report = load.wait_with_output().unwrap();
         assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
