@@ -206,15 +206,25 @@ impl Address {
         self.words
     }
 
-    /// Returns whether packets of IPv6 may have this address, and it means the same host on every link: it is neither one
-    /// of a link (`fe80::/10`) nor one of those that mean none, this host, or an IPv4 address (all below `0:0:1::`).
+    /// Returns whether packets of IPv6 may have this address, and it means the same one host on every link: it is neither
+    /// one of a link (`fe80::/10`) or of many hosts (`ff00::/8`) nor one of those that mean none, this host, or an IPv4
+    /// address (all below `0:0:1::`).
     ///
     /// # Source
-    /// RFC 4291, 2.5.
+    /// RFC 4291, 2.5 and 2.7.
     #[inline(always)]
     pub const fn is_routable_v6(self) -> bool {
         let first = u32::from_be(self.words[0]);
-        first != 0 && first >> 22 != 0xfe80 >> 6
+        first != 0 && first >> 24 != 0xff && !self.is_of_link()
+    }
+
+    /// Returns whether this is an IPv6 address of one link alone.
+    ///
+    /// # Source
+    /// RFC 4291, 2.5.6.
+    #[inline(always)]
+    pub const fn is_of_link(self) -> bool {
+        u32::from_be(self.words[0]) >> 22 == 0xfe80 >> 6
     }
 
     /// Returns whether this is no address at all.
@@ -1340,7 +1350,7 @@ mod tests {
         for text in ["2001:db8::1", "fd00::1", "64:ff9b::1", "fec0::1", "fe7f::1"] {
             assert!(routable(text), "{text}");
         }
-        for text in ["::", "::1", "::ffff:198.18.0.1", "::198.18.0.1", "fe80::1", "febf::1"] {
+        for text in ["::", "::1", "::ffff:198.18.0.1", "::198.18.0.1", "fe80::1", "febf::1", "ff02::1", "ff0e::1"] {
             assert!(!routable(text), "{text}");
         }
     }

@@ -211,7 +211,9 @@ pub fn ingress_error<'t, T: Tables>(
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
     let about = FlowKey::new(backend.address, backend.port, client, port, error.proto);
-    Ok((Translated { source: error.source, destination: backend.address, about }, backend))
+    // An address of the link that it came by says nothing on another, and no router sends it on.
+    let source = if error.source.is_of_link() { key.destination } else { error.source };
+    Ok((Translated { source, destination: backend.address, about }, backend))
 }
 
 /// Decides to which client an ICMP error that entered from a backend goes: to the one that sent what it is about. Returns
@@ -234,8 +236,9 @@ pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) 
     if is_at_its_end(error.ttl) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
-    // A router behind the device speaks for itself.
-    let source = if error.source == backend.address { about.destination } else { error.source };
+    // A router behind the device speaks for itself, if others know its address.
+    let source =
+        if error.source == backend.address || error.source.is_of_link() { about.destination } else { error.source };
     tables.count(Event::IcmpError);
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));

@@ -78,7 +78,7 @@ reasons! {
         NoMetadata = 14 "no_metadata",
         /// connect() of a socket that is bound to a device, by which no backend may be reachable.
         DeviceBound = 15 "device_bound",
-        /// IPv6 extension headers that are not followed: too many, too long, or of another kind.
+        /// IPv6 extension headers that are not followed: too many, too long, or with a way that goes on from here.
         Extensions = 16 "extensions",
         /// IPv6 from or to an address that is of one link alone, or that no packet may have.
         Scope = 17 "scope",

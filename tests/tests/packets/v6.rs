@@ -181,6 +181,9 @@ pub fn extension_headers_are_carried_along() {
         passed(&object, Door::Tc, &segment, PassReason::Extensions);
         assert_eq!(object.run(Door::Xdp, &segment).0, Action::Pass);
     }
+    let mut routed = with_extensions(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"extended"), &[(43, 3)]);
+    routed[54 + 3] = 1;
+    passed(&object, Door::Tc, &routed, PassReason::Extensions);
     for unknown in [50, 51, 135, 139, 253] {
         let segment = with_extensions(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"extended"), &[(unknown, 1)]);
         passed(&object, Door::Tc, &segment, PassReason::Protocol);
@@ -188,11 +191,7 @@ pub fn extension_headers_are_carried_along() {
 }
 
 pub fn what_is_not_ours_over_ipv6_is_left_untouched() {
-    let link_local = {
-        let mut address = address(0, 9);
-        address[..6].copy_from_slice(&[0xfe, 0x80, 0, 0, 0, 0]);
-        address
-    };
+    let link_local = of_link(9);
     let solicited = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 1];
     for door in FRONT_DOORS {
         let object = object();
@@ -202,6 +201,7 @@ pub fn what_is_not_ours_over_ipv6_is_left_untouched() {
             ("no flow and no SYN", PassReason::NoFlow, tcp(CLIENT, FRONTEND, ACK, 1, 1, &[])),
             ("from the link", PassReason::Scope, tcp((link_local, 40_000), FRONTEND, SYN, 1, 0, &[])),
             ("to the link", PassReason::Scope, tcp(CLIENT, (link_local, 80), SYN, 1, 0, &[])),
+            ("from many", PassReason::Scope, tcp((solicited, 40_000), FRONTEND, SYN, 1, 0, &[])),
             ("an echo", PassReason::Protocol, icmp(CLIENT.0, FRONTEND.0, (128, 0), 1, b"ping")),
             ("a solicitation", PassReason::Protocol, icmp(link_local, solicited, (135, 0), 0, &FRONTEND.0)),
             ("an advertisement", PassReason::Protocol, icmp(link_local, FRONTEND.0, (136, 0), 0, &link_local)),
@@ -270,6 +270,11 @@ pub fn fragments_of_ipv6_follow_the_first_of_their_datagram() {
     }
 }
 
+/// Returns an address of a link.
+const fn of_link(last: u8) -> [u8; 16] {
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
 /// Sends an ICMPv6 error that has to be translated, and returns what came out.
 fn translated(object: &Object, door: Door, frame: &[u8]) -> JudgedError {
     let before = object.count(Event::IcmpError.index());
@@ -293,7 +298,9 @@ pub fn errors_of_icmpv6_reach_whom_they_are_about() {
             let error = icmp_error(ROUTER, FRONTEND.0, kind, &of_backend, quoted);
             let out = translated(&object, Door::Tc, &error);
             assert_eq!((out.from, out.to, out.about), (ROUTER, backend.0, (backend, CLIENT)), "{kind:?} {quoted}");
-            for (who, seen) in [(backend.0, FRONTEND.0), (ROUTER, ROUTER)] {
+            let error = icmp_error(of_link(1), FRONTEND.0, kind, &of_backend, quoted);
+            assert_eq!(translated(&object, Door::Tc, &error).from, FRONTEND.0, "a router's address of its link");
+            for (who, seen) in [(backend.0, FRONTEND.0), (ROUTER, ROUTER), (of_link(1), FRONTEND.0)] {
                 let out = translated(&object, Door::Reply, &icmp_error(who, CLIENT.0, kind, &of_client, quoted));
                 assert_eq!((out.from, out.to, out.about), (seen, CLIENT.0, (CLIENT, FRONTEND)), "{kind:?} {quoted}");
             }
