@@ -8,20 +8,20 @@
 //!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
 //!    that the table of the proven holds what lives, with or without an agent. Its old place is kept for that as long as
 //!    nobody else needs it.
-//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the next backend in turn; the reply's key is
-//!    claimed, so that no two flows share one; where the client's port is taken on the backend's side, the flow gets
-//!    another.
+//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the backend that the client keeps, or that the
+//!    scheduler chooses; the reply's key is claimed, so that no two flows share one; where the client's port is taken on
+//!    the backend's side, the flow gets another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendId, HandOff, KtimeNs,
-        Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
+        Address, AffinityEntry, AffinityKey, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+        FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
     guard::{self, Admission},
     icmp::{IcmpError, Translated},
     packet::Headers,
-    sched,
+    sched::{self, NOBODY},
     tables::{FirstFragment, Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
     tcp_state::{Direction, Flags, Seen, State},
     verdict::{DropReason, Event, PassReason, Verdict},
@@ -308,7 +308,7 @@ pub fn ingress<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T)
     };
     let known = match going_on(table, packet, arrival, tables) {
         GoingOn::Yes(known) => known,
-        GoingOn::No | GoingOn::Orphan => match begin(packet, arrival, tables)? {
+        GoingOn::No | GoingOn::Orphan(_) => match begin(packet, arrival, tables)? {
             Begun::Before(known) => known,
             Begun::Now(to) => return Ok(to),
         },
@@ -328,15 +328,16 @@ enum GoingOn<'tables> {
     Yes(Known<'tables>),
     /// There is none, or the packet begins another under its key.
     No,
-    /// Its backend is gone, or does not answer.
-    Orphan,
+    /// Its backend is gone ([`NOBODY`]), or that of this number does not answer.
+    Orphan(BackendId),
 }
 
 /// Looks for the packet's flow in a table.
 #[inline(always)]
 fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tables: &'t T) -> GoingOn<'t> {
     let Some(flow) = tables.flow(table, &packet.key) else { return GoingOn::No };
-    let serving = match tables.backend(flow.backend()) {
+    let id = flow.backend();
+    let serving = match tables.backend(id) {
         Some(backend) if backend.serves(flow.generation()) => Some(backend),
         Some(_) | None => None,
     };
@@ -346,8 +347,8 @@ fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tab
         return GoingOn::No;
     }
     match serving {
-        None => GoingOn::Orphan,
-        Some(_) if silent => GoingOn::Orphan,
+        None => GoingOn::Orphan(NOBODY),
+        Some(_) if silent => GoingOn::Orphan(id),
         Some(_) if over => GoingOn::No,
         Some(backend) => GoingOn::Yes(Known { table, flow, backend }),
     }
@@ -370,7 +371,7 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
         Proto::Tcp => Table::HalfOpen,
         Proto::Udp => Table::Datagrams,
     };
-    let mut orphan = false;
+    let (mut orphan, mut silent) = (false, NOBODY);
     match going_on(table, packet, arrival, tables) {
         GoingOn::Yes(known) if is_shut_out(packet, &known, tables) => match packet.flags.opens() {
             true => orphan = true,
@@ -382,19 +383,19 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
                 // It may have moved. What this very segment does, such as a FIN, belongs to the entry of now.
                 return match going_on(Table::Proven, packet, arrival, tables) {
                     GoingOn::Yes(proven) => Ok(Begun::Before(proven)),
-                    GoingOn::No | GoingOn::Orphan => Ok(Begun::Before(known)),
+                    GoingOn::No | GoingOn::Orphan(_) => Ok(Begun::Before(known)),
                 };
             }
             Proto::Udp => return Ok(Begun::Before(known)),
         },
-        GoingOn::Orphan => orphan = true,
+        GoingOn::Orphan(id) => (orphan, silent) = (true, id),
         GoingOn::No => {}
     }
     // A second look: the flow may have moved between the tables, from under the two looks above.
     if matches!(packet.proto, Proto::Tcp) {
         match going_on(Table::Proven, packet, arrival, tables) {
             GoingOn::Yes(known) => return Ok(Begun::Before(known)),
-            GoingOn::Orphan => orphan = true,
+            GoingOn::Orphan(_) => orphan = true,
             GoingOn::No => {}
         }
         if !packet.flags.opens() {
@@ -404,7 +405,7 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     if orphan {
         tables.count(Event::Rescheduled);
     }
-    schedule(packet, arrival, frontend, tables)
+    schedule(packet, arrival, (frontend, silent), tables)
 }
 
 /// Takes a connection that is not among the proven one step further.
@@ -656,7 +657,11 @@ fn retire<T: Tables>(
         Some(_) | None => tables.put_flow(Table::HalfOpen, key, flow) == Insert::Done,
     };
     if reply_is_back && flow_is_back {
-        tables.remove_flow(Table::Proven, key);
+        let id = flow.backend();
+        // Of two processors that get here at once, one has ended it.
+        if tables.remove_flow(Table::Proven, key) {
+            tables.ended(id);
+        }
         tables.remove_reply(Table::Proven, reply_key);
     }
 }
@@ -878,31 +883,73 @@ fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
     FlowKey::new(client, flow.seen_client_port(), backend.address, backend.port, packet.proto)
 }
 
-/// Chooses the backend whose turn it is.
+/// Chooses the backend of a client that begins a connection, another than `but` where there is one.
 ///
 /// # Errors
 /// Why there is none.
 #[inline(always)]
-pub fn choose<T: Tables>(frontend: FrontendId, tables: &T) -> Result<(BackendId, &Backend), PassReason> {
-    // Twice: between reading the slot range and the backend, a publication may have replaced both.
-    for _ in 0..2 {
-        let Some(entry) = tables.frontend(frontend) else { return Err(PassReason::NoBackend) };
-        let slots = entry.slots();
-        if slots.len == 0 {
-            return Err(PassReason::NoBackend);
+pub fn choose<'t, T: Tables>(
+    frontend: FrontendId,
+    client: &FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+    tables: &'t T,
+) -> Result<(BackendId, &'t Backend), PassReason> {
+    let id = choose_id(frontend, client, but, now, tables);
+    match tables.backend(id) {
+        Some(backend) if backend.is_active() && backend.frontend == frontend => Ok((id, backend)),
+        None if id == NOBODY => Err(PassReason::NoBackend),
+        Some(_) | None => Err(PassReason::StaleSlot),
+    }
+}
+
+/// No backend could be chosen for a publication that goes on.
+const STALE: BackendId = NOBODY - 1;
+/// How often the next in turn is taken where the choice has come to nothing: between reading the slot range and the backend,
+/// a publication may have replaced both; or nobody was found but the one that does not answer.
+const TURNS: u32 = 3;
+
+/// Returns the backend's number, [`NOBODY`] or [`STALE`]. A function of its own in the object, too, with a stack of its own:
+/// a number is all that the verifier has to follow after it, whichever scheduler has chosen.
+#[inline(never)]
+fn choose_id<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
+    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+    if entry.slots().len == 0 {
+        return NOBODY;
+    }
+    let (key, affinity) = (AffinityKey::new(client.source, frontend), entry.affinity_ns());
+    if affinity != 0
+        && let Some(kept) = tables.affinity(&key)
+    {
+        let (id, generation) = (kept.backend(), kept.generation());
+        if now.saturating_sub(kept.seen()) <= affinity
+            && id != but
+            && let Some(backend) = tables.backend(id)
+            && backend.serves(generation)
+            && backend.frontend == frontend
+            && !backend.is_leaving()
+        {
+            kept.set_seen(now);
+            return id;
         }
-        let Some(place) = sched::pick(entry.scheduler(), tables.ticket(frontend), slots.len) else {
-            return Err(PassReason::NoBackend);
-        };
-        if let Some(id) = tables.slot(slots.base.wrapping_add(place))
+    }
+    let mut chosen = sched::pick((frontend, &entry), client, but, tables);
+    for turn in 0..=TURNS {
+        if let Some(id) = chosen
+            && (id != but || turn == TURNS)
             && let Some(backend) = tables.backend(id)
             && backend.is_active()
             && backend.frontend == frontend
         {
-            return Ok((id, backend));
+            if affinity != 0 {
+                tables.put_affinity(&key, &AffinityEntry { seen: now, backend: id, generation: backend.generation });
+            }
+            return id;
         }
+        let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+        chosen = sched::next((frontend, &entry), tables);
     }
-    Err(PassReason::StaleSlot)
+    STALE
 }
 
 /// Begins a flow.
@@ -910,7 +957,7 @@ pub fn choose<T: Tables>(frontend: FrontendId, tables: &T) -> Result<(BackendId,
 fn schedule<'t, T: Tables>(
     packet: &Headers,
     arrival: Arrival,
-    frontend: FrontendId,
+    (frontend, silent): (FrontendId, BackendId),
     tables: &'t T,
 ) -> Result<Begun<'t>, Verdict> {
     match guard::admit(&packet.key.source, frontend, arrival.now, tables) {
@@ -918,7 +965,7 @@ fn schedule<'t, T: Tables>(
         Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
         Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
     }
-    let (id, backend) = match choose(frontend, tables) {
+    let (id, backend) = match choose(frontend, &packet.key, silent, arrival.now, tables) {
         Ok(chosen) => chosen,
         Err(reason) => return Err(Verdict::Pass(reason)),
     };
@@ -954,11 +1001,12 @@ fn schedule<'t, T: Tables>(
         Insert::Exists => {
             return match going_on(table, packet, arrival, tables) {
                 GoingOn::Yes(known) => Ok(Begun::Before(known)),
-                GoingOn::No | GoingOn::Orphan => Err(Verdict::Drop(DropReason::Raced)),
+                GoingOn::No | GoingOn::Orphan(_) => Err(Verdict::Drop(DropReason::Raced)),
             };
         }
         Insert::Full => return Err(Verdict::Drop(DropReason::NoMemory)),
     }
+    tables.begun(id);
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_connection();
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId,
-        Guard, Handshakes, KtimeNs, Port, RateKey, ReplyEntry, Traffic,
+        Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, RateKey, ReplyEntry, Slot, Traffic,
     },
     tcp_state::{Seen, State},
     verdict::Event,
@@ -177,6 +177,13 @@ impl Shared<ReplyEntry> {
         let own = unsafe { &raw const (*self.0.as_ptr()).flow };
         (0..WORDS).all(|place| word(own, place) == word(flow, place))
     }
+}
+
+/// The memory may become another client's at any moment: that one's backend is one of the same frontend, or is refused.
+impl Shared<AffinityEntry> {
+    field!(seen, set_seen, seen, KtimeNs);
+    field!(backend, backend, BackendId);
+    field!(generation, generation, u32);
 }
 
 /// Room for entries that are about to be inserted: a program's stack of 512 bytes has none.
@@ -361,8 +368,8 @@ pub trait Tables {
     fn frontend(&self, id: FrontendId) -> Option<Frontend>;
     /// Draws the next ticket of a frontend.
     fn ticket(&self, id: FrontendId) -> u64;
-    /// Returns the backend in a slot.
-    fn slot(&self, index: u32) -> Option<BackendId>;
+    /// Returns a slot.
+    fn slot(&self, index: u32) -> Option<Slot>;
     /// Returns a backend.
     fn backend(&self, id: BackendId) -> Option<&Backend>;
     /// Returns this processor's counters of a backend.
@@ -379,6 +386,13 @@ pub trait Tables {
     fn bucket(&self, key: &RateKey) -> Option<Shared<KtimeNs>>;
     /// Notes that of one that nobody knows.
     fn add_bucket(&self, key: &RateKey, full_at: KtimeNs);
+    /// Returns how many connections of a backend are under way: exact when a sweep has just been, and between two sweeps
+    /// as far as beginnings and ends are seen.
+    fn active(&self, id: BackendId) -> Option<u64>;
+    /// Notes that a connection begins.
+    fn begun(&self, id: BackendId);
+    /// Notes that a connection is over.
+    fn ended(&self, id: BackendId);
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.
@@ -393,8 +407,8 @@ pub trait Tables {
     fn add_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert;
     /// Adds a copy of a flow, or replaces what is there by it.
     fn put_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert;
-    /// Removes a flow.
-    fn remove_flow(&self, table: Table, key: &FlowKey);
+    /// Removes a flow; returns whether it was there.
+    fn remove_flow(&self, table: Table, key: &FlowKey) -> bool;
 
     /// Returns the reply half of a flow.
     fn reply(&self, table: Table, key: &FlowKey) -> Option<Shared<ReplyEntry>>;
@@ -404,6 +418,11 @@ pub trait Tables {
     fn put_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert;
     /// Removes the reply half of a flow.
     fn remove_reply(&self, table: Table, key: &FlowKey);
+
+    /// Returns the backend that a client keeps.
+    fn affinity(&self, key: &AffinityKey) -> Option<Shared<AffinityEntry>>;
+    /// Notes it.
+    fn put_affinity(&self, key: &AffinityKey, entry: &AffinityEntry);
 
     /// Returns what became of the first fragment of a datagram.
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentEntry>;

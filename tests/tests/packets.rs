@@ -16,6 +16,8 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/schedulers.rs"]
+mod schedulers;
 #[path = "packets/v6.rs"]
 mod v6;
 
@@ -27,7 +29,7 @@ const FRONT_DOORS: [Door; 2] = [Door::Tc, Door::Xdp];
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: &[Need::Root], run };
-    suite::run(vec![
+    let mut cases = vec![
         case("connections_take_backends_strictly_in_turn", connections_take_backends_strictly_in_turn),
         case("tickets_of_two_processors_have_no_gap", tickets_of_two_processors_have_no_gap),
         case("a_connection_lives_from_syn_to_fin", a_connection_lives_from_syn_to_fin),
@@ -96,7 +98,9 @@ fn main() -> ExitCode {
         case("mutated_packets_of_ipv6_through_tc_ingress", || v6::mutated(Door::Tc)),
         case("mutated_packets_of_ipv6_through_xdp_ingress", || v6::mutated(Door::Xdp)),
         case("mutated_packets_of_ipv6_through_tc_reply", || v6::mutated(Door::Reply)),
-    ])
+    ];
+    cases.extend(schedulers::cases());
+    suite::run(cases)
 }
 
 /// A frontend for TCP and one for UDP, with three backends each.

@@ -11,11 +11,11 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     abi::{
-        Address, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS,
-        MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS,
-        Source, Traffic,
+        Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry,
+        FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow,
+        LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS,
+        MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES,
+        REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
@@ -29,11 +29,17 @@ static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_
 #[map]
 static FRONTENDS: HashMap<FrontendId, Frontend> = HashMap::with_max_entries(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
 #[map]
-static SLOTS: Array<BackendId> = Array::with_max_entries(MAX_SLOTS, 0);
+static SLOTS: Array<Slot> = Array::with_max_entries(MAX_SLOTS, 0);
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
 #[map]
 static CURSORS: Array<u64> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static AFFINITIES: LruHashMap<AffinityKey, AffinityEntry> = LruHashMap::with_max_entries(MAX_AFFINITIES, 0);
+#[map]
+static TALLIES: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static TALLY_ERRORS: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
 #[map]
 static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
@@ -101,6 +107,15 @@ pub fn backend(id: BackendId) -> Option<&'static Backend> {
     BACKENDS.get(id)
 }
 
+/// Returns all bits if a number is negative, and none if it is not. By an instruction of which the compiler knows nothing:
+/// it would make a condition of what is done with that, and the verifier follow both of its ways.
+#[inline(always)]
+fn sign(mut number: u64) -> u64 {
+    // SAFETY: an instruction between registers.
+    unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) number, options(nomem, nostack)) };
+    number
+}
+
 /// The maps of this object.
 pub struct KernelTables;
 
@@ -144,7 +159,7 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<BackendId> {
+    fn slot(&self, index: u32) -> Option<Slot> {
         SLOTS.get(index).copied()
     }
 
@@ -191,6 +206,30 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn active(&self, id: BackendId) -> Option<u64> {
+        let (tally, error) = (TALLIES.get(id)?, TALLY_ERRORS.get(id)?);
+        // SAFETY: whole words of maps, read at once; either may be a moment older than the other.
+        let (tally, error) = unsafe { (core::ptr::read_volatile(tally), core::ptr::read_volatile(error)) };
+        let active = tally.wrapping_sub(error);
+        // Ends may be seen of connections that no sweep has counted: those are none, and not a great many.
+        Some(active & !sign(active))
+    }
+
+    #[inline(always)]
+    fn begun(&self, id: BackendId) {
+        if let Some(tally) = TALLIES.get_ptr_mut(id) {
+            atomic::increment(tally);
+        }
+    }
+
+    #[inline(always)]
+    fn ended(&self, id: BackendId) {
+        if let Some(tally) = TALLIES.get_ptr_mut(id) {
+            atomic::decrement(tally);
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, event: Event) {
         count(event.index());
     }
@@ -227,12 +266,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, table: Table, key: &FlowKey) {
-        let _absent = match table {
+    fn remove_flow(&self, table: Table, key: &FlowKey) -> bool {
+        let removed = match table {
             Table::Proven => FLOWS.remove(key),
             Table::HalfOpen => HALF_OPEN.remove(key),
             Table::Datagrams => DATAGRAMS.remove(key),
         };
+        removed.is_ok()
     }
 
     #[inline(always)]
@@ -262,6 +302,17 @@ impl Tables for KernelTables {
             Table::HalfOpen => HALF_OPEN_REPLIES.remove(key),
             Table::Datagrams => DATAGRAM_REPLIES.remove(key),
         };
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Shared<AffinityEntry>> {
+        AFFINITIES.get_ptr_mut(key).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn put_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) {
+        // Without it the client's next connection is scheduled like any other.
+        let _full = AFFINITIES.insert(key, entry, BPF_ANY.into());
     }
 
     #[inline(always)]

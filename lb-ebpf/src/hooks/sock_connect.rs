@@ -12,8 +12,9 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use lb_ebpf::{
-    abi::{Address, Endpoint, FrontendId, LocalFlow, LocalKey, Port, Proto},
+    abi::{Address, Endpoint, FlowKey, FrontendId, LocalFlow, LocalKey, Port, Proto},
     pipeline,
+    sched::NOBODY,
     tables::{TOUCH_NS, Tables as _},
     tcp_state::State,
     verdict::{Event, PassReason},
@@ -54,7 +55,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 fn connect(ctx: &SockAddrContext, family: Family) {
     let Some(wanted) = peer(ctx, family) else { return };
     let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
-    match reachable(ctx, &wanted).and_then(|()| lead(frontend, wanted)) {
+    match reachable(ctx, &wanted).and_then(|()| lead(ctx, frontend, wanted)) {
         Ok(flow) => {
             count_connection(&flow);
             if LOCAL_FLOWS.insert(cookie(ctx), flow, BPF_ANY.into()).is_err() {
@@ -153,15 +154,22 @@ fn show_peer(ctx: &SockAddrContext, family: Family) {
 pub fn sock_release(ctx: SockContext) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let _mostly_none = LOCAL_FLOWS.remove(cookie);
+    // SAFETY: a whole word, read at once.
+    let Some(id) = (unsafe { LOCAL_FLOWS.get(cookie) }).map(|flow| flow.backend) else { return PROCEED };
+    if LOCAL_FLOWS.remove(cookie).is_ok() {
+        KernelTables.ended(id);
+    }
     PROCEED
 }
 
-/// Chooses the backend of a socket.
+/// Chooses the backend of a socket. It has no address of its own yet: to an address of this host the kernel gives that one,
+/// so all processes are one client; what tells its connections apart is the socket.
 #[inline(always)]
-fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
-    let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
+fn lead(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
     let Some(proto) = wanted.proto() else { return Err(PassReason::Protocol) };
+    let port = Port::from_wire(cookie(ctx) as u16);
+    let client = FlowKey::new(wanted.address, port, wanted.address, wanted.port, proto);
+    let (id, backend) = pipeline::choose(frontend, &client, NOBODY, now(), &KernelTables)?;
     let given = Endpoint::new(backend.address, backend.port, proto);
     Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
 }
@@ -170,7 +178,7 @@ fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason>
 /// such are found, its answers show the frontend that was asked last.
 #[inline(always)]
 fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
-    let mut flow = lead(frontend, wanted)?;
+    let mut flow = lead(ctx, frontend, wanted)?;
     for _ in 1..CHOICES {
         // SAFETY: a racing change can only be another flow's of the same socket, which is what is asked for.
         match unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie(ctx), flow.given)) } {
@@ -179,7 +187,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
                     && flow.last_seen.saturating_sub(other.last_seen)
                         <= KernelTables.lifetime_ns(State::UdpReplied) =>
             {
-                flow = lead(frontend, wanted)?;
+                flow = lead(ctx, frontend, wanted)?;
             }
             Some(_) | None => break,
         }
@@ -190,6 +198,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
 /// Counts a connection that begins.
 #[inline(always)]
 fn count_connection(flow: &LocalFlow) {
+    KernelTables.begun(flow.backend);
     if let Some(traffic) = KernelTables.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     Agent, Answer,
-    service::{docker_settings, provider},
+    service::{self, docker_settings, provider},
 };
 use crate::{
     config::{
@@ -112,6 +112,9 @@ impl Agent {
             if former.frontends != service.config.frontends {
                 service.let_go(&self.datapath.registry, now);
                 events.push((name.clone(), Event::EndpointsChanged));
+            } else if former.static_backends() != service.config.static_backends() {
+                // Their weights may be others.
+                events.push((name.clone(), Event::EndpointsChanged));
             }
             if let Some(provider) = providers.remove(&name) {
                 service.change_provider(provider, &mut self.feeds);
@@ -205,7 +208,7 @@ async fn prepare(
         let overlap = format!("publish {second} claims connections that {first} claims until then");
         return Err(format!("{}; {overlap}", complaints.join("; ")));
     }
-    config.check_room().map_err(|(name, error)| format!("service {name}: {error}"))?;
+    service::check_room(&config).map_err(|(name, error)| format!("service {name}: {error}"))?;
     Ok(Prepared { config, changes, fleet, providers, complaints })
 }
 
