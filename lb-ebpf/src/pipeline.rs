@@ -883,7 +883,8 @@ fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
     FlowKey::new(client, flow.seen_client_port(), backend.address, backend.port, packet.proto)
 }
 
-/// Chooses the backend of a client that begins a connection, another than `but` where there is one.
+/// Chooses the backend of a client that begins a connection, another than `but` where there is one: the one that it keeps,
+/// or the scheduler's choice.
 ///
 /// # Errors
 /// Why there is none.
@@ -895,32 +896,39 @@ pub fn choose<'t, T: Tables>(
     now: KtimeNs,
     tables: &'t T,
 ) -> Result<(BackendId, &'t Backend), PassReason> {
-    let id = choose_id(frontend, client, but, now, tables);
+    let kept = tables.kept(frontend, client, but, now);
+    let id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but) };
     match tables.backend(id) {
-        Some(backend) if backend.is_active() && backend.frontend == frontend => Ok((id, backend)),
+        Some(backend) if backend.is_active() && backend.frontend == frontend => {
+            if kept == NOT_YET {
+                tables.keep(frontend, client, (id, backend.generation), now);
+            }
+            Ok((id, backend))
+        }
         None if id == NOBODY => Err(PassReason::NoBackend),
         Some(_) | None => Err(PassReason::StaleSlot),
     }
 }
 
+/// From this number on they are no backends'.
+const FIRST_OF_NONE: BackendId = NOBODY - 1;
+/// Clients of the frontend keep their backends, and this one has none.
+const NOT_YET: BackendId = NOBODY - 1;
 /// No backend could be chosen for a publication that goes on.
 const STALE: BackendId = NOBODY - 1;
 /// How often the next in turn is taken where the choice has come to nothing: between reading the slot range and the backend,
 /// a publication may have replaced both; or nobody was found but the one that does not answer.
 const TURNS: u32 = 3;
 
-/// Returns the backend's number, [`NOBODY`] or [`STALE`]. A function of its own in the object, too, with a stack of its own:
-/// a number is all that the verifier has to follow after it, whichever scheduler has chosen.
-#[inline(never)]
-fn choose_id<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
-    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
-    if entry.slots().len == 0 {
-        return NOBODY;
-    }
-    let (key, affinity) = (AffinityKey::new(client.source, frontend), entry.affinity_ns());
-    if affinity != 0
-        && let Some(kept) = tables.affinity(&key)
-    {
+/// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves,
+/// [`NOBODY`] if clients of the frontend keep none. From here on it is kept anew.
+#[inline(always)]
+pub fn kept<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
+    let affinity = match tables.frontend(frontend) {
+        Some(entry) if entry.affinity_ns() != 0 => entry.affinity_ns(),
+        Some(_) | None => return NOBODY,
+    };
+    if let Some(kept) = tables.affinity(&AffinityKey::new(client.source, frontend)) {
         let (id, generation) = (kept.backend(), kept.generation());
         if now.saturating_sub(kept.seen()) <= affinity
             && id != but
@@ -933,6 +941,29 @@ fn choose_id<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, 
             return id;
         }
     }
+    NOT_YET
+}
+
+/// Notes which backend a client keeps.
+#[inline(always)]
+pub fn keep<T: Tables>(
+    frontend: FrontendId,
+    client: &FlowKey,
+    (backend, generation): (BackendId, u32),
+    now: KtimeNs,
+    tables: &T,
+) {
+    let key = AffinityKey::new(client.source, frontend);
+    tables.put_affinity(&key, &AffinityEntry { seen: now, backend, generation });
+}
+
+/// Returns the number of the backend that the scheduler chooses, [`NOBODY`] or [`STALE`].
+#[inline(always)]
+pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, tables: &T) -> BackendId {
+    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+    if entry.slots().len == 0 {
+        return NOBODY;
+    }
     let mut chosen = sched::pick((frontend, &entry), client, but, tables);
     for turn in 0..=TURNS {
         if let Some(id) = chosen
@@ -941,9 +972,6 @@ fn choose_id<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, 
             && backend.is_active()
             && backend.frontend == frontend
         {
-            if affinity != 0 {
-                tables.put_affinity(&key, &AffinityEntry { seen: now, backend: id, generation: backend.generation });
-            }
             return id;
         }
         let Some(entry) = tables.frontend(frontend) else { return NOBODY };

@@ -393,6 +393,13 @@ pub trait Tables {
     fn begun(&self, id: BackendId);
     /// Notes that a connection is over.
     fn ended(&self, id: BackendId);
+    /// Returns [`pipeline::kept`](crate::pipeline::kept) by these tables: a way round for the sake of the verifier, which
+    /// looks at it apart in the object.
+    fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    /// The same for [`pipeline::pick`](crate::pipeline::pick).
+    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId) -> BackendId;
+    /// The same for [`pipeline::keep`](crate::pipeline::keep).
+    fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

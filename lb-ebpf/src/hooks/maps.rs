@@ -22,7 +22,7 @@ use lb_ebpf::{
     verdict::Event,
 };
 
-use super::atomic;
+use super::{apart, atomic};
 
 #[map]
 static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
@@ -227,6 +227,24 @@ impl Tables for KernelTables {
         if let Some(tally) = TALLIES.get_ptr_mut(id) {
             atomic::decrement(tally);
         }
+    }
+
+    #[inline(always)]
+    fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: a reference.
+        unsafe { apart::kept_backend(frontend, client, but, now) }
+    }
+
+    #[inline(always)]
+    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId) -> BackendId {
+        // SAFETY: a reference.
+        unsafe { apart::pick_backend(frontend, client, but) }
+    }
+
+    #[inline(always)]
+    fn keep(&self, frontend: FrontendId, client: &FlowKey, (id, generation): (BackendId, u32), now: KtimeNs) {
+        // SAFETY: a reference.
+        unsafe { apart::keep_backend(frontend, client, id, generation, now) };
     }
 
     #[inline(always)]
