@@ -1059,8 +1059,8 @@ fn claim<T: Tables>(
     let expected = packet.sequence.wrapping_add(1);
     for attempt in 0..PORT_TRIES {
         let key = scratch.reply_key(FlowKey::new(backend.address, backend.port, client, port, packet.proto));
-        let reply = scratch.reply(ReplyEntry::new(key, packet.key, whose, expected, arrival.now));
-        match claim_key(key, reply, packet.proto, tables) {
+        scratch.reply(ReplyEntry::new(key, packet.key, whose, expected, arrival.now));
+        match tables.claim(packet.proto) {
             Insert::Done => {
                 if attempt > 0 {
                     tables.count(Event::PortRemapped);
@@ -1081,10 +1081,10 @@ fn other_port<T: Tables>(tables: &T) -> Port {
     Port::new((tables.random() as u16) % OTHER_PORTS + OTHER_PORTS)
 }
 
-/// Claims one key, taking it over from a flow that is over. A function of its own in the object, too: the loop around it
-/// would be unrolled.
-#[inline(never)]
-fn claim_key<T: Tables>(key: &FlowKey, reply: Shared<ReplyEntry>, proto: Proto, tables: &T) -> Insert {
+/// Claims the key of the reply half that was written last, taking it over from a flow that is over.
+#[inline(always)]
+pub fn claim_key<T: Tables>(proto: Proto, tables: &T) -> Insert {
+    let Some((key, reply)) = tables.scratch().map(Shared::<Scratch>::written_reply) else { return Insert::Full };
     let table = match proto {
         Proto::Tcp => {
             if let Some(holder) = tables.reply(Table::Proven, key) {

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, RateKey, ReplyEntry, Slot, Traffic,
+        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, Proto, RateKey, ReplyEntry, Slot, Traffic,
     },
     tcp_state::{Seen, State},
     verdict::Event,
@@ -15,14 +15,27 @@ use crate::{
 pub const TOUCH_NS: KtimeNs = 1_000_000_000;
 
 /// What became of an insertion.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insert {
     /// The entry is in.
-    Done,
+    Done = 0,
     /// The key is taken, and was to be new.
-    Exists,
+    Exists = 1,
     /// No room, or no memory.
-    Full,
+    Full = 2,
+}
+
+impl Insert {
+    /// Reads what one was told by as a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Done,
+            1 => Self::Exists,
+            _ => Self::Full,
+        }
+    }
 }
 
 /// A value of a map that other processors read and write at the same time.
@@ -243,6 +256,16 @@ impl Shared<Scratch> {
         }
     }
 
+    /// Returns key and reply half as they were written last.
+    #[inline(always)]
+    pub const fn written_reply<'a>(self) -> (&'a FlowKey, Shared<ReplyEntry>) {
+        // SAFETY: as above.
+        unsafe {
+            let (key, reply) = (&raw const (*self.0.as_ptr()).reply_key, &raw mut (*self.0.as_ptr()).reply);
+            (&*key, Shared(NonNull::new_unchecked(reply)))
+        }
+    }
+
     /// Copies the flow of a reply half, as it is at this moment, and returns where the copy is.
     #[inline(always)]
     pub fn flow_of<'a>(self, reply: Shared<ReplyEntry>) -> &'a FlowKey {
@@ -400,6 +423,8 @@ pub trait Tables {
     fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId) -> BackendId;
     /// The same for [`pipeline::keep`](crate::pipeline::keep).
     fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
+    /// The same for [`pipeline::claim_key`](crate::pipeline::claim_key).
+    fn claim(&self, proto: Proto) -> Insert;
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.

@@ -8,9 +8,10 @@
 //! Linux 5.6, commit 51c39bb1d5d1 (numbers as arguments); 5.13, commit e5069b9c23b3 (pointers to memory).
 
 use lb_ebpf::{
-    abi::{BackendId, FlowKey, FrontendId, KtimeNs},
+    abi::{BackendId, FlowKey, FrontendId, KtimeNs, Proto},
     pipeline,
     sched::NOBODY,
+    tables::Insert,
 };
 
 use super::maps::KernelTables;
@@ -66,4 +67,14 @@ pub unsafe extern "C" fn keep_backend(
         pipeline::keep(frontend, client, (id, generation), now, &KernelTables);
     }
     0
+}
+
+/// [`pipeline::claim_key`], of a protocol by its number. Returns the number of an [`Insert`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim_key(proto: u32) -> u32 {
+    match Proto::from_number(proto as u8) {
+        Some(proto) => pipeline::claim_key(proto, &KernelTables) as u32,
+        None => Insert::Full as u32,
+    }
 }

@@ -14,7 +14,7 @@ use lb_ebpf::{
         Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry,
         FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow,
         LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS,
-        MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES,
+        MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, Proto,
         REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
@@ -245,6 +245,11 @@ impl Tables for KernelTables {
     fn keep(&self, frontend: FrontendId, client: &FlowKey, (id, generation): (BackendId, u32), now: KtimeNs) {
         // SAFETY: a reference.
         unsafe { apart::keep_backend(frontend, client, id, generation, now) };
+    }
+
+    #[inline(always)]
+    fn claim(&self, proto: Proto) -> Insert {
+        Insert::from_number(apart::claim_key(proto as u32))
     }
 
     #[inline(always)]
