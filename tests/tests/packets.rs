@@ -82,6 +82,8 @@ fn main() -> ExitCode {
         case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
         case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
         case("the_families_never_meet", v6::the_families_never_meet),
+        case("every_scheduler_serves_ipv6", v6::every_scheduler_serves_ipv6),
+        case("a_client_of_ipv6_keeps_its_backend", v6::a_client_of_ipv6_keeps_its_backend),
         case("who_may_not_begin_over_ipv6_is_dropped", v6::who_may_not_begin_over_ipv6_is_dropped),
         case("extension_headers_are_carried_along", v6::extension_headers_are_carried_along),
         case("what_is_not_ours_over_ipv6_is_left_untouched", v6::what_is_not_ours_over_ipv6_is_left_untouched),
