@@ -445,8 +445,8 @@ impl FlowKey {
 /// A frontend: where its layout stands in `SLOTS`, and how a backend is chosen there.
 ///
 /// # Shape
-/// `0` slot range 8, `8` scheduler 1, `9` padding 3, `12` affinity 4. The slot range is one word so that a reader sees both
-/// its halves from the same publication.
+/// `0` slot range 8, `8` scheduler 1, `9` padding 3, `12` affinity 4, `16` connections at most 4, `20` padding 4. The slot
+/// range is one word so that a reader sees both its halves from the same publication.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
@@ -454,6 +454,8 @@ pub struct Frontend {
     scheduler: u8,
     _pad: [u8; 3],
     affinity_ms: u32,
+    max_connections: u32,
+    _rest: [u8; 4],
 }
 
 impl Frontend {
@@ -461,13 +463,20 @@ impl Frontend {
     #[inline(always)]
     pub const fn new(slots: SlotRange, scheduler: Scheduler) -> Self {
         let slots = (slots.base as u64) << 32 | slots.len as u64;
-        Self { slots, scheduler: scheduler as u8, _pad: [0; 3], affinity_ms: 0 }
+        Self { slots, scheduler: scheduler as u8, _pad: [0; 3], affinity_ms: 0, max_connections: 0, _rest: [0; 4] }
     }
 
     /// Says for how long after its last connection began a client keeps its backend; zero: no longer than the connection.
     #[must_use]
     pub const fn keeping_clients(mut self, affinity_ms: u32) -> Self {
         self.affinity_ms = affinity_ms;
+        self
+    }
+
+    /// Says how many connections of each backend may be under way; zero: any number.
+    #[must_use]
+    pub const fn limited_to(mut self, max_connections: u32) -> Self {
+        self.max_connections = max_connections;
         self
     }
 
@@ -488,7 +497,13 @@ impl Frontend {
         self.affinity_ms
     }
 
-    /// Returns the same in nanoseconds.
+    /// Returns how many connections of each backend may be under way; zero: any number.
+    #[inline(always)]
+    pub const fn max_connections(&self) -> u32 {
+        self.max_connections
+    }
+
+    /// Returns for how long a client keeps its backend, in nanoseconds.
     #[inline(always)]
     pub const fn affinity_ns(&self) -> KtimeNs {
         self.affinity_ms as u64 * 1_000_000
@@ -1287,7 +1302,7 @@ const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
-    assert!(size_of::<Frontend>() == 16 && offset_of!(Frontend, affinity_ms) == 12 && size_of::<Slot>() == 8);
+    assert!(size_of::<Frontend>() == 24 && offset_of!(Frontend, max_connections) == 16 && size_of::<Slot>() == 8);
     assert!(size_of::<AffinityKey>() == 20 && size_of::<AffinityEntry>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
     assert!(size_of::<FragmentKey>() == 40 && size_of::<FragmentEntry>() == 56);

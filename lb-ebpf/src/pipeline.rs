@@ -16,7 +16,7 @@
 use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
+        Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
     guard::{self, Admission},
     icmp::{IcmpError, Translated},
@@ -887,7 +887,7 @@ fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
 /// or the scheduler's choice.
 ///
 /// # Errors
-/// Why there is none.
+/// The verdict, if there is none.
 #[inline(always)]
 pub fn choose<'t, T: Tables>(
     frontend: FrontendId,
@@ -895,9 +895,9 @@ pub fn choose<'t, T: Tables>(
     but: BackendId,
     now: KtimeNs,
     tables: &'t T,
-) -> Result<(BackendId, &'t Backend), PassReason> {
+) -> Result<(BackendId, &'t Backend), Verdict> {
     let kept = tables.kept(frontend, client, but, now);
-    let id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but) };
+    let id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but, now) };
     match tables.backend(id) {
         Some(backend) if backend.is_active() && backend.frontend == frontend => {
             if kept == NOT_YET {
@@ -905,37 +905,44 @@ pub fn choose<'t, T: Tables>(
             }
             Ok((id, backend))
         }
-        None if id == NOBODY => Err(PassReason::NoBackend),
-        Some(_) | None => Err(PassReason::StaleSlot),
+        None if id == NOBODY => Err(Verdict::Pass(PassReason::NoBackend)),
+        None if id == FULL => Err(Verdict::Drop(DropReason::BackendsFull)),
+        Some(_) | None => Err(Verdict::Pass(PassReason::StaleSlot)),
     }
 }
 
 /// From this number on they are no backends'.
-const FIRST_OF_NONE: BackendId = NOBODY - 1;
+const FIRST_OF_NONE: BackendId = NOBODY - 2;
 /// Clients of the frontend keep their backends, and this one has none.
 const NOT_YET: BackendId = NOBODY - 1;
 /// No backend could be chosen for a publication that goes on.
 const STALE: BackendId = NOBODY - 1;
+/// All that were looked at have as many connections as they may.
+const FULL: BackendId = NOBODY - 2;
 /// How often the next in turn is taken where the choice has come to nothing: between reading the slot range and the backend,
 /// a publication may have replaced both; or nobody was found but the one that does not answer.
 const TURNS: u32 = 3;
+/// How many slots in a row are looked at for a backend that may have one more connection, where the scheduler has found none.
+/// A SYN that is repeated begins at another.
+const SPARE_LOOKS: u32 = 64;
 
 /// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves,
 /// [`NOBODY`] if clients of the frontend keep none. From here on it is kept anew.
 #[inline(always)]
 pub fn kept<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
-    let affinity = match tables.frontend(frontend) {
-        Some(entry) if entry.affinity_ns() != 0 => entry.affinity_ns(),
+    let entry = match tables.frontend(frontend) {
+        Some(entry) if entry.affinity_ns() != 0 => entry,
         Some(_) | None => return NOBODY,
     };
     if let Some(kept) = tables.affinity(&AffinityKey::new(client.source, frontend)) {
         let (id, generation) = (kept.backend(), kept.generation());
-        if now.saturating_sub(kept.seen()) <= affinity
+        if now.saturating_sub(kept.seen()) <= entry.affinity_ns()
             && id != but
             && let Some(backend) = tables.backend(id)
             && backend.serves(generation)
             && backend.frontend == frontend
             && !backend.is_leaving()
+            && !sched::is_full(id, limit(&entry, now, tables), tables)
         {
             kept.set_seen(now);
             return id;
@@ -957,27 +964,60 @@ pub fn keep<T: Tables>(
     tables.put_affinity(&key, &AffinityEntry { seen: now, backend, generation });
 }
 
-/// Returns the number of the backend that the scheduler chooses, [`NOBODY`] or [`STALE`].
+/// Returns how many connections of each backend of a frontend may be under way; zero: any number. So it is while nobody
+/// sweeps, or connections that ended unseen would fill the backends for ever.
 #[inline(always)]
-pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, tables: &T) -> BackendId {
+fn limit<T: Tables>(frontend: &Frontend, now: KtimeNs, tables: &T) -> u32 {
+    match frontend.max_connections() {
+        0 => 0,
+        limit if tables.is_swept(now) => limit,
+        _ => 0,
+    }
+}
+
+/// Returns the number of the backend that the scheduler chooses, [`NOBODY`], [`STALE`] or [`FULL`].
+#[inline(always)]
+pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
     let Some(entry) = tables.frontend(frontend) else { return NOBODY };
     if entry.slots().len == 0 {
         return NOBODY;
     }
-    let mut chosen = sched::pick((frontend, &entry), client, but, tables);
+    let limit = limit(&entry, now, tables);
+    // A number, and no `Option`: of one that is none, LLVM stores what it leaves undefined, and the verifier of 6.18 says
+    // "R4 !read_ok".
+    let mut id = sched::pick((frontend, &entry), client, but, limit, tables).unwrap_or(NOBODY);
     for turn in 0..=TURNS {
-        if let Some(id) = chosen
-            && (id != but || turn == TURNS)
+        if (id != but || turn == TURNS)
             && let Some(backend) = tables.backend(id)
             && backend.is_active()
             && backend.frontend == frontend
         {
+            if sched::is_full(id, limit, tables) {
+                return spare((frontend, &entry), but, limit, tables);
+            }
             return id;
         }
         let Some(entry) = tables.frontend(frontend) else { return NOBODY };
-        chosen = sched::next((frontend, &entry), tables);
+        id = sched::next((frontend, &entry), tables).unwrap_or(NOBODY);
     }
     STALE
+}
+
+/// Looks for a backend that may have one more connection, from the slot on whose turn it is.
+#[inline(always)]
+fn spare<T: Tables>((id, frontend): (FrontendId, &Frontend), but: BackendId, limit: u32, tables: &T) -> BackendId {
+    let ticket = tables.ticket(id);
+    for look in 0..SPARE_LOOKS {
+        if let Some(id) = sched::at(ticket.wrapping_add(u64::from(look)), frontend, tables)
+            && id != but
+            && !sched::is_full(id, limit, tables)
+            && let Some(backend) = tables.backend(id)
+            && backend.is_active()
+        {
+            return id;
+        }
+    }
+    FULL
 }
 
 /// Begins a flow.
@@ -993,10 +1033,7 @@ fn schedule<'t, T: Tables>(
         Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
         Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
     }
-    let (id, backend) = match choose(frontend, &packet.key, silent, arrival.now, tables) {
-        Ok(chosen) => chosen,
-        Err(reason) => return Err(Verdict::Pass(reason)),
-    };
+    let (id, backend) = choose(frontend, &packet.key, silent, arrival.now, tables)?;
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own.

@@ -412,6 +412,8 @@ pub trait Tables {
     /// Returns how many connections of a backend are under way: exact when a sweep has just been, and between two sweeps
     /// as far as beginnings and ends are seen.
     fn active(&self, id: BackendId) -> Option<u64>;
+    /// Returns whether a sweep can have been of late: without an agent, what ends unseen is counted for ever.
+    fn is_swept(&self, now: KtimeNs) -> bool;
     /// Notes that a connection begins.
     fn begun(&self, id: BackendId);
     /// Notes that a connection is over.
@@ -420,7 +422,7 @@ pub trait Tables {
     /// looks at it apart in the object.
     fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
     /// The same for [`pipeline::pick`](crate::pipeline::pick).
-    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId) -> BackendId;
+    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
     /// The same for [`pipeline::keep`](crate::pipeline::keep).
     fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
     /// The same for [`pipeline::claim_key`](crate::pipeline::claim_key).

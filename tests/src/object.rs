@@ -16,9 +16,9 @@ use aya::{
     util::nr_cpus,
 };
 use lb_ebpf::abi::{
-    Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    Frontend, FrontendId, Guard, HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto,
-    RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Traffic, map, program,
+    Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, FrontendId, Guard, HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS,
+    Port, Proto, RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -145,6 +145,7 @@ impl Object {
             self.clear_counted::<Handshakes>(map::HANDSHAKES, id);
         }
         self.backends.clear();
+        self.beat(0);
         let mut cursors: Array<&mut MapData, u64> = self.map(map::CURSORS);
         for id in 0..MAX_FRONTENDS {
             cursors.set(id, 0, 0).unwrap();
@@ -197,6 +198,19 @@ impl Object {
     pub fn publish(&mut self, id: FrontendId, slots: &[BackendId]) {
         let layout: Vec<Slot> = slots.iter().map(|&backend| Slot { backend, weight: 1 }).collect();
         self.lay_out(id, Scheduler::RoundRobin, 0, &layout);
+    }
+
+    /// Says how many connections of each backend of a frontend may be under way; zero: any number.
+    pub fn limit(&mut self, id: FrontendId, max_connections: u32) {
+        let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
+        let frontend = frontends.get(&id, 0).unwrap();
+        frontends.insert(id, frontend.limited_to(max_connections), 0).unwrap();
+    }
+
+    /// Gives a sign of life of an agent, as of this moment.
+    pub fn beat(&mut self, heartbeat: KtimeNs) {
+        let mut agent: Array<&mut MapData, AgentRecord> = self.map(map::AGENT);
+        agent.set(0, AgentRecord { heartbeat, ..AgentRecord::default() }, 0).unwrap();
     }
 
     /// Replaces a frontend's slots, and says how a backend is chosen there.
@@ -268,7 +282,7 @@ impl Object {
     /// Gives a frontend a scheduler by a number that no version has used.
     pub fn set_scheduler_number(&mut self, id: FrontendId, number: u8) {
         const SCHEDULER: usize = 8;
-        let mut frontends: HashMap<&mut MapData, FrontendId, [u8; 16]> = self.map(map::FRONTENDS);
+        let mut frontends: HashMap<&mut MapData, FrontendId, [u8; 24]> = self.map(map::FRONTENDS);
         let mut bytes = frontends.get(&id, 0).unwrap();
         bytes[SCHEDULER] = number;
         frontends.insert(id, bytes, 0).unwrap();

@@ -41,13 +41,14 @@ fn a_frontend_is_a_slot_range_in_one_word_and_how_to_choose() {
     let range = SlotRange { base: 7, len: 3 };
     let word: u64 = 7 << 32 | 3;
     let plain = Frontend::new(range, Scheduler::RoundRobin);
-    assert_eq!(bytes(&plain), [&word.to_ne_bytes()[..], &[0; 8]].concat());
+    assert_eq!(bytes(&plain), [&word.to_ne_bytes()[..], &[0; 16]].concat());
 
     let numbers = Scheduler::ALL.map(|scheduler| (scheduler.name(), scheduler as u8));
     let expected = ["round-robin", "weighted", "least-conn", "random-two", "source-hash", "maglev"];
     assert_eq!(numbers.to_vec(), expected.into_iter().zip(0..).collect::<Vec<_>>());
-    let keeping = Frontend::new(range, Scheduler::Maglev).keeping_clients(90_000);
-    assert_eq!(bytes(&keeping), [&word.to_ne_bytes()[..], &[5, 0, 0, 0], &90_000_u32.to_ne_bytes()].concat());
+    let all = Frontend::new(range, Scheduler::Maglev).keeping_clients(90_000).limited_to(700);
+    let numbers = [u32::from_ne_bytes([5, 0, 0, 0]), 90_000, 700, 0].map(u32::to_ne_bytes).concat();
+    assert_eq!(bytes(&all), [&word.to_ne_bytes()[..], &numbers].concat());
 
     assert_eq!(bytes(&Slot { backend: 9, weight: 3 }), [9_u32.to_ne_bytes(), 3_u32.to_ne_bytes()].concat());
 }

@@ -41,10 +41,15 @@ pub unsafe extern "C" fn kept_backend(
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn pick_backend(frontend: FrontendId, client: *const FlowKey, but: BackendId) -> BackendId {
+pub unsafe extern "C" fn pick_backend(
+    frontend: FrontendId,
+    client: *const FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+) -> BackendId {
     // SAFETY: as above.
     match unsafe { client.as_ref() } {
-        Some(client) => pipeline::pick(frontend, client, but, &KernelTables),
+        Some(client) => pipeline::pick(frontend, client, but, now, &KernelTables),
         None => NOBODY,
     }
 }

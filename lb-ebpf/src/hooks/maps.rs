@@ -116,6 +116,10 @@ fn sign(mut number: u64) -> u64 {
     number
 }
 
+/// For how long after an agent's last sign of life connections under way count as known: long enough for one to take over
+/// from another, and short enough for what is never seen to end.
+const SWEPT_NS: KtimeNs = 60_000_000_000;
+
 /// The maps of this object.
 pub struct KernelTables;
 
@@ -216,6 +220,15 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn is_swept(&self, now: KtimeNs) -> bool {
+        // SAFETY: a whole word of a map, read at once.
+        AGENT.get(0).is_some_and(|agent| {
+            let heartbeat = unsafe { core::ptr::read_volatile(&raw const agent.heartbeat) };
+            now.saturating_sub(heartbeat) <= SWEPT_NS
+        })
+    }
+
+    #[inline(always)]
     fn begun(&self, id: BackendId) {
         if let Some(tally) = TALLIES.get_ptr_mut(id) {
             atomic::increment(tally);
@@ -236,9 +249,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId) -> BackendId {
+    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
         // SAFETY: a reference.
-        unsafe { apart::pick_backend(frontend, client, but) }
+        unsafe { apart::pick_backend(frontend, client, but, now) }
     }
 
     #[inline(always)]

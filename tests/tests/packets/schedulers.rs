@@ -5,16 +5,19 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use lb_ebpf::{
     abi::{Address, BackendId, FlowKey, FrontendId, Port, Proto, Scheduler, Slot},
     sched::{client_hash, tuple_hash},
-    verdict::Event,
+    verdict::{DropReason, Event},
 };
 use lb_tests::{
-    frames::{RST, SYN, Side, tcp, udp},
+    frames::{ACK, RST, SYN, Side, tcp, udp},
     object::{Door, Object},
     suite::{Case, Need},
 };
-use lb_user::datapath::layout::{Share, lay_out};
+use lb_user::datapath::{
+    clock,
+    layout::{Share, lay_out},
+};
 
-use super::{BACKENDS, CLIENT, DATAGRAMS, FRONT_DOORS, FRONTEND, client, close, forwarded, object, open};
+use super::{BACKENDS, CLIENT, DATAGRAMS, FRONT_DOORS, FRONTEND, client, close, dropped, forwarded, object, open};
 
 /// Places of a hash table in these tests.
 const PLACES: u32 = 1_021;
@@ -35,6 +38,11 @@ pub fn cases() -> Vec<Case> {
         case("a_client_keeps_its_backend_for_a_while", a_client_keeps_its_backend_for_a_while),
         case("nobody_keeps_a_backend_that_is_gone_or_leaves", nobody_keeps_a_backend_that_is_gone_or_leaves),
         case("a_client_keeps_a_backend_at_each_frontend", a_client_keeps_a_backend_at_each_frontend),
+        case("a_full_backend_is_passed_over_by_every_scheduler", a_full_backend_is_passed_over_by_every_scheduler),
+        case("a_syn_waits_while_all_backends_are_full", a_syn_waits_while_all_backends_are_full),
+        case("one_of_many_that_has_room_is_found", one_of_many_that_has_room_is_found),
+        case("a_client_does_not_keep_a_full_backend", a_client_does_not_keep_a_full_backend),
+        case("nobody_is_full_while_nobody_counts", nobody_is_full_while_nobody_counts),
     ]
 }
 
@@ -340,4 +348,110 @@ fn a_client_keeps_a_backend_at_each_frontend() {
         close(&object, door, at_door(door, 20_000), FRONTEND, backend);
         assert_eq!((number(backend), begin(&object, door, at_door(door, 20_001))), (own.0, own.0), "{door:?}");
     }
+}
+
+/// Says that an agent lives, and how many connections each backend of the first frontend may have.
+fn limit(object: &mut Object, max_connections: u32) {
+    object.beat(clock::ktime());
+    object.limit(0, max_connections);
+}
+
+fn full_syn(object: &Object, door: Door, from: Side) {
+    dropped(object, door, &tcp(from, FRONTEND, SYN, 1, 0, &[]), DropReason::BackendsFull);
+}
+
+fn a_full_backend_is_passed_over_by_every_scheduler() {
+    for scheduler in Scheduler::ALL {
+        for door in FRONT_DOORS {
+            let mut object = object();
+            schedule(&mut object, scheduler, &[1, 1, 1]);
+            limit(&mut object, 40);
+            object.set_active(1, 40);
+            object.set_active(2, 30);
+
+            let chosen = counted((0..50).map(|host| begin(&object, door, ([198, 18, 7, host], 10_000))));
+            assert_eq!(chosen, [(0, 40), (2, 10)].into(), "{scheduler:?}, {door:?}: each gets what it has room for");
+            full_syn(&object, door, client(30_000));
+        }
+    }
+}
+
+fn a_syn_waits_while_all_backends_are_full() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        schedule(&mut object, Scheduler::RoundRobin, &[1, 1, 1]);
+        limit(&mut object, 2);
+        let opened: Vec<(Side, Side)> = (0..6)
+            .map(|number| {
+                let from = at_door(door, 10_000 + number);
+                (from, open(&object, door, from, FRONTEND))
+            })
+            .collect();
+        let waiting = at_door(door, 20_000);
+        full_syn(&object, door, waiting);
+        full_syn(&object, door, waiting);
+        assert_eq!(object.count(DropReason::BackendsFull.index()), 2, "{door:?}");
+        // Those that are under way go on.
+        forwarded(&object, door, &tcp(opened[3].0, FRONTEND, ACK, 101, 901, b"more"));
+
+        let (from, backend) = opened[4];
+        close(&object, door, from, FRONTEND, backend);
+        assert_eq!(open(&object, door, waiting, FRONTEND), backend, "{door:?}: the place that became free");
+        full_syn(&object, door, at_door(door, 20_001));
+
+        limit(&mut object, 3);
+        begin(&object, door, at_door(door, 20_001));
+        object.limit(0, 0);
+        (0..30).for_each(|number| _ = begin(&object, door, at_door(door, 30_000 + number)));
+    }
+}
+
+fn one_of_many_that_has_room_is_found() {
+    const MANY: BackendId = 60;
+    for scheduler in Scheduler::ALL {
+        let mut object = object();
+        let slots: Vec<Slot> = (10..10 + MANY).map(|backend| Slot { backend, weight: 1 }).collect();
+        for id in 10..10 + MANY {
+            object.backend(id, 0, 1, ([198, 18, 2, id as u8], 5000));
+            object.set_active(id, 5);
+        }
+        object.lay_out(0, scheduler, 0, &slots);
+        limit(&mut object, 5);
+        for (number, free) in (0..).zip([10, 33, 69]) {
+            object.set_active(free, 4);
+            let to = forwarded(&object, Door::Tc, &tcp(client(10_000 + number), FRONTEND, SYN, 1, 0, &[])).to;
+            assert_eq!(to.0[3], free as u8, "{scheduler:?}");
+            full_syn(&object, Door::Tc, client(20_000 + number));
+        }
+    }
+}
+
+fn a_client_does_not_keep_a_full_backend() {
+    let mut object = object();
+    for door in FRONT_DOORS {
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &layout(Scheduler::RoundRobin, &[1, 1, 1]));
+        limit(&mut object, 10);
+        let own = begin(&object, door, at_door(door, 10_000));
+        assert_eq!(begin(&object, door, at_door(door, 10_001)), own);
+
+        object.set_active(own, 10);
+        let other = begin(&object, door, at_door(door, 10_002));
+        assert_ne!(other, own, "{door:?}");
+        object.set_active(own, 0);
+        assert_eq!(begin(&object, door, at_door(door, 10_003)), other, "{door:?}: it keeps the other from then on");
+    }
+}
+
+fn nobody_is_full_while_nobody_counts() {
+    let mut object = object();
+    schedule(&mut object, Scheduler::LeastConn, &[1, 1, 1]);
+    object.limit(0, 5);
+    (0..3).for_each(|id| object.set_active(id, 50));
+    begin(&object, Door::Tc, client(10_000));
+
+    // An agent that was there a moment ago may be followed by another.
+    object.beat(clock::ktime() - 50_000_000_000);
+    full_syn(&object, Door::Tc, client(10_001));
+    object.beat(clock::ktime() - 70_000_000_000);
+    begin(&object, Door::Tc, client(10_002));
 }
