@@ -8,6 +8,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
+    num::NonZeroU32,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -218,6 +219,14 @@ pub struct ServiceArgs {
     /// kept by nobody.
     #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
     pub affinity: Option<Duration>,
+
+    /// Most connections of each backend, at each frontend, that may be under way [default: any number]
+    ///
+    /// A backend that has so many is passed over by every scheduler, and by clients that keep it. Where all are full, what
+    /// begins a connection is dropped and counted: TCP tries again, and gets in as others end. UDP flows count until they
+    /// idle out. A process on this host is told EPERM.
+    #[arg(long, value_name = "N", help_heading = SCHEDULING)]
+    pub max_connections: Option<NonZeroU32>,
 
     /// Time in which a backend that has just become ready is given more and more connections, 1s to 1day
     ///
@@ -485,7 +494,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --slow-start"),
+            ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -4,7 +4,7 @@
 //! checked where a command line or a file becomes a [`RunConfig`]: [`Draft::check`](crate::cli::Draft::check). What
 //! differs between two of them is told by [`diff`].
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
@@ -82,6 +82,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// For how long a client keeps its backend after its last connection has begun.
     pub affinity: Option<Duration>,
+    /// How many connections of each backend may be under way, at each frontend.
+    pub max_connections: Option<NonZeroU32>,
     /// How long a backend that has just become ready takes to its whole share of new connections.
     pub slow_start: Option<Duration>,
     /// What makes a backend healthy.
@@ -144,6 +146,7 @@ impl Service {
             source,
             scheduler: Scheduler::RoundRobin,
             affinity: None,
+            max_connections: None,
             slow_start: None,
             health: HealthCheck::None,
             health_interval: Duration::from_secs(2),

@@ -93,6 +93,7 @@ fn main() -> ExitCode {
         ),
         case("the_backend_with_the_fewest_connections_is_next", the_backend_with_the_fewest_connections_is_next),
         case("a_client_keeps_its_backend", a_client_keeps_its_backend),
+        case("connections_wait_while_all_backends_are_full", connections_wait_while_all_backends_are_full),
         case("another_scheduler_takes_over_without_loss", another_scheduler_takes_over_without_loss),
         case("sockets_that_are_gone_are_forgotten", sockets_that_are_gone_are_forgotten),
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
@@ -1236,6 +1237,68 @@ fn a_client_keeps_its_backend() {
 
     std::thread::sleep(Duration::from_millis(2_300));
     assert_eq!(get("198.18.1.3"), own, "it is the turn of the first again");
+}
+
+fn connections_wait_while_all_backends_are_full() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services.toml");
+    let write = |most: &str| {
+        let backends = [0, 1].map(|number| format!("\"{}:80\"", lab::backend(number))).join(", ");
+        let top = format!("instance = \"{}\"\nuplinks = [\"up0\"]\ninterval = \"500ms\"\n", lab.instance());
+        let service = format!("[[service]]\nname = \"web\"\npublish = \"80\"\nbackends = [{backends}]\n{most}");
+        std::fs::write(&file, top + &service).unwrap();
+    };
+    write("max-connections = 2\n");
+    let agent = Agent::start_file(Some(&lab.balancer()), &lab.instance(), &file);
+    agent.wait_ready(2);
+    let limit_is = |limit: Option<u64>| {
+        agent.signal(Signal::SIGHUP);
+        agent.wait_for("the limit", Duration::from_secs(10), |status| {
+            status["frontends"][0]["max_connections"].as_u64() == limit
+        });
+    };
+    let (client, balancer) = (lab.client(), lab.balancer());
+    let refused = || {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let error = inside(&balancer, || TcpStream::connect(address)).expect_err("all are full");
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+    };
+    // What ends unseen, and what began while a sweep counted, is set right by the next.
+    let settle = || std::thread::sleep(Duration::from_millis(1_500));
+    settle();
+    let mut held: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&client, UPLINK)).collect();
+    held.push(converse(&balancer, "127.0.0.1"));
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 2, "{held:?}");
+    refused();
+
+    // A client's SYN comes again, and gets in when there is room.
+    let began = std::time::Instant::now();
+    let waiting = std::thread::spawn({
+        let client = client.clone();
+        move || converse(&client, UPLINK)
+    });
+    std::thread::sleep(Duration::from_millis(1_700));
+    assert!(!waiting.is_finished(), "{}", agent.status());
+    let (freed, _) = held.remove(0);
+    let (number, stream) = waiting.join().expect("it got in");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(number, freed);
+    assert!(asked(&mut held[0].1) < 2, "those that are under way go on");
+    held.push((number, stream));
+    let drops = agent.status()["verdicts"]["drops"]["backends_full"].as_u64();
+    assert!(drops >= Some(3), "one of a socket, a SYN and its repetition: {drops:?}");
+
+    write("max-connections = 3\n");
+    limit_is(Some(3));
+    settle();
+    held.extend([converse(&client, UPLINK), converse(&balancer, "127.0.0.1")]);
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 3, "{held:?}");
+    refused();
+    write("");
+    limit_is(None);
+    held.extend((0..4).map(|_| converse(&balancer, "127.0.0.1")));
 }
 
 fn another_scheduler_takes_over_without_loss() {

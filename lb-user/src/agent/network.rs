@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -218,7 +219,11 @@ impl Network {
 fn scheduling(service: &Service) -> Scheduling {
     // The configuration was checked: it is at most a day.
     let affinity_ms = service.affinity.map_or(0, |affinity| affinity.as_millis() as u32);
-    Scheduling { scheduler: service.scheduler.into(), affinity_ms }
+    Scheduling {
+        scheduler: service.scheduler.into(),
+        affinity_ms,
+        max_connections: service.max_connections.map_or(0, NonZeroU32::get),
+    }
 }
 
 impl Agent {

@@ -206,6 +206,7 @@ impl ServiceArgs {
             source,
             scheduler: self.scheduler,
             affinity: self.affinity,
+            max_connections: self.max_connections,
             slow_start: self.slow_start,
             health,
             health_interval: self.health_interval,
@@ -409,6 +410,8 @@ fn lifetimes(said: &[Lifetime]) -> Lifetimes {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::{prelude::prop_assert, proptest};
 
     use super::*;
@@ -457,6 +460,7 @@ mod tests {
         let service = service(&config);
         assert_eq!(service.health, HealthCheck::Tcp);
         assert_eq!((service.scheduler, service.affinity, service.slow_start), (Scheduler::RoundRobin, None, None));
+        assert_eq!(service.max_connections, None);
         assert_eq!((config.instance.as_str(), service.name.as_str()), ("default", "default"));
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());
     }
@@ -478,7 +482,7 @@ mod tests {
              --target-cpu 80% --interval 500ms --scale-up-window 0s --scale-down-window 2m --uplink eth0 --uplink eth1 \
              --hook xdp --tc-attach clsact --health http:/healthz --health-interval 1s --drain-timeout 5s --cpus 0.5 \
              --memory 64m --env A=1 --env B=2 --network web --keep --complete-checksums --max-flows 4096 \
-             --stop-grace 1s --scheduler least-conn --affinity 10m --slow-start 30s")
+             --stop-grace 1s --scheduler least-conn --affinity 10m --slow-start 30s --max-connections 500")
             .expect("a right command line");
 
         let names: Vec<String> = config.frontends().map(|frontend| frontend.name()).collect();
@@ -491,6 +495,7 @@ mod tests {
         assert_eq!(config.uplinks, ["eth0", "eth1"]);
         let service = service(&config);
         assert_eq!(service.health, HealthCheck::Http { path: "/healthz".into() });
+        assert_eq!(service.max_connections.map(NonZeroU32::get), Some(500));
         let (affinity, slow_start) = (Duration::from_secs(600), Duration::from_secs(30));
         assert_eq!(
             (service.scheduler, service.affinity, service.slow_start),

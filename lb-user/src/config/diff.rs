@@ -105,6 +105,7 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ("source-rate", from.guard.source_rate != to.guard.source_rate),
         ("scheduler", from.scheduler != to.scheduler),
         ("affinity", from.affinity != to.affinity),
+        ("max-connections", from.max_connections != to.max_connections),
         ("slow-start", from.slow_start != to.slow_start),
         ("health", from.health != to.health),
         ("health-interval", from.health_interval != to.health_interval),
@@ -185,9 +186,12 @@ mod tests {
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),
             (
-                &[("\"6379\"", "\"6379\"\nscheduler = \"maglev\"\naffinity = \"10m\"\nslow-start = \"30s\"")],
+                &[(
+                    "\"6379\"",
+                    "\"6379\"\nscheduler = \"maglev\"\naffinity = \"10m\"\nmax-connections = 9\nslow-start = \"30s\"",
+                )],
                 "cache",
-                &["scheduler", "affinity", "slow-start"],
+                &["scheduler", "affinity", "max-connections", "slow-start"],
             ),
             (
                 &[("198.18.2.12:6379", "198.18.2.12:6379=3"), ("\"6379\"", "\"6379\"\nscheduler = \"weighted\"")],

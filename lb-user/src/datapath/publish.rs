@@ -48,14 +48,16 @@ pub struct Scheduling {
     pub scheduler: Scheduler,
     /// For how long after its last connection began a client keeps its backend, in milliseconds; zero: not at all.
     pub affinity_ms: u32,
+    /// How many connections of each backend may be under way; zero: any number.
+    pub max_connections: u32,
 }
 
 impl Scheduling {
-    /// In turn, and nobody keeps anything.
-    pub const PLAIN: Self = Self { scheduler: Scheduler::RoundRobin, affinity_ms: 0 };
+    /// In turn, nobody keeps anything, and there is no limit.
+    pub const PLAIN: Self = Self { scheduler: Scheduler::RoundRobin, affinity_ms: 0, max_connections: 0 };
 
     fn frontend(self, range: SlotRange) -> Frontend {
-        Frontend::new(range, self.scheduler).keeping_clients(self.affinity_ms)
+        Frontend::new(range, self.scheduler).keeping_clients(self.affinity_ms).limited_to(self.max_connections)
     }
 }
 
@@ -160,7 +162,11 @@ impl Registry {
             ready.extend(layout.iter().map(|slot| slot.backend));
             registry.next_slot = registry.next_slot.max(range.base + range.len);
             let proto = if told.name.ends_with("/udp") { Proto::Udp } else { Proto::Tcp };
-            let scheduling = Scheduling { scheduler: frontend.scheduler(), affinity_ms: frontend.affinity_ms() };
+            let scheduling = Scheduling {
+                scheduler: frontend.scheduler(),
+                affinity_ms: frontend.affinity_ms(),
+                max_connections: frontend.max_connections(),
+            };
             let (service, name, addresses) = (told.service.clone(), told.name.clone(), told.addresses.clone());
             let (held, guard) = (frontend, None);
             let row = FrontendRow { service, name, proto, addresses, scheduling, held, layout, guard };
@@ -743,14 +749,14 @@ mod tests {
         settle(&mut registry, plan);
         let range = registry.frontends[&0].held.slots();
 
-        let least_conn = Scheduling { scheduler: Scheduler::LeastConn, affinity_ms: 5_000 };
+        let least_conn = Scheduling { scheduler: Scheduler::LeastConn, affinity_ms: 5_000, max_connections: 7 };
         registry.frontends.get_mut(&0).unwrap().scheduling = least_conn;
         let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
         assert_eq!(plan.frontends, [(0, least_conn.frontend(range), NewLayout::Kept)]);
         settle(&mut registry, plan);
         assert_eq!(registry.plan(WEB, &[&a, &b], &[]).unwrap(), Plan::default());
 
-        let maglev = Scheduling { scheduler: Scheduler::Maglev, affinity_ms: 0 };
+        let maglev = Scheduling { scheduler: Scheduler::Maglev, ..Scheduling::PLAIN };
         registry.frontends.get_mut(&0).unwrap().scheduling = maglev;
         let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
         let [(0, held, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
@@ -777,7 +783,7 @@ mod tests {
     fn weights_and_a_slow_start_reach_the_slots() {
         let mut registry = registry();
         registry.frontends.get_mut(&0).unwrap().scheduling =
-            Scheduling { scheduler: Scheduler::Weighted, affinity_ms: 0 };
+            Scheduling { scheduler: Scheduler::Weighted, ..Scheduling::PLAIN };
         let a = member("a", "198.19.0.2:5000");
         let b = Member { weight: 2, tenths: 5, ..member("b", "198.19.0.3:5000") };
         let c = Member { weight: 2, ..member("c", "198.19.0.4:5000") };

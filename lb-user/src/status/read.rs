@@ -247,6 +247,7 @@ impl Reading {
             protocol: proto.to_string(),
             scheduler: held.scheduler().name().into(),
             affinity_ms: Some(held.affinity_ms()).filter(|affinity| *affinity > 0),
+            max_connections: Some(held.max_connections()).filter(|most| *most > 0),
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
             guard: told.guard.clone(),
             connections_total: sum.connections + sum.local_connections,

@@ -131,6 +131,7 @@ fn block(page: &mut Page, frontend: &Frontend) {
     let mut title = vec![clean(&frontend.name), clean(&frontend.scheduler)];
     let affinity = |ms| humantime::format_duration(Duration::from_millis(u64::from(ms)));
     title.extend(frontend.affinity_ms.map(|ms| format!("affinity {}", affinity(ms))));
+    title.extend(frontend.max_connections.map(|most| format!("at most {most} connections each")));
     title.extend(frontend.hooks.iter().map(hook_point));
     page.parts(Paint::Strong, 2, &title);
     if !frontend.addresses.is_empty() {

@@ -178,6 +178,10 @@ pub struct Frontend {
     /// For how long after its last connection began a client keeps its backend, in milliseconds; null if not at all.
     #[serde(default)]
     pub affinity_ms: Option<u32>,
+    /// How many connections of each backend may be under way; null if any number. A new one for which no backend has room is
+    /// dropped, counted as `backends_full`.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// The hooks that lead to it.
     pub hooks: Vec<HookPoint>,
     /// Who may begin connections to it.
