@@ -236,7 +236,10 @@ fn leave_out(config: &mut RunConfig, from: &RunConfig, names: &BTreeSet<ServiceN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::file::parse, config::Family};
+    use crate::{
+        cli::file::parse,
+        config::{ConfigError, Family},
+    };
 
     fn config(services: &[(&str, &str)]) -> RunConfig {
         let text: String = services
@@ -288,6 +291,23 @@ mod tests {
 
         let names: Vec<String> = to.frontends().map(|frontend| frontend.name()).collect();
         assert_eq!(names, ["90/tcp", "81/tcp"]);
+    }
+
+    #[test]
+    fn weights_are_measured_when_all_frontends_are_known() {
+        let backends: Vec<String> =
+            (1..=64).map(|port| format!("\"10.0.0.2:{port}={}\"", 1 + port % 2 * 255)).collect();
+        let heavy = format!("publish = \"80\"\nscheduler = \"weighted\"\nbackends = [{}]\n", backends.join(", "));
+        let web = "[[service]]\nname = \"web\"\nimage = \"lb-api\"\npublish = \"81-83:5000\"\n";
+        let text = format!("[[service]]\nname = \"heavy\"\n{heavy}{web}");
+        let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+        config.services[1].complete(&[Family::V6]).unwrap();
+        assert_eq!(service::check_room(&config), Ok(()));
+
+        config.services[1].complete(&[Family::V4, Family::V6]).unwrap();
+
+        let error = ConfigError::WeightsTooGreat { sum: 8_224, room: 4_093, frontends: 7 };
+        assert_eq!(service::check_room(&config), Err(("heavy".parse().unwrap(), error)));
     }
 
     #[tokio::test]
