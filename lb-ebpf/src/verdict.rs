@@ -108,6 +108,8 @@ reasons! {
         RateLimited = 9 "rate_limited",
         /// A client's reset that would end a connection past us, whose ports its own has: it is told by its next SYN.
         ForeignReset = 10 "foreign_reset",
+        /// All of the frontend's backends that were looked at have as many connections as they may: a SYN comes again.
+        BackendsFull = 11 "backends_full",
         /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
         /// reaches it by routing.
         NoStandIn = 4 "no_stand_in",

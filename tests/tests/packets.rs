@@ -16,6 +16,8 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/schedulers.rs"]
+mod schedulers;
 #[path = "packets/v6.rs"]
 mod v6;
 
@@ -27,7 +29,7 @@ const FRONT_DOORS: [Door; 2] = [Door::Tc, Door::Xdp];
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: &[Need::Root], run };
-    suite::run(vec![
+    let mut cases = vec![
         case("connections_take_backends_strictly_in_turn", connections_take_backends_strictly_in_turn),
         case("tickets_of_two_processors_have_no_gap", tickets_of_two_processors_have_no_gap),
         case("a_connection_lives_from_syn_to_fin", a_connection_lives_from_syn_to_fin),
@@ -84,6 +86,8 @@ fn main() -> ExitCode {
         case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
         case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
         case("the_families_never_meet", v6::the_families_never_meet),
+        case("every_scheduler_serves_ipv6", v6::every_scheduler_serves_ipv6),
+        case("a_client_of_ipv6_keeps_its_backend", v6::a_client_of_ipv6_keeps_its_backend),
         case("who_may_not_begin_over_ipv6_is_dropped", v6::who_may_not_begin_over_ipv6_is_dropped),
         case("extension_headers_are_carried_along", v6::extension_headers_are_carried_along),
         case("what_is_not_ours_over_ipv6_is_left_untouched", v6::what_is_not_ours_over_ipv6_is_left_untouched),
@@ -100,7 +104,9 @@ fn main() -> ExitCode {
         case("mutated_packets_of_ipv6_through_tc_ingress", || v6::mutated(Door::Tc)),
         case("mutated_packets_of_ipv6_through_xdp_ingress", || v6::mutated(Door::Xdp)),
         case("mutated_packets_of_ipv6_through_tc_reply", || v6::mutated(Door::Reply)),
-    ])
+    ];
+    cases.extend(schedulers::cases());
+    suite::run(cases)
 }
 
 /// A frontend for TCP and one for UDP, with three backends each.

@@ -1,5 +1,5 @@
 //! The bpf(2) commands that the loader library does not offer: replacing a pinned link's program whatever its type, ending
-//! a pinned link, and reading and deleting whole batches of a hash map.
+//! a pinned link, and reading, writing and deleting whole batches of a map.
 //!
 //! # Source
 //! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.9 (BPF_LINK_DETACH), 5.6 (batches).
@@ -18,11 +18,12 @@ use aya::Pod;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// Entries that are read or deleted at once.
+/// Entries that are read, written or deleted at once.
 const BATCH: usize = 4096;
 
 /// `bpf_attr` for BPF_OBJ_GET.
@@ -159,6 +160,26 @@ pub fn scan<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -
         from = to;
         started = true;
     }
+}
+
+/// Writes entries, one after the other.
+///
+/// # Errors
+/// What the kernel says; some may be written by then.
+pub fn write<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
+    for some in entries.chunks(BATCH) {
+        let (keys, values): (Vec<K>, Vec<V>) = some.iter().copied().unzip();
+        let mut batch = Batch {
+            keys: keys.as_ptr().expose_provenance() as u64,
+            values: values.as_ptr().expose_provenance() as u64,
+            count: some.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: the buffers hold `count` keys and values, whose sizes the caller's types have.
+        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut batch) }?;
+    }
+    Ok(())
 }
 
 /// Deletes entries of a hash map; those that are gone already do not matter.

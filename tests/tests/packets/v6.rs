@@ -1,7 +1,10 @@
 //! The same tables over IPv6: what the versions have in common is tested once, beside this; here is what differs.
 
+use std::net::SocketAddr;
+
 use lb_ebpf::{
-    abi::{Guard, Proto, RateLimit},
+    abi::{Address, FlowKey, Guard, Port, Proto, RateLimit, Scheduler, Slot},
+    sched::{client_hash, tuple_hash},
     tcp_state::State,
     verdict::{DropReason, Event, PassReason},
 };
@@ -15,6 +18,8 @@ use lb_tests::{
     },
     object::{Action, Door, HOST_V6, Object, action},
 };
+
+use lb_user::datapath::layout::{Share, lay_out};
 
 use super::{FRONT_DOORS, dropped, passed};
 
@@ -114,6 +119,83 @@ pub fn datagrams_over_ipv6_stay_with_a_backend() {
             [out[60], out[61]]
         });
         assert_eq!(sums.filter(|sum| *sum == [0, 0]).count(), 0, "{door:?}");
+    }
+}
+
+/// The layout of the backends with these weights, as the agent makes it.
+fn layout(scheduler: Scheduler, weights: [u32; 3]) -> Vec<Slot> {
+    let share = |((backend, weight), (ip, port)): ((u32, u32), Side)| Share {
+        backend,
+        endpoint: SocketAddr::from((ip, port)),
+        weight,
+    };
+    let shares: Vec<Share> = (0..).zip(weights).zip(BACKENDS).map(share).collect();
+    lay_out(scheduler, &shares, 1_021)
+}
+
+/// Begins a connection and returns the number of its backend.
+fn begin(object: &Object, door: Door, from: Side) -> u32 {
+    let to = forwarded(object, door, &tcp(from, FRONTEND, SYN, 1, 0, &[])).to;
+    BACKENDS.iter().position(|backend| *backend == to).expect("a backend") as u32
+}
+
+pub fn every_scheduler_serves_ipv6() {
+    let addresses = |from: Side| [from.0, FRONTEND.0].map(|bytes| Address::from(std::net::Ipv6Addr::from(bytes)));
+    let key = |from: Side| {
+        let [client, frontend] = addresses(from);
+        FlowKey::new(client, Port::new(from.1), frontend, Port::new(FRONTEND.1), Proto::Tcp)
+    };
+    let at = |layout: &[Slot], hash: u32| layout[((u64::from(hash) * layout.len() as u64) >> 32) as usize].backend;
+    let weights = [2, 1, 1];
+    for scheduler in Scheduler::ALL {
+        for door in FRONT_DOORS {
+            let mut object = object();
+            let layout = layout(scheduler, weights);
+            object.lay_out(0, scheduler, 0, &layout);
+            let mut counts = [0; 3];
+            for number in 0..240_u8 {
+                // Clients differ in one byte of sixteen, each time another.
+                let mut from = client(40_000);
+                from.0[usize::from(number) % 16] ^= number / 16 + 1;
+                let chosen = begin(&object, door, from);
+                match scheduler {
+                    Scheduler::SourceHash => assert_eq!(chosen, at(&layout, client_hash(&key(from)))),
+                    Scheduler::Maglev => assert_eq!(chosen, at(&layout, tuple_hash(&key(from)))),
+                    Scheduler::RoundRobin | Scheduler::Weighted | Scheduler::LeastConn | Scheduler::RandomTwo => {}
+                }
+                counts[chosen as usize] += 1;
+            }
+            match scheduler {
+                Scheduler::RoundRobin | Scheduler::Weighted | Scheduler::LeastConn => {
+                    assert_eq!(counts, [120, 60, 60], "{scheduler:?}, {door:?}");
+                }
+                Scheduler::RandomTwo | Scheduler::SourceHash | Scheduler::Maglev => {
+                    // Five standard deviations of a fair draw.
+                    let is_near = (80..=160).contains(&counts[0]) && counts[1..].iter().all(|n| (26..=94).contains(n));
+                    assert!(is_near, "{scheduler:?}, {door:?}: {counts:?}");
+                }
+            }
+        }
+    }
+}
+
+pub fn a_client_of_ipv6_keeps_its_backend() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &layout(Scheduler::RoundRobin, [1; 3]));
+        // Each differs from the first in one byte.
+        let clients: Vec<Side> = (0..16)
+            .map(|place| {
+                let mut from = CLIENT;
+                from.0[place] ^= 1;
+                from
+            })
+            .collect();
+        for (turn, &(address, _)) in clients.iter().enumerate() {
+            for port in 10_000..10_003 {
+                assert_eq!(begin(&object, door, (address, port)) as usize, turn % 3, "{door:?}, client {turn}");
+            }
+        }
     }
 }
 
