@@ -166,7 +166,7 @@ fn flags_of_a_file() -> Vec<Id> {
 pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
-    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host; of IPv4 and of IPv6,
+    /// Without ADDR: every local address of the uplinks and their VLANs, and the loopback for clients on this host; of IPv4 and of IPv6,
     /// as far as backends have such addresses. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets.
     /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or
     /// 8000-8010:5000.
@@ -279,6 +279,8 @@ pub struct InstanceArgs {
     pub keep: bool,
 
     /// Interface by which clients come; may be repeated [default: those of the default routes]
+    ///
+    /// Its VLANs belong to it: eth0 means eth0.5, too, and what is in that. To balance at one VLAN alone, name that.
     #[arg(long, value_name = "IFACE", value_parser = value::parse_interface, help_heading = DATAPATH)]
     pub uplink: Vec<String>,
 

@@ -755,15 +755,22 @@ fn sizes_and_options_survive() {
     }
 }
 
+/// Puts VLAN tags into a frame.
+fn tag(frame: &mut Vec<u8>, tags: &[u8]) {
+    frame.splice(12..12, tags.iter().copied());
+}
+
 fn what_is_not_ours_is_left_untouched() {
     type Change = fn(&mut Vec<u8>);
-    let changes: [(&str, PassReason, Change); 15] = [
+    let changes: [(&str, PassReason, Change); 17] = [
         ("another port", PassReason::NotOurs, |frame| frame[37] = 81),
         ("another address", PassReason::NotOurs, |frame| frame[33] = 9),
         ("ARP", PassReason::NotIp, |frame| frame[12..14].copy_from_slice(&[8, 6])),
         ("IPv4 in an IPv6 frame", PassReason::Malformed, |frame| frame[12..14].copy_from_slice(&[0x86, 0xdd])),
-        ("a VLAN tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x81, 0])),
-        ("a service tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x88, 0xa8])),
+        ("a VLAN tag", PassReason::Vlan, |frame| tag(frame, &[0x81, 0, 0, 5])),
+        ("a service tag", PassReason::Vlan, |frame| tag(frame, &[0x88, 0xa8, 0, 100])),
+        ("a VLAN inside a service", PassReason::Vlan, |frame| tag(frame, &[0x88, 0xa8, 0, 100, 0x81, 0, 0, 5])),
+        ("a priority", PassReason::Vlan, |frame| tag(frame, &[0x81, 0, 0xa0, 0])),
         ("ICMP", PassReason::Protocol, |frame| frame[23] = 1),
         ("GRE", PassReason::Protocol, |frame| frame[23] = 47),
         ("SCTP", PassReason::Protocol, |frame| frame[23] = 132),

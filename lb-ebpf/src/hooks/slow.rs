@@ -87,6 +87,9 @@ impl Detour {
 /// Takes a packet through the usual way, and what is left to be done after it.
 #[inline(always)]
 pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32) -> i32 {
+    if SkbWindow(ctx).is_of_vlan() {
+        return tc_action(Verdict::Pass(PassReason::Vlan));
+    }
     SkbWindow(ctx).gather(link);
     Detour::NONE.take(ctx);
     Word::Fragment.write(ctx, 0);

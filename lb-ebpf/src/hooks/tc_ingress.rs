@@ -31,7 +31,10 @@ pub const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     if let Some(backend) = noted(&ctx) {
-        return hand_off(backend);
+        return match SkbWindow(&ctx).is_of_vlan() {
+            true => tc_action(Verdict::Drop(DropReason::HiddenTag)),
+            false => hand_off(backend),
+        };
     }
     slow::run(&ctx, Link::Ethernet, Door::Front, || forward(&ctx, Link::Ethernet))
 }
