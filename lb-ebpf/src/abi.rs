@@ -615,6 +615,14 @@ impl Backend {
         HandOff::from_number(self.hand_off)
     }
 
+    /// Returns 1 if packets are redirected to it, and 0 if they are left to the kernel's routing. Computed without a branch,
+    /// which the verifier would follow through all that comes after.
+    #[inline(always)]
+    pub const fn is_redirected_to(&self) -> u8 {
+        const _: () = assert!(HandOff::Routing as u8 == 0 && HandOff::Peer as u8 == 1 && HandOff::Neighbour as u8 == 2);
+        self.hand_off.wrapping_add(1) >> 1 & 1
+    }
+
     /// Returns whether its device takes XDP frames directly.
     #[inline(always)]
     pub const fn takes_xdp(&self) -> bool {

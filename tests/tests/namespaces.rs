@@ -54,6 +54,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
 mod v6;
 #[path = "namespaces/vlan.rs"]
 mod vlan;
+#[path = "namespaces/way.rs"]
+mod way;
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
@@ -91,6 +93,9 @@ fn main() -> ExitCode {
         case("links_without_addresses_carry_both_ways", links_without_addresses_carry_both_ways),
         case("a_smaller_link_behind_the_client_is_discovered", a_smaller_link_behind_the_client_is_discovered),
         case("a_smaller_uplink_is_discovered", a_smaller_uplink_is_discovered),
+        case("a_narrow_way_to_a_backend_is_discovered", way::a_narrow_way_to_a_backend_is_discovered),
+        case("a_narrow_routed_way_is_discovered", way::a_narrow_routed_way_is_discovered),
+        case("a_routed_backend_is_one_hop_away", way::a_routed_backend_is_one_hop_away),
         case("fragmented_datagrams_arrive_whole", fragmented_datagrams_arrive_whole),
         case("errors_of_the_network_reach_clients", errors_of_the_network_reach_clients),
         vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),

@@ -18,6 +18,8 @@ use lb_tests::{
 
 #[path = "packets/v6.rs"]
 mod v6;
+#[path = "packets/way.rs"]
+mod way;
 
 const CLIENT: Side = ([198, 18, 1, 2], 40_000);
 const FRONTEND: Side = ([198, 18, 1, 1], 80);
@@ -72,6 +74,10 @@ fn main() -> ExitCode {
         case("errors_about_others_are_left_untouched", errors_about_others_are_left_untouched),
         case("a_packet_at_its_end_is_answered", a_packet_at_its_end_is_answered),
         case("answers_have_a_budget", answers_have_a_budget),
+        case("what_is_too_big_for_the_way_is_told_so", way::what_is_too_big_for_the_way_is_told_so),
+        case("routing_cuts_what_may_be_cut", way::routing_cuts_what_may_be_cut),
+        case("a_redirect_into_a_container_asks_for_no_mtu", way::a_redirect_into_a_container_asks_for_no_mtu),
+        case("routing_takes_its_own_hop", way::routing_takes_its_own_hop),
         case("a_flood_pushes_out_no_proven_flow", a_flood_pushes_out_no_proven_flow),
         case("a_full_table_of_flows_still_serves", a_full_table_of_flows_still_serves),
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
@@ -436,7 +442,7 @@ fn notes_are_left_where_the_backend_takes_no_frames() {
 
     assert_eq!(did, Action::Pass, "up to TC");
     let (note, frame) = out.split_at(out.len() - syn.len());
-    assert_eq!(note, [NOTE_MARK.to_ne_bytes(), 0_u32.to_ne_bytes()].concat());
+    assert_eq!(note, [NOTE_MARK.to_ne_bytes(), [0; 4], [0; 4]].concat());
     let judged = judge(frame).unwrap();
     assert!(judged.to == BACKENDS[0] && judged.ip_sum && judged.transport_sum);
     assert_eq!(frame[..12], [[6, 0, 0, 0, 0, 1], [6, 0, 0, 0, 1, 0]].concat());
