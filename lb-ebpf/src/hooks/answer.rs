@@ -78,14 +78,13 @@ fn may_be_cut<W: PacketWindow>(window: &W, packet: &Headers) -> bool {
     }
 }
 
-/// Returns the MTU of a device, in bytes, if a frame that XDP has is too big to leave by it.
+/// Returns the MTU of a device, in bytes, if a frame of `len` bytes that XDP has is too big to leave by it.
 #[inline(always)]
-pub fn frame_exceeds(ctx: &XdpContext, ifindex: u32) -> Option<u16> {
-    let len = ctx.data_end() - ctx.data();
-    if len <= SMALL {
+pub fn frame_exceeds(ctx: &XdpContext, len: u32, ifindex: u32) -> Option<u16> {
+    if len as usize <= SMALL {
         return None;
     }
-    let mut mtu = (len - ETH_LEN) as u32;
+    let mut mtu = len - ETH_LEN as u32;
     // SAFETY: the context is valid as long as the program runs; the kernel reads a length there, and writes the MTU.
     let fits = unsafe { bpf_check_mtu(ctx.as_ptr(), ifindex, &raw mut mtu, 0, 0) };
     told(fits, mtu)

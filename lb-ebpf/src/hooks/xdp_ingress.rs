@@ -71,7 +71,7 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
 
     let window = XdpWindow(ctx);
     if answer::is_limited(&window, packet, backend)
-        && let Some(mtu) = answer::frame_exceeds(ctx, backend.ifindex)
+        && let Some(mtu) = answer::frame_exceeds(ctx, bytes, backend.ifindex)
     {
         write_note(ctx, id, u32::from(mtu)).ok_or(FAILED)?;
         return Ok(Sent::WithNote);
