@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {
@@ -524,7 +524,7 @@ impl HandOff {
 pub struct Backend {
     /// Its address.
     pub address: Address,
-    /// The host's address on the network of the backend: the source that a backend sees when it is its own client.
+    /// An address of the host: the source that a backend sees when it is its own client, or with [`BACKEND_SNAT`].
     pub host_address: Address,
     /// The frontend it serves.
     pub frontend: FrontendId,
@@ -546,6 +546,8 @@ pub struct Backend {
 
 /// Flag of [`Backend`]: the device takes XDP frames directly (its far side runs NAPI).
 pub const BACKEND_XDP_REDIRECT: u8 = 1;
+/// Flag of [`Backend`]: it knows every client by the host's address, to which its replies come from anywhere.
+pub const BACKEND_SNAT: u8 = 2;
 
 impl Backend {
     /// Makes an active backend; the parts that concern its link are set by [`Backend::reached_by`].
@@ -590,6 +592,13 @@ impl Backend {
         self
     }
 
+    /// Says that it knows every client by the host's address.
+    #[must_use]
+    pub const fn hiding_clients(mut self) -> Self {
+        self.flags |= BACKEND_SNAT;
+        self
+    }
+
     /// Returns the same id, free: no flow of the present generation is served any longer.
     #[must_use]
     pub const fn freed(mut self) -> Self {
@@ -621,6 +630,12 @@ impl Backend {
     pub const fn is_redirected_to(&self) -> u8 {
         const _: () = assert!(HandOff::Routing as u8 == 0 && HandOff::Peer as u8 == 1 && HandOff::Neighbour as u8 == 2);
         self.hand_off.wrapping_add(1) >> 1 & 1
+    }
+
+    /// Returns whether it knows every client by the host's address.
+    #[inline(always)]
+    pub const fn hides_clients(&self) -> bool {
+        self.flags & BACKEND_SNAT != 0
     }
 
     /// Returns whether its device takes XDP frames directly.

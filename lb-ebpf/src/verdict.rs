@@ -110,8 +110,8 @@ reasons! {
         HiddenTag = 11 "hidden_tag",
         /// A client's reset that would end a connection past us, whose ports its own has: it is told by its next SYN.
         ForeignReset = 10 "foreign_reset",
-        /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
-        /// reaches it by routing.
+        /// A backend is its own client, or is to know none, and the host cannot stand in: it has no address on the backend's
+        /// network, or reaches it by routing.
         NoStandIn = 4 "no_stand_in",
     }
 }

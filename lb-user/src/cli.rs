@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        SourceRate, TcAttach, guard, publish,
+        SourceRate, TcAttach, guard, publish, snat,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -184,6 +184,14 @@ pub struct ServiceArgs {
     /// backends is fixed then, and options about containers and scaling are refused.
     #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<SocketAddr>,
+
+    /// Let backends know clients by this address of this host, not by their own; once for each family
+    ///
+    /// Replies come back here from anywhere then: from other machines of the network, from containers on macvlan. Without
+    /// it, backends have to reply through this host, as containers on a bridge do. At most 31744 connections at a time to
+    /// each backend.
+    #[arg(long, value_name = "ADDR", value_parser = snat::parse_snat, help_heading = FRONTENDS)]
+    pub snat: Vec<IpAddr>,
 
     /// Let only clients of this NETWORK begin connections; may be repeated
     ///
@@ -466,7 +474,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--allow --deny --source-rate --lifetime"),
+            ("run", "--allow --deny --source-rate --lifetime --snat"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

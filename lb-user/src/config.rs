@@ -14,11 +14,13 @@ pub mod diff;
 pub mod error;
 pub mod guard;
 pub mod publish;
+pub mod snat;
 pub mod value;
 
-pub use error::ConfigError;
+pub use error::{AddressKind, ConfigError};
 pub use guard::{Guard, SourceRate};
 pub use publish::{At, Family, Publish, PublishRange};
+pub use snat::Snat;
 pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, TcAttach};
 
 /// Frontends that all services of one instance may have together.
@@ -74,6 +76,8 @@ pub struct Service {
     pub families: Vec<Family>,
     /// Who may begin connections to them.
     pub guard: Guard,
+    /// By which addresses of this host backends know clients.
+    pub snat: Snat,
     /// Where backends come from.
     pub source: Source,
     /// What makes a backend healthy.
@@ -129,8 +133,8 @@ impl Service {
     pub fn leftover(name: ServiceName, source: Source) -> Self {
         let (health_interval, drain_timeout) = (Duration::from_secs(2), Duration::from_secs(30));
         let (publish, frontends, families) = (Vec::new(), Vec::new(), Vec::new());
-        let (guard, health) = (Guard::default(), HealthCheck::None);
-        Self { name, publish, frontends, families, guard, source, health, health_interval, drain_timeout }
+        let (guard, snat, health) = (Guard::default(), Snat::default(), HealthCheck::None);
+        Self { name, publish, frontends, families, guard, snat, source, health, health_interval, drain_timeout }
     }
 
     /// Takes note of the families of the backends' addresses: there is a frontend for each where no address was said.

@@ -49,7 +49,8 @@ fn a_backend_has_its_parts_where_they_are_documented() {
     let backend = Backend::new(5, 9, address(3), Port::new(5000))
         .reached_by(HandOff::Peer, 42, [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
         .beside(address(1))
-        .taking_xdp();
+        .taking_xdp()
+        .hiding_clients();
 
     let parts: [&[u8]; 11] = [
         &mapped(3),
@@ -61,7 +62,7 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         &[1, 1],
         &[1, 2, 3, 4, 5, 6],
         &[6, 5, 4, 3, 2, 1],
-        &[1],
+        &[3],
         &[0; 3],
     ];
     assert_eq!(bytes(&backend), parts.concat());

@@ -50,6 +50,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
     Need::Vlans,
 ];
 
+#[path = "namespaces/snat.rs"]
+mod snat;
 #[path = "namespaces/v6.rs"]
 mod v6;
 #[path = "namespaces/vlan.rs"]
@@ -96,6 +98,12 @@ fn main() -> ExitCode {
         case("a_narrow_way_to_a_backend_is_discovered", way::a_narrow_way_to_a_backend_is_discovered),
         case("a_narrow_routed_way_is_discovered", way::a_narrow_routed_way_is_discovered),
         case("a_routed_backend_is_one_hop_away", way::a_routed_backend_is_one_hop_away),
+        case("other_machines_of_the_network_reply_by_snat", snat::other_machines_of_the_network_reply_by_snat),
+        case(
+            "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
+            snat::containers_on_macvlan_are_reached_by_a_macvlan_of_the_host,
+        ),
+        case("what_cannot_be_balanced_is_told_with_what_to_do", snat::what_cannot_be_balanced_is_told_with_what_to_do),
         case("fragmented_datagrams_arrive_whole", fragmented_datagrams_arrive_whole),
         case("errors_of_the_network_reach_clients", errors_of_the_network_reach_clients),
         vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),

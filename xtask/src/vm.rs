@@ -52,12 +52,13 @@ const FILES: [&str; 6] =
     ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/protocols", "/etc/services", "/etc/ld.so.cache"];
 
 /// Folders of the kernel's modules that a balancer and its clients can need.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 7] = [
     "kernel/net",
     "kernel/lib",
     "kernel/crypto",
     "kernel/drivers/net/veth.ko",
     "kernel/drivers/net/tun.ko",
+    "kernel/drivers/net/macvlan.ko",
     "kernel/arch",
 ];
 
@@ -68,7 +69,7 @@ const SUITES: [&str; 2] = ["packet_tables", "packets"];
 /// The cases of `namespaces` that run on the old kernel: one for each thing that it does in another way, and those with VLANs,
 /// which the host's own kernel may lack. It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel changes; and each start of an
 /// agent takes the emulated verifier a minute.
-const NET_CASES: [&str; 9] = [
+const NET_CASES: [&str; 11] = [
     "requests_hit_backends_strictly_in_turn",
     "transfers_survive_checksum_offload_on_and_off",
     "clients_on_the_host_see_the_frontend",
@@ -78,6 +79,8 @@ const NET_CASES: [&str; 9] = [
     "vlans_of_an_uplink_are_served",
     "xdp_leaves_vlans_to_their_devices",
     "a_vlan_may_be_the_uplink",
+    "other_machines_of_the_network_reply_by_snat",
+    "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
 ];
 
 /// How long the machine may take before it is switched off. Under emulation it takes a quarter of that.

@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Hook, RunConfig, Service, ServiceName},
+    config::{Hook, RunConfig, Service, ServiceName, Snat},
     control::Event,
     datapath::{
         Datapath, DatapathError,
@@ -45,6 +45,11 @@ impl Network {
         for name in &config.uplinks {
             links.index_of(name).await?;
         }
+        for (service, address) in snats(config) {
+            if !links.is_own(address).await? {
+                anyhow::bail!("{}", foreign_snat(service, address));
+            }
+        }
         let network = Self::look(config, links).await?;
         if network.uplinks.is_empty() {
             anyhow::bail!(
@@ -59,8 +64,9 @@ impl Network {
         let existing = links.all().await?;
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
-            let backends: Vec<IpAddr> =
-                config.services.iter().flat_map(Service::static_backends).map(SocketAddr::ip).collect();
+            // With snat, clients and backends may come by one device.
+            let apart = config.services.iter().filter(|service| service.snat == Snat::default());
+            let backends: Vec<IpAddr> = apart.flat_map(Service::static_backends).map(SocketAddr::ip).collect();
             links.uplinks(&backends).await?
         } else {
             let mut named = Vec::new();
@@ -74,6 +80,11 @@ impl Network {
         };
         if uplinks.is_empty() {
             problems.push("no uplink is left: clients from outside cannot come".to_owned());
+        }
+        for (service, address) in snats(config) {
+            if !links.is_own(address).await? {
+                problems.push(foreign_snat(service, address));
+            }
         }
         let mut bridges = links.bridges().await?;
         bridges.retain(|bridge| uplinks.iter().all(|uplink| uplink.index != bridge.index));
@@ -224,6 +235,19 @@ impl Network {
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
+}
+
+/// Returns the addresses by which backends know clients, and of which services.
+fn snats(config: &RunConfig) -> impl Iterator<Item = (&ServiceName, IpAddr)> {
+    config.services.iter().flat_map(|service| service.snat.addresses().map(move |address| (&service.name, address)))
+}
+
+fn foreign_snat(service: &ServiceName, address: IpAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!(
+        "snat {address} of service {service} is no address of this host, so that no reply comes here: add it to the \
+         interface by which backends are reached, as by `ip address add {address}/{bits} dev IFACE`"
+    )
 }
 
 impl Agent {

@@ -145,10 +145,24 @@ pub enum LinkError {
         source: io::Error,
     },
     /// The backend's address is one of this host's own.
-    #[error("backend {backend}: the address is this host's own, not that of a container or of another machine")]
+    #[error(
+        "backend {backend}: the address is this host's own, not that of a container or of another machine: packets are \
+         handed to other network namespaces, so give the server one (as a container: not --network host)"
+    )]
     Local {
         /// The backend's address.
         backend: IpAddr,
+    },
+    /// The kernel routes to it, and refuses packets that come from elsewhere with an address of its own.
+    #[error(
+        "backend {backend}: {device} has no link-layer addresses, so that the kernel has to route there, and it refuses \
+         the address of --snat as a source: leave that out, and let the backend reply through {device}"
+    )]
+    RoutedSnat {
+        /// The backend's address.
+        backend: IpAddr,
+        /// The device.
+        device: String,
     },
     /// The address is not that of one machine.
     #[error("backend {backend}: the address is a broadcast or multicast address here")]
@@ -158,7 +172,8 @@ pub enum LinkError {
     },
     /// Nobody has the backend's address.
     #[error(
-        "backend {backend}: no answer to {} on {device}: check that it is up and has this address",
+        "backend {backend}: no answer to {} on {device}: check that it is up and has this address; one on a macvlan of \
+         {device} hears this host only by a macvlan of its own (README, \"macvlan\")",
         if backend.is_ipv4() { "ARP" } else { "neighbour solicitations" }
     )]
     NoNeighbour {
@@ -241,6 +256,18 @@ impl Links {
         match self.netlink.port_of(device.index, mac).await? {
             Some(port) => self.by_port(&device, mac, port).await,
             None => Ok(path(&device, Place::OnLink { mac })),
+        }
+    }
+
+    /// Returns whether an address is this host's own, at whatever interface.
+    ///
+    /// # Errors
+    /// `InterfaceGone`, `Netlink`.
+    pub async fn is_own(&self, address: IpAddr) -> Result<bool, LinkError> {
+        match self.netlink.route_to(address).await {
+            Err(LinkError::Local { .. }) => Ok(true),
+            Ok(_) | Err(LinkError::NoRoute { .. } | LinkError::NotUnicast { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
