@@ -635,7 +635,7 @@ impl HandOff {
 pub struct Backend {
     /// Its address.
     pub address: Address,
-    /// The host's address on the network of the backend: the source that a backend sees when it is its own client.
+    /// An address of the host: the source that a backend sees when it is its own client, or with [`BACKEND_SNAT`].
     pub host_address: Address,
     /// The frontend it serves.
     pub frontend: FrontendId,
@@ -659,6 +659,8 @@ pub struct Backend {
 pub const BACKEND_XDP_REDIRECT: u8 = 1;
 /// Flag of [`Backend`]: it has left the slots, and clients that would keep it are given another.
 pub const BACKEND_LEAVING: u8 = 2;
+/// Flag of [`Backend`]: it knows every client by the host's address, to which its replies come from anywhere.
+pub const BACKEND_SNAT: u8 = 4;
 
 impl Backend {
     /// Makes an active backend; the parts that concern its link are set by [`Backend::reached_by`].
@@ -710,6 +712,13 @@ impl Backend {
         self
     }
 
+    /// Says that it knows every client by the host's address.
+    #[must_use]
+    pub const fn hiding_clients(mut self) -> Self {
+        self.flags |= BACKEND_SNAT;
+        self
+    }
+
     /// Returns the same id, free: no flow of the present generation is served any longer.
     #[must_use]
     pub const fn freed(mut self) -> Self {
@@ -739,6 +748,20 @@ impl Backend {
     #[inline(always)]
     pub const fn is_leaving(&self) -> bool {
         self.flags & BACKEND_LEAVING != 0
+    }
+
+    /// Returns 1 if packets are redirected to it, and 0 if they are left to the kernel's routing. Computed without a branch,
+    /// which the verifier would follow through all that comes after.
+    #[inline(always)]
+    pub const fn is_redirected_to(&self) -> u8 {
+        const _: () = assert!(HandOff::Routing as u8 == 0 && HandOff::Peer as u8 == 1 && HandOff::Neighbour as u8 == 2);
+        self.hand_off.wrapping_add(1) >> 1 & 1
+    }
+
+    /// Returns whether it knows every client by the host's address.
+    #[inline(always)]
+    pub const fn hides_clients(&self) -> bool {
+        self.flags & BACKEND_SNAT != 0
     }
 
     /// Returns whether its device takes XDP frames directly.

@@ -62,9 +62,10 @@ pub struct ToClient {
 
 /// How many source ports are tried when the client's own is taken on the backend's side.
 const PORT_TRIES: u32 = 8;
-/// Ports that are given to a flow whose own is taken: 16384 to 32767, below what Linux gives to sockets by itself
-/// (`net.ipv4.ip_local_port_range`), so that none of the host's own connections to the backend is met.
-const OTHER_PORTS: u16 = 0x4000;
+/// Ports that are given to a flow whose own is taken, or is not to be seen: below what Linux gives to sockets by itself
+/// (`net.ipv4.ip_local_port_range`), so that none of the host's own connections to the backend is met, and above those of
+/// servers.
+const OTHER_PORTS: core::ops::Range<u16> = 1024..32_768;
 /// How long a SYN waits for its backend before a repetition takes the next one: the second repetition of a client that
 /// keeps to RFC 6298 (1 s, then 2 s more).
 const SILENCE_NS: KtimeNs = 2_500_000_000;
@@ -404,6 +405,11 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
         if !packet.flags.opens() {
             return Err(Verdict::Pass(if orphan { PassReason::BackendGone } else { PassReason::NoFlow }));
         }
+    }
+    // The host stands in for a client by a port that one of its frontends has: this is the reply, and the reply door's. Of
+    // TCP, nothing but a SYN comes so far.
+    if matches!(packet.proto, Proto::Udp) && tables.reply(Table::Datagrams, &packet.key).is_some() {
+        return Err(Verdict::Pass(PassReason::NotOurs));
     }
     if orphan {
         tables.count(Event::Rescheduled);
@@ -1044,8 +1050,9 @@ fn schedule<'t, T: Tables>(
     let (id, backend) = choose(frontend, &packet.key, silent, arrival.now, tables)?;
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
-    // 5.3.8): it sees the host instead, by a port that is not one of the host's own.
-    let (client, wanted, stand_in) = if backend.address == packet.key.source {
+    // 5.3.8): it sees the host instead, by a port that is not one of the host's own. So does a backend whose replies would
+    // not come back otherwise.
+    let (client, wanted, stand_in) = if backend.hides_clients() || backend.address == packet.key.source {
         // Routing refuses the host's own address as a source that came from elsewhere.
         if backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing) {
             return Err(Verdict::Drop(DropReason::NoStandIn));
@@ -1123,7 +1130,8 @@ fn claim<T: Tables>(
 /// Returns a port that the host gives to none of its sockets.
 #[inline(always)]
 fn other_port<T: Tables>(tables: &T) -> Port {
-    Port::new((tables.random() as u16) % OTHER_PORTS + OTHER_PORTS)
+    const COUNT: u32 = (OTHER_PORTS.end - OTHER_PORTS.start) as u32;
+    Port::new((tables.random() % COUNT) as u16 + OTHER_PORTS.start)
 }
 
 /// Claims the key of the reply half that was written last, taking it over from a flow that is over.

@@ -8,6 +8,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
+    net::IpAddr,
     num::NonZeroU32,
     path::PathBuf,
     process::ExitCode,
@@ -22,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        Scheduler, SourceRate, StaticBackend, TcAttach, guard, publish,
+        Scheduler, SourceRate, StaticBackend, TcAttach, guard, publish, snat,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -170,7 +171,7 @@ fn flags_of_a_file() -> Vec<Id> {
 pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
-    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host; of IPv4 and of IPv6,
+    /// Without ADDR: every local address of the uplinks and their VLANs, and the loopback for clients on this host; of IPv4 and of IPv6,
     /// as far as backends have such addresses. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets.
     /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or
     /// 8000-8010:5000.
@@ -188,6 +189,14 @@ pub struct ServiceArgs {
     /// backends is fixed then, and options about containers and scaling are refused.
     #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<StaticBackend>,
+
+    /// Let backends know clients by this address of this host, not by their own; once for each family
+    ///
+    /// Replies come back here from anywhere then: from other machines of the network, from containers on macvlan. Without
+    /// it, backends have to reply through this host, as containers on a bridge do. At most 31744 connections at a time to
+    /// each backend.
+    #[arg(long, value_name = "ADDR", value_parser = snat::parse_snat, help_heading = FRONTENDS)]
+    pub snat: Vec<IpAddr>,
 
     /// Let only clients of this NETWORK begin connections; may be repeated
     ///
@@ -308,6 +317,8 @@ pub struct InstanceArgs {
     pub keep: bool,
 
     /// Interface by which clients come; may be repeated [default: those of the default routes]
+    ///
+    /// Its VLANs belong to it: eth0 means eth0.5, too, and what is in that. To balance at one VLAN alone, name that.
     #[arg(long, value_name = "IFACE", value_parser = value::parse_interface, help_heading = DATAPATH)]
     pub uplink: Vec<String>,
 
@@ -495,6 +506,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
+            ("run", "--snat"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

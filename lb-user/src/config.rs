@@ -14,11 +14,13 @@ pub mod diff;
 pub mod error;
 pub mod guard;
 pub mod publish;
+pub mod snat;
 pub mod value;
 
-pub use error::ConfigError;
+pub use error::{AddressKind, ConfigError};
 pub use guard::{Guard, SourceRate};
 pub use publish::{At, Family, Publish, PublishRange, StaticBackend};
+pub use snat::Snat;
 pub use value::{
     Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Scheduler, ServiceName, TcAttach, Weight,
 };
@@ -76,6 +78,8 @@ pub struct Service {
     pub families: Vec<Family>,
     /// Who may begin connections to them.
     pub guard: Guard,
+    /// By which addresses of this host backends know clients.
+    pub snat: Snat,
     /// Where backends come from.
     pub source: Source,
     /// How a connection's backend is chosen.
@@ -143,6 +147,7 @@ impl Service {
             frontends: Vec::new(),
             families: Vec::new(),
             guard: Guard::default(),
+            snat: Snat::default(),
             source,
             scheduler: Scheduler::RoundRobin,
             affinity: None,

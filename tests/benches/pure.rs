@@ -14,7 +14,7 @@ use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion
 use lb_ebpf::{
     abi::{Address, FlowKey, Lifetimes, Port, Proto, Scheduler},
     checksum::Delta,
-    nat,
+    nat::{self, Hops},
     packet::{Headers, PacketWindow},
     sched,
     tcp_state::{Direction, Flags, Seen, State},
@@ -94,8 +94,8 @@ fn rewrite(criterion: &mut Criterion) {
         let back = Headers { key: after, ..there };
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let there = nat::apply_whole(&frame, black_box(&there), black_box(&after));
-                let back = nat::apply_whole(&frame, black_box(&back), black_box(&before));
+                let there = nat::apply_whole(&frame, black_box(&there), black_box(&after), Hops::ONE);
+                let back = nat::apply_whole(&frame, black_box(&back), black_box(&before), Hops::ONE);
                 (there, back)
             });
         });

@@ -79,7 +79,7 @@ pub type FlowName = (Side, Side, Carrier);
 type ReplyName = (Side, Side, Carrier);
 
 /// Ports that are given to clients whose own are taken.
-pub const LOT: std::ops::Range<u16> = 16_384..32_768;
+pub const LOT: std::ops::Range<u16> = 1024..32_768;
 /// How far ahead of what the backend has acknowledged an end of the client may be, to be believed.
 const FIN_AHEAD: u32 = 1 << 24;
 const RST_AHEAD: u32 = 1 << 20;

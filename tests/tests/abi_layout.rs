@@ -68,7 +68,8 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         .reached_by(HandOff::Peer, 42, [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
         .beside(address(1))
         .taking_xdp()
-        .leaving();
+        .leaving()
+        .hiding_clients();
 
     let parts: [&[u8]; 11] = [
         &mapped(3),
@@ -80,7 +81,7 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         &[1, 1],
         &[1, 2, 3, 4, 5, 6],
         &[6, 5, 4, 3, 2, 1],
-        &[3],
+        &[7],
         &[0; 3],
     ];
     assert_eq!(bytes(&backend), parts.concat());

@@ -12,7 +12,6 @@ use aya::maps::{Array, Map, MapData};
 use lb_ebpf::abi::{AgentRecord, LocalFlow, map};
 use lb_tests::{
     agent::{Agent, assert_gone, assert_no_failure, binary, detach, lb_user},
-    frames::{SYN, tcp},
     lab::{self, Lab, UPLINK, Wiring, inside, wait_until},
     suite::{self, Case, Need},
 };
@@ -38,11 +37,31 @@ const TOOLS: &[Need] = &[
     Need::Program("redis-server"),
 ];
 
+/// Those, and VLANs: where the kernel has none, `cargo xtask test vm` runs the cases.
+const TOOLS_AND_VLANS: &[Need] = &[
+    Need::Root,
+    Need::Agent,
+    Need::Program("ip"),
+    Need::Program("nsenter"),
+    Need::Program("nft"),
+    Need::Program("curl"),
+    Need::Program("nginx"),
+    Need::Program("ethtool"),
+    Need::Vlans,
+];
+
+#[path = "namespaces/snat.rs"]
+mod snat;
 #[path = "namespaces/v6.rs"]
 mod v6;
+#[path = "namespaces/vlan.rs"]
+mod vlan;
+#[path = "namespaces/way.rs"]
+mod way;
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
+    let vlan_case = |name, run| Case { name, needs: TOOLS_AND_VLANS, run };
     suite::run(vec![
         case("requests_hit_backends_strictly_in_turn", || in_turn(Wiring::Bridge)),
         case("routed_veths_are_served_alike", || in_turn(Wiring::Routed)),
@@ -76,9 +95,21 @@ fn main() -> ExitCode {
         case("links_without_addresses_carry_both_ways", links_without_addresses_carry_both_ways),
         case("a_smaller_link_behind_the_client_is_discovered", a_smaller_link_behind_the_client_is_discovered),
         case("a_smaller_uplink_is_discovered", a_smaller_uplink_is_discovered),
+        case("a_narrow_way_to_a_backend_is_discovered", way::a_narrow_way_to_a_backend_is_discovered),
+        case("a_narrow_routed_way_is_discovered", way::a_narrow_routed_way_is_discovered),
+        case("a_routed_backend_is_one_hop_away", way::a_routed_backend_is_one_hop_away),
+        case("other_machines_of_the_network_reply_by_snat", snat::other_machines_of_the_network_reply_by_snat),
+        case(
+            "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
+            snat::containers_on_macvlan_are_reached_by_a_macvlan_of_the_host,
+        ),
+        case("what_cannot_be_balanced_is_told_with_what_to_do", snat::what_cannot_be_balanced_is_told_with_what_to_do),
         case("fragmented_datagrams_arrive_whole", fragmented_datagrams_arrive_whole),
         case("errors_of_the_network_reach_clients", errors_of_the_network_reach_clients),
-        case("tagged_packets_are_left_alone", tagged_packets_are_left_alone),
+        vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),
+        vlan_case("xdp_leaves_vlans_to_their_devices", vlan::xdp_leaves_vlans_to_their_devices),
+        vlan_case("a_vlan_may_be_the_uplink", vlan::a_vlan_may_be_the_uplink),
+        case("tags_that_lead_nowhere_are_told_apart", vlan::tags_that_lead_nowhere_are_told_apart),
         case("two_instances_share_an_uplink_and_no_notes", two_instances_share_an_uplink_and_no_notes),
         case("a_vanished_device_keeps_nobody_else_out", a_vanished_device_keeps_nobody_else_out),
         case("a_backend_with_a_new_device_is_followed", a_backend_with_a_new_device_is_followed),
@@ -916,23 +947,6 @@ fn errors_of_the_network_reach_clients() {
         assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable, "{error}");
     });
     assert_eq!((count(&agent, "events", "icmp_error"), count(&agent, "drops", "ttl_expired")), (1, 1));
-}
-
-fn tagged_packets_are_left_alone() {
-    let (lab, agent) = served(1, &[]);
-    let syn = tcp(([198, 18, 1, 2], 40_000), ([198, 18, 1, 1], 80), SYN, 1, 0, &[]);
-    let tagged = [&[0xff; 6], &syn[6..12], &[0x81, 0, 0, 7], &syn[12..]].concat();
-    lab::send_frame(&lab.client(), "cl0", &tagged);
-
-    agent.wait_for("the pass is counted", Duration::from_secs(3), |status| {
-        status["verdicts"]["passes"]["vlan"].as_u64() == Some(1)
-    });
-    assert_eq!(agent.status()["frontends"][0]["connections_total"], 0);
-    // The same without the tag is a connection.
-    lab::send_frame(&lab.client(), "cl0", &[&[0xff; 6], &syn[6..]].concat());
-    agent.wait_for("a connection begins", Duration::from_secs(3), |status| {
-        status["frontends"][0]["connections_total"] == 1
-    });
 }
 
 fn two_instances_share_an_uplink_and_no_notes() {

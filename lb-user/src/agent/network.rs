@@ -1,4 +1,4 @@
-//! Where clients come from: uplinks, the host's bridges, and the addresses at which frontends answer. Looked at again
+//! Where clients come from: uplinks and their VLANs, the host's bridges, and the addresses at which frontends answer. Looked at again
 //! every few seconds, because interfaces and addresses change under a running agent.
 
 use std::{
@@ -12,12 +12,12 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Hook, RunConfig, Service, ServiceName},
+    config::{Hook, RunConfig, Service, ServiceName, Snat},
     control::Event,
     datapath::{
         Datapath, DatapathError,
         doors::{Device, DoorAttach, DoorKind},
-        links::{Bridge, Framing, Link, LinkError, Links},
+        links::{self, Bridge, Framing, Link, LinkError, Links},
         loader, pins,
         publish::{FrontendWish, Scheduling},
     },
@@ -30,6 +30,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Network {
     uplinks: Vec<Link>,
+    vlans: Vec<Link>,
     bridges: Vec<Bridge>,
     addresses: BTreeSet<IpAddr>,
     existing: BTreeMap<u32, String>,
@@ -45,6 +46,11 @@ impl Network {
         for name in &config.uplinks {
             links.index_of(name).await?;
         }
+        for (service, address) in snats(config) {
+            if !links.is_own(address).await? {
+                anyhow::bail!("{}", foreign_snat(service, address));
+            }
+        }
         let network = Self::look(config, links).await?;
         if network.uplinks.is_empty() {
             anyhow::bail!(
@@ -59,8 +65,10 @@ impl Network {
         let existing = links.all().await?;
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
+            // With snat, clients and backends may come by one device.
+            let apart = config.services.iter().filter(|service| service.snat == Snat::default());
             let backends: Vec<IpAddr> =
-                config.services.iter().flat_map(Service::static_backends).map(|backend| backend.address.ip()).collect();
+                apart.flat_map(Service::static_backends).map(|backend| backend.address.ip()).collect();
             links.uplinks(&backends).await?
         } else {
             let mut named = Vec::new();
@@ -75,15 +83,21 @@ impl Network {
         if uplinks.is_empty() {
             problems.push("no uplink is left: clients from outside cannot come".to_owned());
         }
+        for (service, address) in snats(config) {
+            if !links.is_own(address).await? {
+                problems.push(foreign_snat(service, address));
+            }
+        }
         let mut bridges = links.bridges().await?;
         bridges.retain(|bridge| uplinks.iter().all(|uplink| uplink.index != bridge.index));
+        let vlans = links::vlans_of(&uplinks, &existing);
         let mut addresses = BTreeSet::new();
-        for uplink in &uplinks {
-            addresses.extend(links.addresses(uplink.index).await?);
+        for link in uplinks.iter().chain(&vlans) {
+            addresses.extend(links.addresses(link.index).await?);
         }
         addresses.extend(bridges.iter().flat_map(|bridge| bridge.addresses.iter().copied()));
         let existing = existing.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Self { uplinks, bridges, addresses, existing, problems })
+        Ok(Self { uplinks, vlans, bridges, addresses, existing, problems })
     }
 
     /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
@@ -92,9 +106,8 @@ impl Network {
     /// If another instance has a frontend, or the kernel refuses.
     pub fn attach(&self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
         for link in &self.uplinks {
-            if matches!(config.hook, Hook::Xdp) {
-                loader::check_xdp(link, config.complete_checksums)?;
-            }
+            loader::check_xdp(link, config.hook, config.complete_checksums)?;
+            self.check_tags(link, config.hook)?;
         }
         let _nobody_else_takes_one = pins::lock_frontends()?;
         let wishes = self.wishes(config);
@@ -115,6 +128,9 @@ impl Network {
         let mut problems = Vec::new();
         let mut note =
             |outcome: Result<(), DatapathError>| problems.extend(outcome.err().map(|error| super::chain(&error)));
+        for uplink in &self.uplinks {
+            note(self.check_tags(uplink, config.hook));
+        }
         for device in self.front_devices() {
             note(self.open(datapath, config, device));
         }
@@ -141,19 +157,28 @@ impl Network {
         problems
     }
 
-    /// Returns the devices at which clients are met: uplinks, and bridges for the containers of this host.
+    /// Refuses XDP where it would take what came by a VLAN of an uplink for the uplink's own.
+    fn check_tags(&self, uplink: &Link, hook: Hook) -> Result<(), DatapathError> {
+        let is_trunk = self.vlans.iter().any(|vlan| vlan.lower == Some(uplink.index));
+        match hook {
+            Hook::Xdp | Hook::XdpGeneric if is_trunk => loader::check_tags(uplink),
+            Hook::Auto | Hook::Tc | Hook::Xdp | Hook::XdpGeneric => Ok(()),
+        }
+    }
+
+    /// Returns the devices at which clients are met: uplinks, their VLANs, and bridges for the containers of this host.
     fn front_devices(&self) -> impl Iterator<Item = Device<'_>> {
         let bridges = self.bridges.iter().map(|bridge| Device {
             ifindex: bridge.index,
             name: &bridge.name,
             framing: Framing::Ethernet,
         });
-        let uplinks = self.uplinks.iter().map(|uplink| Device {
-            ifindex: uplink.index,
-            name: &uplink.name,
-            framing: uplink.framing,
+        let links = self.vlans.iter().chain(&self.uplinks).map(|link| Device {
+            ifindex: link.index,
+            name: &link.name,
+            framing: link.framing,
         });
-        bridges.chain(uplinks)
+        bridges.chain(links)
     }
 
     fn open(&self, datapath: &mut Datapath, config: &RunConfig, device: Device<'_>) -> Result<(), DatapathError> {
@@ -224,6 +249,19 @@ fn scheduling(service: &Service) -> Scheduling {
         affinity_ms,
         max_connections: service.max_connections.map_or(0, NonZeroU32::get),
     }
+}
+
+/// Returns the addresses by which backends know clients, and of which services.
+fn snats(config: &RunConfig) -> impl Iterator<Item = (&ServiceName, IpAddr)> {
+    config.services.iter().flat_map(|service| service.snat.addresses().map(move |address| (&service.name, address)))
+}
+
+fn foreign_snat(service: &ServiceName, address: IpAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!(
+        "snat {address} of service {service} is no address of this host, so that no reply comes here: add it to the \
+         interface by which backends are reached, as by `ip address add {address}/{bits} dev IFACE`"
+    )
 }
 
 impl Agent {

@@ -8,11 +8,11 @@ use std::{
 
 use super::{Agent, Answer, Service, chain};
 use crate::{
-    config::{Publish, ServiceName, Source, Weight, publish::Proto},
+    config::{Publish, ServiceName, Snat, Source, Weight, publish::Proto},
     control::{Addresses, Command, ContainerId, Event, Publication, WHOLE},
     datapath::{
         DatapathError,
-        links::{self, Belief, Links},
+        links::{self, Belief, Links, Reach},
         publish::{Member, Registry},
         report::Way,
     },
@@ -228,10 +228,11 @@ impl Agent {
         let endpoints = address.map(|address| service.probed_endpoints(&id, address)).unwrap_or_default();
         let address = address.and_then(|address| address.first());
         let (links, check, answers) = (self.links.clone(), service.config.health.clone(), self.answers.clone());
+        let snat = service.config.snat;
         let name = name.clone();
         tokio::spawn(async move {
             let outcome = match address {
-                Some(address) => examine(address, trust, &endpoints, &links, &check).await,
+                Some(address) => examine((address, snat), trust, &endpoints, &links, &check).await,
                 None => Err("it has no address".to_owned()),
             };
             let _nobody_listens = answers.send(Answer::Probed { service: name, id, outcome });
@@ -311,7 +312,7 @@ enum Trust {
 }
 
 async fn examine(
-    address: IpAddr,
+    address: (IpAddr, Snat),
     trust: Trust,
     endpoints: &[SocketAddr],
     links: &Links,
@@ -330,8 +331,11 @@ async fn examine(
 }
 
 /// Finds the way to one address of a backend, which is the way to the other, too: they are of one network.
-async fn find_way(address: IpAddr, links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
+async fn find_way((address, snat): (IpAddr, Snat), links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
     let path = links.resolve(address, belief).await?;
+    if path.reach == Reach::Routed && snat != Snat::default() {
+        return Err(links::LinkError::RoutedSnat { backend: address, device: path.name });
+    }
     let own = links.addresses(path.l3_ifindex).await?;
     let v4 = own.iter().find_map(|address| match address {
         IpAddr::V4(address) => Some(*address),
@@ -341,5 +345,5 @@ async fn find_way(address: IpAddr, links: &Links, belief: Belief) -> Result<Way,
         IpAddr::V4(_) => None,
         IpAddr::V6(address) => Some(*address),
     });
-    Ok(Way::new(path, (v4, v6)))
+    Ok(Way::new(path, (v4, v6)).hiding_clients_behind(snat))
 }

@@ -8,8 +8,8 @@ use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
         At, ConfigError, Docker, Family, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND,
-        MAX_FRONTENDS, Percent, Publish, PublishRange, RunConfig, Scaling, Scheduler, Service, ServiceName, Source,
-        StaticBackend, Weight,
+        MAX_FRONTENDS, Percent, Publish, PublishRange, RunConfig, Scaling, Scheduler, Service, ServiceName, Snat,
+        Source, StaticBackend, Weight,
         publish::{self, Proto},
     },
     datapath::layout,
@@ -196,13 +196,21 @@ impl ServiceArgs {
         let source = self.source(notes)?;
         let health = self.health_check(notes)?;
         let guard = Guard::new(&self.allow, &self.deny, self.source_rate).map_err(|error| (error, "deny", 0))?;
+        let snat = Snat::new(&self.snat).map_err(|(error, place)| (error, "snat", place))?;
         let (frontends, families) = self.completed(&source)?;
+        for (place, &address) in self.snat.iter().enumerate().filter(|_| !families.is_empty()) {
+            let family = Family::of(address);
+            if !families.contains(&family) {
+                return Err((ConfigError::SnatWithoutBackend { address, family }, "snat", place));
+            }
+        }
         Ok(Service {
             name,
             publish: self.frontends().map(|(_, publish)| publish).collect(),
             frontends,
             families,
             guard,
+            snat,
             source,
             scheduler: self.scheduler,
             affinity: self.affinity,
@@ -463,6 +471,27 @@ mod tests {
         assert_eq!(service.max_connections, None);
         assert_eq!((config.instance.as_str(), service.name.as_str()), ("default", "default"));
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());
+    }
+
+    #[test]
+    fn backends_know_clients_by_addresses_of_their_families() {
+        let with = |rest: &str| run(&format!("--backend 198.18.2.11:80 --publish 80 {rest}"));
+        let [one, v6]: [std::net::IpAddr; 2] = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap());
+
+        let snat = service(&with("--snat 192.0.2.1").unwrap()).snat;
+        assert_eq!(snat.addresses().collect::<Vec<_>>(), [one]);
+        let both = with("--backend [2001:db8::2]:80 --snat 2001:db8::1 --snat 192.0.2.1").unwrap();
+        assert_eq!(service(&both).snat.addresses().collect::<Vec<_>>(), [one, v6]);
+        assert_eq!(
+            with("--snat 2001:db8::1").unwrap_err(),
+            ConfigError::SnatWithoutBackend { address: v6, family: Family::V6 }
+        );
+        assert_eq!(
+            with("--snat 192.0.2.1 --snat 192.0.2.2").unwrap_err(),
+            ConfigError::DuplicateSnat { family: Family::V4 }
+        );
+        // Of which families containers are, the engine tells.
+        assert!(run("--image a --publish 80:80 --snat 2001:db8::1").is_ok());
     }
 
     #[test]

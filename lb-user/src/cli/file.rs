@@ -480,7 +480,11 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             // Keys.
             ("max = 4", "targt-cpu = 4", "7:1: unknown key targt-cpu: did you mean target-cpu?"),
             ("backends =", "backend =", "12:1: unknown key backend: did you mean backends?"),
-            ("max = 4", "colour = 4", "7:1: unknown key colour: there are publish, image, backends, allow, deny, "),
+            (
+                "max = 4",
+                "colour = 4",
+                "7:1: unknown key colour: there are publish, image, backends, snat, allow, deny, ",
+            ),
             ("hook", "hoock", "1:1: unknown key hoock: did you mean hook?"),
             ("max = 4", "hook = \"tc\"", "7:1: hook holds for all services: write it above the first [[service]]"),
             ("hook = \"tc\"", "min = 1", "1:1: min belongs to a service: write it below a [[service]]"),

@@ -35,6 +35,14 @@ pub enum Refusal {
         /// What differs.
         key: &'static str,
     },
+    /// Something of a service that its connections depend on.
+    #[error("{key} of service {service} cannot be changed while it runs: give the other one another name")]
+    Service {
+        /// Which.
+        service: ServiceName,
+        /// What differs.
+        key: &'static str,
+    },
     /// Containers instead of static backends, or the other way round.
     #[error(
         "service {service} cannot change between image and backends while it runs: give the other one another name"
@@ -64,6 +72,9 @@ pub fn changes(from: &RunConfig, to: &RunConfig) -> Result<Changes, Vec<Refusal>
                 let is_docker = |service: &Service| matches!(service.source, Source::Docker(_));
                 if is_docker(&former) != is_docker(service) {
                     refusals.push(Refusal::Source { service: service.name.clone() });
+                }
+                if former.snat != service.snat {
+                    refusals.push(Refusal::Service { service: service.name.clone(), key: "snat" });
                 }
                 let addresses = |service: &Service| -> Vec<SocketAddr> {
                     service.static_backends().iter().map(|backend| backend.address).collect()
@@ -167,6 +178,14 @@ mod tests {
     fn the_same_is_no_change() {
         assert_eq!(after(&[]), Ok(Changes::default()));
         assert_eq!(after(&[("\"80:5000\"", "\"80:5000/tcp\"")]), Ok(Changes::default()), "written in another way");
+    }
+
+    #[test]
+    fn the_address_by_which_clients_are_known_stays() {
+        let refused = after(&[("\"6379\"", "\"6379\"\nsnat = \"192.0.2.1\"")]).unwrap_err();
+
+        assert_eq!(refused, [Refusal::Service { service: "cache".parse().unwrap(), key: "snat" }]);
+        assert!(refused[0].to_string().starts_with("snat of service cache cannot be changed while it runs"));
     }
 
     /// What is replaced by what, which service is another by that, and which of its keys.

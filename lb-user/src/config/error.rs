@@ -52,6 +52,17 @@ pub enum ConfigError {
     /// An address cannot be the destination of a connection to this host.
     #[error("{address} is {kind} address, to which nobody connects: write an address of this host such as 192.0.2.1")]
     FrontendAddress { address: IpAddr, kind: AddressKind },
+    /// Another machine cannot reply to an address.
+    #[error(
+        "{address} is {kind} address, to which no backend can reply: write an address of this host such as 192.0.2.1"
+    )]
+    SnatAddress { address: IpAddr, kind: AddressKind },
+    /// Two addresses in place of one.
+    #[error("snat has two addresses of {family}: backends know all clients of {family} by one")]
+    DuplicateSnat { family: Family },
+    /// No backend would see an address.
+    #[error("snat {address} is of {family}, and no backend is: leave it out")]
+    SnatWithoutBackend { address: IpAddr, family: Family },
     /// No backend has an address of the family of a frontend's clients.
     #[error(
         "publish {publish} is for clients of {family}, and no backend has an address of {family}: give one, or leave the \

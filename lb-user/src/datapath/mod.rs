@@ -165,6 +165,24 @@ pub enum DatapathError {
         /// The device.
         interface: String,
     },
+    /// XDP on a VLAN, which has no driver.
+    #[error(
+        "attach XDP to {interface}: it is a VLAN, whose packets XDP can meet only at the device below it: name that one \
+         with --uplink, or use --hook tc"
+    )]
+    XdpOnVlan {
+        /// The device.
+        interface: String,
+    },
+    /// XDP on a device that takes the tags of its VLANs off.
+    #[error(
+        "attach XDP to {interface}: it has VLANs, and takes their tags off before XDP sees a packet, so that none could \
+         be told from the device's own: let it keep them (`ethtool -K {interface} rxvlan off`), or use --hook tc"
+    )]
+    XdpWithoutTags {
+        /// The device.
+        interface: String,
+    },
     /// The driver cannot run XDP, or another program is there.
     #[error(
         "attach XDP to {interface}: {}: use --hook tc, or --hook xdp-generic where speed does not matter",

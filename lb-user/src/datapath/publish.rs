@@ -22,7 +22,10 @@ use super::{
     maps::failed,
     report::{BackendReport, FrontendReport, Inheritance, Way},
 };
-use crate::{config::Guard, control::ContainerId};
+use crate::{
+    config::{Family, Guard},
+    control::ContainerId,
+};
 
 /// A frontend to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -323,13 +326,18 @@ impl Registry {
             .backends_of(service)
             .map(|backend| ((backend.frontend, &backend.container, backend.endpoint), backend))
             .collect();
+        // Its connections have replies to the address by which it has known their clients.
+        let is_known_alike = |known: &&&BackendReport, member: &Member| known.way.snat == member.way.snat;
         let everyone = ready.iter().map(|member| (member, true)).chain(draining.iter().map(|member| (member, false)));
         for (member, is_ready) in everyone {
             for (name, &endpoint) in &member.endpoints {
                 let Some(&(frontend, is_own)) = ids.get(name.as_str()) else { continue };
                 // At a frontend that went over to another service, nobody is to keep a backend of the former one.
                 let is_ready = is_ready && is_own;
-                let (id, generation, is_new) = match known.get(&(frontend, &member.container, endpoint)) {
+                let (id, generation, is_new) = match known
+                    .get(&(frontend, &member.container, endpoint))
+                    .filter(|known| is_known_alike(known, member))
+                {
                     // Another way to the same server is no other server: its connections go on.
                     Some(known) => {
                         let told = (&known.way, known.weight, known.leaving);
@@ -610,8 +618,11 @@ fn entry(backend: &BackendReport) -> Backend {
         IpAddr::V6(_) => way.host_address_v6.map(Address::from),
     };
     let entry = Backend::new(backend.frontend, backend.generation, address.into(), Port::new(backend.endpoint.port()))
-        .reached_by(hand_off, way.ifindex, way.mac, way.source_mac)
-        .beside(host_address.unwrap_or_default());
+        .reached_by(hand_off, way.ifindex, way.mac, way.source_mac);
+    let entry = match way.snat.of(Family::of(address)) {
+        Some(snat) => entry.beside(snat.into()).hiding_clients(),
+        None => entry.beside(host_address.unwrap_or_default()),
+    };
     if backend.leaving { entry.leaving() } else { entry }
 }
 
@@ -628,7 +639,7 @@ fn allocate(live: &[SlotRange], len: u32, from: u32, limit: u32) -> Option<u32> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::links::Framing;
+    use crate::{config::Snat, datapath::links::Framing};
 
     const WEB: &str = "web";
 
@@ -644,6 +655,7 @@ mod tests {
             source_mac: [4; 6],
             host_address: None,
             host_address_v6: None,
+            snat: Snat::default(),
         }
     }
 
@@ -719,6 +731,24 @@ mod tests {
             assert_eq!(IpAddr::from(entry.host_address), host.parse::<IpAddr>().unwrap());
             assert_eq!(IpAddr::from(entry.address), endpoint.parse::<SocketAddr>().unwrap().ip());
         }
+    }
+
+    #[test]
+    fn who_is_to_know_clients_by_another_address_is_another_backend() {
+        let mut registry = registry();
+        let a = member("a", "198.19.0.2:5000");
+        let plan = registry.plan(WEB, &[&a], &[]).unwrap();
+        settle(&mut registry, plan);
+        let snat = Snat::new(&["198.19.0.9".parse().unwrap()]).unwrap();
+        let hidden = Member { way: way().hiding_clients_behind(snat), ..a };
+
+        let plan = registry.plan(WEB, &[&hidden], &[]).unwrap();
+
+        let backend = &plan.backends[0];
+        assert_eq!((backend.id, &plan.ended[..]), (1, &[0][..]), "its connections end");
+        let entry = entry(backend);
+        assert!(entry.hides_clients());
+        assert_eq!(IpAddr::from(entry.host_address), "198.19.0.9".parse::<IpAddr>().unwrap());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     links::{Framing, Path, Reach},
 };
 use crate::{
-    config::Guard,
+    config::{Guard, Snat},
     control::{ContainerId, ControlReport, Decision, Timestamp},
 };
 
@@ -126,6 +126,9 @@ pub struct Way {
     /// The same of IPv6.
     #[serde(default)]
     pub host_address_v6: Option<Ipv6Addr>,
+    /// The addresses of the host by which it knows clients.
+    #[serde(default)]
+    pub snat: Snat,
 }
 
 impl Way {
@@ -142,7 +145,15 @@ impl Way {
             source_mac: path.src_mac.unwrap_or_default(),
             host_address: host_addresses.0,
             host_address_v6: host_addresses.1,
+            snat: Snat::default(),
         }
+    }
+
+    /// Says by which addresses of the host the backend knows clients.
+    #[must_use]
+    pub fn hiding_clients_behind(mut self, snat: Snat) -> Self {
+        self.snat = snat;
+        self
     }
 }
 
