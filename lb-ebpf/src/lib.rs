@@ -24,6 +24,7 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod cookie;
 pub mod guard;
 pub mod icmp;
 pub mod nat;

@@ -39,9 +39,10 @@ fn a_flow_key_is_source_destination_ports_protocol() {
 #[test]
 fn a_frontend_is_a_slot_range_in_one_word() {
     let frontend = Frontend::new(SlotRange { base: 7, len: 3 }, Scheduler::RoundRobin);
+    let frontend = frontend.after(SlotRange { base: 4, len: 2 });
 
-    let word: u64 = 7 << 32 | 3;
-    assert_eq!(bytes(&frontend), [&word.to_ne_bytes()[..], &[0; 8]].concat());
+    let (word, former): (u64, u64) = (7 << 32 | 3, 4 << 32 | 2);
+    assert_eq!(bytes(&frontend), [&word.to_ne_bytes()[..], &former.to_ne_bytes(), &[0; 8]].concat());
 }
 
 #[test]
@@ -49,9 +50,10 @@ fn a_backend_has_its_parts_where_they_are_documented() {
     let backend = Backend::new(5, 9, address(3), Port::new(5000))
         .reached_by(HandOff::Peer, 42, [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
         .beside(address(1))
-        .taking_xdp();
+        .taking_xdp()
+        .listening_in(6);
 
-    let parts: [&[u8]; 11] = [
+    let parts: [&[u8]; 12] = [
         &mapped(3),
         &mapped(1),
         &5_u32.to_ne_bytes(),
@@ -62,9 +64,13 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         &[1, 2, 3, 4, 5, 6],
         &[6, 5, 4, 3, 2, 1],
         &[1],
-        &[0; 3],
+        &[0],
+        &7_u16.to_ne_bytes(),
     ];
     assert_eq!(bytes(&backend), parts.concat());
+    assert_eq!(backend.netns(), Some(6));
+    assert_eq!(backend.listening_in(0).netns(), Some(0), "a number like others");
+    assert_eq!(backend.listening_in(0xffff).netns(), None, "there is no room for it");
 }
 
 #[test]

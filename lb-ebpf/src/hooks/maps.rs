@@ -13,16 +13,19 @@ use lb_ebpf::{
     abi::{
         Address, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry,
         FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS,
-        MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS,
-        Source, Traffic,
+        MAX_BACKENDS, MAX_COOKIE_RATES, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN,
+        MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, REPORT_PAGES, RateKey, ReplyEntry,
+        ReportPage, SOURCE_BITS, Source, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
     verdict::Event,
 };
 
-use super::atomic;
+use super::{
+    atomic,
+    cookie::{Listeners, Nobody},
+};
 
 #[map]
 static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
@@ -69,6 +72,10 @@ static SOURCES: LpmTrie<Source, u32> = LpmTrie::with_max_entries(MAX_SOURCES, BP
 #[map]
 static RATES: LruHashMap<RateKey, KtimeNs> = LruHashMap::with_max_entries(MAX_RATES, 0);
 #[map]
+static COOKIES: Array<KtimeNs> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static COOKIE_RATES: Array<KtimeNs> = Array::with_max_entries(MAX_COOKIE_RATES, 0);
+#[map]
 static LIFETIMES: Array<Lifetimes> = Array::with_max_entries(1, 0);
 #[map]
 static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
@@ -101,8 +108,11 @@ pub fn backend(id: BackendId) -> Option<&'static Backend> {
     BACKENDS.get(id)
 }
 
-/// The maps of this object.
-pub struct KernelTables;
+/// The maps of this object, and who asks listeners for the program.
+pub struct KernelTables<L = Nobody>(pub L);
+
+/// The maps of this object alone.
+pub const TABLES: KernelTables = KernelTables(Nobody);
 
 #[inline(always)]
 fn shared<T>(value: *mut T) -> Option<Shared<T>> {
@@ -122,7 +132,7 @@ fn inserted(result: Result<(), i32>) -> Insert {
 /// `asm-generic/errno-base.h`.
 const EEXIST: i32 = 17;
 
-impl Tables for KernelTables {
+impl<L: Listeners> Tables for KernelTables<L> {
     #[inline(always)]
     fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
         // SAFETY: one word, read at once.
@@ -188,6 +198,26 @@ impl Tables for KernelTables {
     fn add_bucket(&self, key: &RateKey, full_at: KtimeNs) {
         // Without it, one more than allowed may come.
         let _full = RATES.insert(key, full_at, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn cookies(&self, frontend: FrontendId) -> Option<Shared<KtimeNs>> {
+        COOKIES.get_ptr_mut(frontend).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn cookie_bucket(&self, number: u32) -> Option<Shared<KtimeNs>> {
+        COOKIE_RATES.get_ptr_mut(number).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn syn_cookie(&self, netns: u32) -> bool {
+        self.0.syn_cookie(netns)
+    }
+
+    #[inline(always)]
+    fn is_syn_cookie(&self, netns: u32) -> bool {
+        self.0.is_syn_cookie(netns)
     }
 
     #[inline(always)]

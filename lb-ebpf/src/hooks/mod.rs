@@ -3,6 +3,7 @@
 mod answer;
 mod atomic;
 mod cb;
+mod cookie;
 mod maps;
 mod slow;
 mod sock_connect;
@@ -69,6 +70,8 @@ fn tc_action(verdict: Verdict) -> i32 {
             maps::count(reason.index());
             TC_ACT_SHOT as i32
         }
+        // Taken as detours before they come here.
+        Verdict::Answer | Verdict::Acknowledge => TC_ACT_SHOT as i32,
     }
 }
 
@@ -87,5 +90,7 @@ fn xdp_action(verdict: Verdict) -> u32 {
             maps::count(reason.index());
             xdp_action::XDP_DROP
         }
+        // By TC, which asks the listener again, and knows unfinished checksums.
+        Verdict::Answer | Verdict::Acknowledge => xdp_action::XDP_PASS,
     }
 }

@@ -21,7 +21,7 @@ use lb_ebpf::{
 
 use super::{
     atomic,
-    maps::{self, KernelTables, LOCAL_DATAGRAMS, LOCAL_FLOWS, LOCAL_NETNS},
+    maps::{self, LOCAL_DATAGRAMS, LOCAL_FLOWS, LOCAL_NETNS, TABLES},
     now,
 };
 
@@ -53,7 +53,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: Family) {
     let Some(wanted) = peer(ctx, family) else { return };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
+    let Some(frontend) = TABLES.frontend_at(&wanted) else { return };
     match reachable(ctx, &wanted).and_then(|()| lead(frontend, wanted)) {
         Ok(flow) => {
             count_connection(&flow);
@@ -81,15 +81,15 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn send(ctx: &SockAddrContext, family: Family) {
     let Some(wanted) = peer(ctx, family) else { return };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
+    let Some(frontend) = TABLES.frontend_at(&wanted) else { return };
     let key = LocalKey::datagrams(cookie(ctx), wanted);
     // SAFETY: an entry of another flow, put in its place meanwhile, is told by where that one wanted to go.
     if let Some(flow) = unsafe { LOCAL_DATAGRAMS.get(key) }.copied()
         && flow.wanted == wanted
-        && KernelTables.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
+        && TABLES.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
     {
         let idle = now().saturating_sub(flow.last_seen);
-        if idle <= KernelTables.lifetime_ns(State::UdpReplied) {
+        if idle <= TABLES.lifetime_ns(State::UdpReplied) {
             if idle >= TOUCH_NS {
                 remember(ctx, &LocalFlow { last_seen: now(), ..flow });
             }
@@ -160,7 +160,7 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 /// Chooses the backend of a socket.
 #[inline(always)]
 fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
-    let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
+    let (id, backend) = pipeline::choose(frontend, &TABLES)?;
     let Some(proto) = wanted.proto() else { return Err(PassReason::Protocol) };
     let given = Endpoint::new(backend.address, backend.port, proto);
     Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
@@ -176,8 +176,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
         match unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie(ctx), flow.given)) } {
             Some(other)
                 if other.wanted != wanted
-                    && flow.last_seen.saturating_sub(other.last_seen)
-                        <= KernelTables.lifetime_ns(State::UdpReplied) =>
+                    && flow.last_seen.saturating_sub(other.last_seen) <= TABLES.lifetime_ns(State::UdpReplied) =>
             {
                 flow = lead(frontend, wanted)?;
             }
@@ -190,7 +189,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
 /// Counts a connection that begins.
 #[inline(always)]
 fn count_connection(flow: &LocalFlow) {
-    if let Some(traffic) = KernelTables.traffic(flow.backend) {
+    if let Some(traffic) = TABLES.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }
 }

@@ -18,7 +18,7 @@ use lb_ebpf::{
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use super::{Note, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
+use super::{Note, cookie::ByXdp, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
 
 /// The packet could not be changed.
 const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
@@ -67,7 +67,8 @@ enum Sent {
 fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now_for(packet.flags) };
-    let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &KernelTables)?;
+    let tables = KernelTables(ByXdp(ctx));
+    let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &tables)?;
 
     trace::packet(ctx, packet, id);
     let window = XdpWindow(ctx);
