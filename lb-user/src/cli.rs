@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        SourceRate, TcAttach, guard, publish,
+        SourceRate, SynCookies, TcAttach, guard, publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -204,6 +204,14 @@ pub struct ServiceArgs {
     /// is dropped and counted: TCP tries again.
     #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
     pub source_rate: Option<SourceRate>,
+
+    /// Whether the SYNs of a flood are answered here, without an entry in any table
+    ///
+    /// By SYN cookies of the container's own kernel, as soon as its listener has no room for more; it has to allow them
+    /// (net.ipv4.tcp_syncookies is 1, as is the default). Counted as `cookie_issued`, `cookie_accepted`, `cookie_refused`.
+    /// Not for backends behind routers.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = SynCookies::Auto, help_heading = GUARD)]
+    pub syn_cookies: SynCookies,
 
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
@@ -464,7 +472,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--allow --deny --source-rate --lifetime"),
+            ("run", "--allow --deny --source-rate --syn-cookies --lifetime"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

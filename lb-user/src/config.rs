@@ -19,7 +19,7 @@ pub mod value;
 pub use error::ConfigError;
 pub use guard::{Guard, SourceRate};
 pub use publish::{At, Family, Publish, PublishRange};
-pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, TcAttach};
+pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, SynCookies, TcAttach};
 
 /// Frontends that all services of one instance may have together.
 pub const MAX_FRONTENDS: usize = 64;

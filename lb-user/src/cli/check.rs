@@ -188,6 +188,7 @@ impl ServiceArgs {
         let source = self.source(notes)?;
         let health = self.health_check(notes)?;
         let guard = Guard::new(&self.allow, &self.deny, self.source_rate).map_err(|error| (error, "deny", 0))?;
+        let guard = guard.with_syn_cookies(self.syn_cookies);
         let (frontends, families) = self.completed(&source)?;
         Ok(Service {
             name,

@@ -100,6 +100,7 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ("allow", from.guard.allow != to.guard.allow),
         ("deny", from.guard.deny != to.guard.deny),
         ("source-rate", from.guard.source_rate != to.guard.source_rate),
+        ("syn-cookies", from.guard.syn_cookies != to.guard.syn_cookies),
         ("health", from.health != to.health),
         ("health-interval", from.health_interval != to.health_interval),
         ("drain-timeout", from.drain_timeout != to.drain_timeout),
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 7] = [
+        let rows: [Row<'_>; 8] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -179,6 +180,7 @@ mod tests {
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),
             (&[("\"6379\"", "\"6379\"\ndrain-timeout = \"5s\"")], "cache", &["drain-timeout"]),
+            (&[("\"6379\"", "\"6379\"\nsyn-cookies = \"off\"")], "cache", &["syn-cookies"]),
         ];
         for (replaced, name, keys) in rows {
             let changes = after(replaced).expect("it can be changed");

@@ -375,7 +375,7 @@ impl Datapath {
         let id = (0..MAX_FRONTENDS)
             .find(|id| !rows.contains_key(id) && !retiring.contains(id))
             .ok_or(DatapathError::Full { what: "frontends", limit: MAX_FRONTENDS })?;
-        let slots = SlotRange { base: 0, len: 0 };
+        let slots = NO_SLOTS;
         // What an earlier holder of the id has counted is not this one's.
         self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
         self.write_slot_range(id, slots)?;
@@ -412,7 +412,7 @@ impl Datapath {
 
     /// Makes a frontend another service's, if it is not: backends of the former one get no new connections.
     fn hand_over(&mut self, id: FrontendId, service: &str) -> Result<(), DatapathError> {
-        let nobody = SlotRange { base: 0, len: 0 };
+        let nobody = NO_SLOTS;
         if self.registry.frontends.get(&id).is_some_and(|row| row.service != service) {
             self.write_slot_range(id, nobody)?;
             if let Some(row) = self.registry.frontends.get_mut(&id) {
@@ -501,11 +501,17 @@ impl Datapath {
         self.registry.retiring.keys().copied().collect()
     }
 
+    /// Replaces the slots of a frontend. Those that it has are named beside the others: connections that were answered by
+    /// cookies begin with an acknowledgement, and find their backends there.
     fn write_slot_range(&mut self, frontend: FrontendId, range: SlotRange) -> Result<(), DatapathError> {
-        let value = Frontend::new(range, Scheduler::RoundRobin);
+        let former = self.registry.frontends.get(&frontend).map_or(NO_SLOTS, |row| row.slots);
+        let value = Frontend::new(range, Scheduler::RoundRobin).after(former);
         self.maps.frontends.insert(frontend, value, 0).map_err(failed(map::FRONTENDS))
     }
 }
+
+/// No slots.
+const NO_SLOTS: SlotRange = SlotRange { base: 0, len: 0 };
 
 /// Returns a socket address as the maps have it.
 pub fn endpoint(address: SocketAddr, proto: Proto) -> Endpoint {
@@ -525,9 +531,13 @@ fn entry(backend: &BackendReport) -> Backend {
         IpAddr::V4(_) => way.host_address.map(Address::from),
         IpAddr::V6(_) => way.host_address_v6.map(Address::from),
     };
-    Backend::new(backend.frontend, backend.generation, address.into(), Port::new(backend.endpoint.port()))
+    let entry = Backend::new(backend.frontend, backend.generation, address.into(), Port::new(backend.endpoint.port()))
         .reached_by(hand_off, way.ifindex, way.mac, way.source_mac)
-        .beside(host_address.unwrap_or_default())
+        .beside(host_address.unwrap_or_default());
+    match way.netns {
+        Some(netns) => entry.listening_in(netns),
+        None => entry,
+    }
 }
 
 /// Finds `len` places that no live range touches, from `from` on and then from the start.
@@ -559,6 +569,7 @@ mod tests {
             source_mac: [4; 6],
             host_address: None,
             host_address_v6: None,
+            netns: Some(3),
         }
     }
 
@@ -619,6 +630,7 @@ mod tests {
 
             assert_eq!(IpAddr::from(entry.host_address), host.parse::<IpAddr>().unwrap());
             assert_eq!(IpAddr::from(entry.address), endpoint.parse::<SocketAddr>().unwrap().ip());
+            assert_eq!(entry.netns(), Some(3), "where its listener can be asked");
         }
     }
 

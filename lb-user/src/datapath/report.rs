@@ -116,6 +116,9 @@ pub struct Way {
     /// The same of IPv6.
     #[serde(default)]
     pub host_address_v6: Option<Ipv6Addr>,
+    /// The number of the network namespace in which the backend listens, where that can be asked.
+    #[serde(default)]
+    pub netns: Option<u32>,
 }
 
 impl Way {
@@ -132,6 +135,7 @@ impl Way {
             source_mac: path.src_mac.unwrap_or_default(),
             host_address: host_addresses.0,
             host_address_v6: host_addresses.1,
+            netns: path.netns,
         }
     }
 }

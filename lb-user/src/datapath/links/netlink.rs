@@ -361,7 +361,7 @@ fn link_of(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         mtu: 0,
         controller: None,
-        peer_elsewhere: false,
+        peer_netns: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -369,7 +369,7 @@ fn link_of(message: &LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = mac_of(bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::LinkNetNsId(number) => link.peer_netns = Some(*number),
             LinkAttribute::LinkInfo(details) => {
                 let kind = details.iter().find_map(|detail| match detail {
                     LinkInfo::Kind(kind) => Some(kind_of(kind)),
@@ -540,7 +540,7 @@ mod tests {
             up: true,
             mtu: 1400,
             controller: Some(3),
-            peer_elsewhere: true,
+            peer_netns: Some(0),
         };
         assert_eq!(link_of(&message), expected);
     }
