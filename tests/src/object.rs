@@ -153,6 +153,8 @@ impl Object {
             sources.remove(&key).unwrap();
         }
         self.clear_hash::<RateKey, KtimeNs>(map::RATES);
+        // Their buckets are full again within a second by themselves.
+        self.forget_cookies();
         for index in 0..MAX_COUNTERS {
             self.clear_counted::<u64>(map::COUNTERS, index);
         }
@@ -172,6 +174,14 @@ impl Object {
         let mut values: PerCpuArray<&mut MapData, V> = self.map(name);
         let none = vec![V::default(); nr_cpus().expect("there are some")];
         values.set(index, PerCpuValues::try_from(none).unwrap(), 0).unwrap();
+    }
+
+    /// Forgets that cookies were issued.
+    pub fn forget_cookies(&mut self) {
+        let mut cookies: Array<&mut MapData, KtimeNs> = self.map(map::COOKIES);
+        for id in 0..MAX_FRONTENDS {
+            cookies.set(id, 0, 0).unwrap();
+        }
     }
 
     /// Says for how long flows may stay idle.
@@ -198,7 +208,8 @@ impl Object {
         }
         let range = SlotRange { base, len: slots.len() as u32 };
         let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
-        frontends.insert(id, Frontend::new(range, Scheduler::RoundRobin), 0).unwrap();
+        let former = frontends.get(&id, 0).map_or(SlotRange { base: 0, len: 0 }, |frontend| frontend.slots());
+        frontends.insert(id, Frontend::new(range, Scheduler::RoundRobin).after(former), 0).unwrap();
     }
 
     /// Writes a backend that takes XDP frames, so that both front doors redirect.
@@ -219,6 +230,15 @@ impl Object {
         self.backends.insert(id);
         let mut backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
         backends.set(id, backend, 0).unwrap();
+    }
+
+    /// Says in which network namespace a backend listens.
+    pub fn listen_in(&mut self, id: BackendId, netns: u32) {
+        let backend = {
+            let backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
+            backends.get(&id, 0).unwrap()
+        };
+        self.write_backend(id, backend.listening_in(netns));
     }
 
     /// Frees a backend.
