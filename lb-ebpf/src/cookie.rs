@@ -358,3 +358,551 @@ impl Sum {
         Delta::sum(header).replace32(self.header.wsum(), 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::{cell::RefCell, ptr::NonNull};
+    use std::{boxed::Box, collections::BTreeMap, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        abi::{
+            Endpoint, FragmentEntry, FragmentKey, Frontend, Handshakes, Lifetimes, RateKey, Scheduler, SlotRange,
+            Traffic,
+        },
+        packet::tests::{tcp, tcp_v6, v6},
+        tables::Scratch,
+        tcp_state::State,
+    };
+
+    const CLIENT: ([u8; 4], u16) = ([198, 18, 1, 2], 40_000);
+    const FRONTEND: ([u8; 4], u16) = ([198, 18, 1, 1], 80);
+    const SECOND: KtimeNs = 1_000_000_000;
+
+    /// The maps in memory, three backends that listen in namespaces 1 to 3, and whether these have room.
+    struct Memory {
+        frontend: Frontend,
+        slots: Vec<BackendId>,
+        backends: Vec<Backend>,
+        guard: Guard,
+        has_room: bool,
+        capacity: usize,
+        ticket: RefCell<u64>,
+        flows: [RefCell<BTreeMap<FlowKey, Box<FlowEntry>>>; 3],
+        replies: [RefCell<BTreeMap<FlowKey, Box<ReplyEntry>>>; 3],
+        events: RefCell<Vec<Event>>,
+        asked: RefCell<Vec<u32>>,
+        issued: Cells<1>,
+        buckets: RefCell<BTreeMap<u32, Cells<1>>>,
+        scratch: NonNull<Scratch>,
+        traffic: NonNull<Traffic>,
+    }
+
+    /// Values that stay where they are.
+    struct Cells<const N: usize>(NonNull<[KtimeNs; N]>);
+
+    impl Cells<1> {
+        fn new() -> Self {
+            Self(NonNull::from(Box::leak(Box::new([0]))))
+        }
+        fn first(&self) -> Shared<KtimeNs> {
+            // SAFETY: it is leaked.
+            unsafe { Shared::new(self.0.cast()) }
+        }
+    }
+
+    impl Memory {
+        fn new() -> Self {
+            let backend = |number: u8| {
+                Backend::new(0, 1, Address::from_v4([198, 18, 2, 11 + number]), Port::new(5000))
+                    .listening_in(u32::from(number) + 1)
+            };
+            Self {
+                frontend: Frontend::new(SlotRange { base: 0, len: 3 }, Scheduler::RoundRobin),
+                slots: std::vec![0, 1, 2],
+                backends: (0..3).map(backend).collect(),
+                guard: Guard::default(),
+                has_room: false,
+                capacity: 1000,
+                ticket: RefCell::default(),
+                flows: Default::default(),
+                replies: Default::default(),
+                events: RefCell::default(),
+                asked: RefCell::default(),
+                issued: Cells::new(),
+                buckets: RefCell::default(),
+                // SAFETY: integers and arrays of them only, for which all zero is a value.
+                scratch: NonNull::from(Box::leak(Box::new(unsafe { core::mem::zeroed() }))),
+                traffic: NonNull::from(Box::leak(Box::new(Traffic::default()))),
+            }
+        }
+
+        fn publish(&mut self, slots: &[BackendId]) {
+            let range = SlotRange { base: self.slots.len() as u32, len: slots.len() as u32 };
+            self.slots.extend(slots);
+            self.frontend = Frontend::new(range, Scheduler::RoundRobin).after(self.frontend.slots());
+        }
+
+        /// What a listener computes from the addresses that it sees.
+        fn cookie_of(&self, netns: u32) -> u32 {
+            let question = self.question().unwrap().value();
+            let words = question.tuple.iter().chain(&question.tcp[..1]).chain([&question.tcp[1], &netns]);
+            words.fold(7, |sum: u32, word| sum.rotate_left(5).wrapping_mul(0x9e37_79b1) ^ *word)
+        }
+
+        fn entries(&self) -> [usize; 2] {
+            [0, 1].map(|table| self.flows[table].borrow().len())
+        }
+
+        fn send(&self, flags: u8, sequence: u32, acknowledgement: u32, now: KtimeNs) -> Result<BackendId, Verdict> {
+            let packet = segment(flags, sequence, acknowledgement);
+            let arrival = Arrival { ifindex: 5, packets: 1, bytes: 54, now };
+            match pipeline::ingress(&packet, arrival, self) {
+                Ok(to) => Ok(to.id),
+                Err(Verdict::Acknowledge) if accept(&packet, &arrival, self) => lead(&packet, self).map(|to| {
+                    assert_eq!(to.to.destination, self.backends[to.id as usize].address);
+                    to.id
+                }),
+                Err(Verdict::Acknowledge) => Err(Verdict::Pass(PassReason::NoFlow)),
+                Err(Verdict::Answer) => {
+                    note_issued(now, self);
+                    Err(Verdict::Answer)
+                }
+                Err(verdict) => Err(verdict),
+            }
+        }
+
+        /// Sends a SYN that is answered; returns by which number.
+        fn cookie(&self, sequence: u32, now: KtimeNs) -> u32 {
+            assert_eq!(self.send(Flags::SYN, sequence, 0, now), Err(Verdict::Answer));
+            self.question().unwrap().value().answer.sequence
+        }
+    }
+
+    fn segment(flags: u8, sequence: u32, acknowledgement: u32) -> Headers {
+        let mut frame = tcp(CLIENT.0, CLIENT.1, FRONTEND.0, FRONTEND.1, flags);
+        frame.0[38..42].copy_from_slice(&sequence.to_be_bytes());
+        frame.0[42..46].copy_from_slice(&acknowledgement.to_be_bytes());
+        Headers::parse(&frame).unwrap()
+    }
+
+    fn shared<T>(value: &mut T) -> Shared<T> {
+        // SAFETY: the tests keep the boxes for as long as they use what points into them.
+        unsafe { Shared::new(NonNull::from(value)) }
+    }
+
+    fn insert<V: Copy>(
+        map: &RefCell<BTreeMap<FlowKey, Box<V>>>,
+        key: &FlowKey,
+        value: Shared<V>,
+        full: usize,
+    ) -> Insert {
+        let mut map = map.borrow_mut();
+        if map.len() >= full && !map.contains_key(key) {
+            return Insert::Full;
+        }
+        // SAFETY: as above.
+        map.insert(*key, Box::new(unsafe { *value.as_ptr() }));
+        Insert::Done
+    }
+
+    impl Tables for Memory {
+        fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
+            (endpoint.port == Port::new(FRONTEND.1)).then_some(0)
+        }
+        fn frontend(&self, _id: FrontendId) -> Option<Frontend> {
+            Some(self.frontend)
+        }
+        fn ticket(&self, _id: FrontendId) -> u64 {
+            *self.ticket.borrow_mut() += 1;
+            *self.ticket.borrow() - 1
+        }
+        fn slot(&self, index: u32) -> Option<BackendId> {
+            self.slots.get(index as usize).copied()
+        }
+        fn backend(&self, id: BackendId) -> Option<&Backend> {
+            self.backends.get(id as usize)
+        }
+        fn traffic(&self, _id: BackendId) -> Option<Shared<Traffic>> {
+            // SAFETY: it is leaked.
+            Some(unsafe { Shared::new(self.traffic) })
+        }
+        fn handshakes(&self, _id: BackendId) -> Option<Shared<Handshakes>> {
+            None
+        }
+        fn lifetime_ns(&self, state: State) -> KtimeNs {
+            Lifetimes::DEFAULT.of(state)
+        }
+        fn guard(&self, _frontend: FrontendId) -> Option<&Guard> {
+            Some(&self.guard)
+        }
+        fn source(&self, _frontend: FrontendId, _client: &Address) -> Option<bool> {
+            None
+        }
+        fn bucket(&self, _key: &RateKey) -> Option<Shared<KtimeNs>> {
+            None
+        }
+        fn add_bucket(&self, _key: &RateKey, _full_at: KtimeNs) {}
+        fn cookies(&self, _frontend: FrontendId) -> Option<Shared<KtimeNs>> {
+            Some(self.issued.first())
+        }
+        fn cookie_bucket(&self, number: u32) -> Option<Shared<KtimeNs>> {
+            Some(self.buckets.borrow_mut().entry(number).or_insert_with(Cells::new).first())
+        }
+        fn syn_cookie(&self, netns: u32) -> bool {
+            self.asked.borrow_mut().push(netns);
+            let answer = SynCookie { sequence: self.cookie_of(netns), mss: 1460 };
+            self.question().unwrap().value().answer = answer;
+            !self.has_room
+        }
+        fn is_syn_cookie(&self, netns: u32) -> bool {
+            self.asked.borrow_mut().push(netns);
+            let question = self.question().unwrap().value();
+            let acknowledged = u32::from_be(question.tcp[2]).wrapping_sub(1);
+            // The number of the SYN is one less.
+            question.tcp[1] = u32::from_be(question.tcp[1]).wrapping_sub(1).to_be();
+            let is_it = acknowledged == self.cookie_of(netns);
+            question.tcp[1] = u32::from_be(question.tcp[1]).wrapping_add(1).to_be();
+            is_it
+        }
+        fn count(&self, event: Event) {
+            self.events.borrow_mut().push(event);
+        }
+        fn random(&self) -> u32 {
+            4
+        }
+        fn scratch(&self) -> Option<Shared<Scratch>> {
+            // SAFETY: it is leaked.
+            Some(unsafe { Shared::new(self.scratch) })
+        }
+        fn flow(&self, table: Table, key: &FlowKey) -> Option<Shared<FlowEntry>> {
+            self.flows[table as usize].borrow_mut().get_mut(key).map(|entry| shared(&mut **entry))
+        }
+        fn add_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert {
+            match self.flow(table, key) {
+                Some(_) => Insert::Exists,
+                None => self.put_flow(table, key, entry),
+            }
+        }
+        fn put_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert {
+            insert(&self.flows[table as usize], key, entry, self.capacity)
+        }
+        fn remove_flow(&self, table: Table, key: &FlowKey) {
+            self.flows[table as usize].borrow_mut().remove(key);
+        }
+        fn reply(&self, table: Table, key: &FlowKey) -> Option<Shared<ReplyEntry>> {
+            self.replies[table as usize].borrow_mut().get_mut(key).map(|entry| shared(&mut **entry))
+        }
+        fn add_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert {
+            match self.reply(table, key) {
+                Some(_) => Insert::Exists,
+                None => self.put_reply(table, key, entry),
+            }
+        }
+        fn put_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert {
+            insert(&self.replies[table as usize], key, entry, usize::MAX)
+        }
+        fn remove_reply(&self, table: Table, key: &FlowKey) {
+            self.replies[table as usize].borrow_mut().remove(key);
+        }
+        fn fragment(&self, _key: &FragmentKey) -> Option<&FragmentEntry> {
+            None
+        }
+        fn put_fragment(&self, _key: &FragmentKey, _entry: &FragmentEntry) {}
+    }
+
+    #[test]
+    fn a_syn_without_room_leaves_nothing_and_draws_no_ticket() {
+        let tables = Memory::new();
+
+        let (first, second) = (tables.cookie(100, SECOND), tables.cookie(100, 2 * SECOND));
+
+        assert_eq!(first, second);
+        assert_eq!(tables.entries(), [0, 0]);
+        assert!(tables.replies.iter().all(|replies| replies.borrow().is_empty()));
+        assert_eq!((*tables.ticket.borrow(), tables.asked.borrow().len()), (0, 2));
+        assert_eq!(*tables.events.borrow(), [Event::CookieIssued; 2]);
+    }
+
+    #[test]
+    fn with_room_backends_take_their_turns() {
+        let tables = Memory { has_room: true, ..Memory::new() };
+
+        assert_eq!(tables.send(Flags::SYN, 100, 0, SECOND), Ok(0));
+        assert_eq!(tables.send(Flags::SYN, 100, 0, SECOND), Ok(0), "repeated");
+
+        assert_eq!((tables.entries(), tables.asked.borrow().len()), ([0, 1], 1), "asked once");
+        assert_eq!(tables.issued.first().get(), 0);
+    }
+
+    #[test]
+    fn an_acknowledgement_finds_the_backend_whose_cookie_it_is() {
+        let tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        let asked = *tables.asked.borrow().last().unwrap();
+
+        let taken = tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND).expect("it is accepted");
+
+        assert_eq!(taken + 1, asked);
+        assert_eq!(tables.entries(), [1, 0]);
+        let flow = *tables.flows[0].borrow().values().next().unwrap().clone();
+        assert_eq!((flow.state(), flow.ifindex, flow.awaited_ack), (State::Established, 5, cookie.wrapping_add(1)));
+        let reply = *tables.replies[0].borrow().values().next().unwrap().clone();
+        assert_eq!((reply.acknowledged, reply.flags, reply.backend), (101, REPLY_SEEN, taken));
+        assert_eq!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND), Ok(taken), "repeated");
+        assert_eq!(*tables.events.borrow(), [Event::CookieIssued, Event::CookieAccepted]);
+    }
+
+    #[test]
+    fn replies_of_an_accepted_cookie_find_home() {
+        let tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        let taken = tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND).unwrap();
+        let mut frame = tcp([198, 18, 2, 11 + taken as u8], 5000, CLIENT.0, CLIENT.1, Flags::ACK);
+        frame.0[42..46].copy_from_slice(&101_u32.to_be_bytes());
+
+        let arrival = Arrival { ifindex: 9, packets: 1, bytes: 54, now: SECOND };
+        let to = pipeline::egress(&Headers::parse(&frame).unwrap(), arrival, &tables).ok().expect("a reply");
+
+        assert_eq!((to.ifindex, to.to), (5, segment(0, 0, 0).key.reversed()));
+    }
+
+    #[test]
+    fn who_acknowledges_anything_else_is_refused() {
+        let tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        let refused = Err(Verdict::Pass(PassReason::NoFlow));
+
+        assert_eq!(tables.send(Flags::ACK, 101, cookie, SECOND), refused);
+        assert_eq!(tables.send(Flags::ACK, 102, cookie.wrapping_add(1), SECOND), refused);
+        assert_eq!(tables.events.borrow()[1..], [Event::CookieRefused; 2]);
+        for flags in [Flags::RST, Flags::RST | Flags::ACK, Flags::SYN | Flags::ACK, Flags::FIN, 0] {
+            assert_eq!(tables.send(flags, 101, cookie.wrapping_add(1), SECOND), refused, "{flags:#x}");
+        }
+        assert_eq!((tables.events.borrow().len(), tables.entries()), (3, [0, 0]));
+    }
+
+    #[test]
+    fn nobody_is_asked_long_after_the_last_cookie() {
+        let tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        let late = SECOND + VALID_NS;
+
+        assert!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), late).is_err());
+        assert_eq!(tables.asked.borrow().len(), 1);
+        tables.cookie(7, late);
+        assert!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), late + VALID_NS - 1).is_ok(), "while some are");
+    }
+
+    #[test]
+    fn a_port_with_an_entry_goes_the_usual_way() {
+        let mut tables = Memory { has_room: true, ..Memory::new() };
+        tables.send(Flags::SYN, 100, 0, SECOND).unwrap();
+        tables.has_room = false;
+
+        assert_eq!(tables.send(Flags::SYN, 100, 0, 2 * SECOND), Ok(0), "what goes on");
+        let silent = tables.send(Flags::SYN, 100, 0, 6 * SECOND);
+        assert_eq!(silent, Ok(1), "what its backend does not answer");
+        tables.flows[1].borrow_mut().values_mut().for_each(|flow| flow.egress = Seen::RST);
+        assert_eq!(tables.send(Flags::SYN, 900, 0, 7 * SECOND), Ok(2), "what is over");
+        assert!(!tables.events.borrow().contains(&Event::CookieIssued));
+    }
+
+    #[test]
+    fn where_cookies_are_off_nobody_is_asked() {
+        let mut tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        tables.guard = Guard::default().without_cookies();
+
+        assert_eq!(tables.send(Flags::SYN, 100, 0, SECOND), Ok(0));
+        assert_eq!(tables.asked.borrow().len(), 1);
+        tables.flows[1].borrow_mut().clear();
+        tables.replies[1].borrow_mut().clear();
+        assert!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND).is_ok(), "what was issued before");
+    }
+
+    #[test]
+    fn without_a_namespace_or_an_active_backend_nobody_is_asked() {
+        for change in [
+            (|backend: Backend| Backend::new(0, 1, backend.address, backend.port)) as fn(Backend) -> Backend,
+            |backend| Backend::new(1, 1, backend.address, backend.port).listening_in(1),
+            |backend| backend.freed(),
+            |backend| Backend::new(0, 1, Address::from_v4(CLIENT.0), backend.port).listening_in(1),
+        ] {
+            let mut tables = Memory::new();
+            tables.backends = tables.backends.into_iter().map(change).collect();
+
+            let _whatever = tables.send(Flags::SYN, 100, 0, SECOND);
+
+            assert!(tables.asked.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_full_table_refuses_cookies_and_says_so() {
+        let tables = Memory { capacity: 0, ..Memory::new() };
+        let cookie = tables.cookie(100, SECOND);
+
+        assert!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND).is_err());
+
+        assert_eq!(tables.events.borrow()[1..], [Event::FlowTableFull, Event::CookieRefused]);
+        assert!(tables.replies[0].borrow().is_empty(), "no half stands alone");
+    }
+
+    #[test]
+    fn a_port_that_another_flow_has_is_refused() {
+        let tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        let asked = *tables.asked.borrow().last().unwrap();
+        let backend = &tables.backends[asked as usize - 1];
+        let (client, port) = (Address::from_v4(CLIENT.0), Port::new(CLIENT.1));
+        let other = FlowKey::new(client, port, Address::from_v4(FRONTEND.0), Port::new(81), Proto::Tcp);
+        let key = FlowKey::new(backend.address, backend.port, client, port, Proto::Tcp);
+        let mut holder = ReplyEntry::new(&key, other, (asked - 1, 1, 5), 7, SECOND);
+        tables.put_reply(Table::HalfOpen, &key, shared(&mut holder));
+
+        assert!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND).is_err());
+
+        assert_eq!(tables.entries(), [0, 0]);
+    }
+
+    #[test]
+    fn a_network_has_so_many_cookies_a_second() {
+        let tables = Memory::new();
+        let granted = |client: [u8; 4], times: u64, now| {
+            (0..times).filter(|_| spend(&Address::from_v4(client), now, &tables)).count()
+        };
+
+        assert_eq!(granted([198, 18, 1, 2], 100, SECOND), 32);
+        assert_eq!(granted([198, 18, 1, 3], 100, SECOND), 32, "another");
+        assert_eq!(granted([198, 18, 1, 2], 100, 3 * SECOND), 32);
+        let v6 = |last| Address::from(std::net::Ipv6Addr::from(v6(last)));
+        assert!((0..32).all(|last| spend(&v6(last), SECOND, &tables)));
+        assert!(!spend(&v6(99), SECOND, &tables), "all of a /64 together");
+    }
+
+    #[test]
+    fn buckets_and_candidates_are_spread() {
+        let mut numbers = std::collections::BTreeSet::new();
+        let mut places = [0; 10];
+        for client in 0..100_000_u32 {
+            let key = FlowKey::new(
+                Address::from_v4((0xc612_0000 + client / 4).to_be_bytes()),
+                Port::new(40_000 + (client % 4) as u16),
+                Address::from_v4(FRONTEND.0),
+                Port::new(80),
+                Proto::Tcp,
+            );
+            places[place(key.spread(), 10).unwrap() as usize] += 1;
+            numbers.insert(key.spread() % MAX_COOKIE_RATES);
+        }
+
+        assert!(places.iter().all(|count| (9_000..11_000).contains(count)), "{places:?}");
+        // So many balls fill so many of the boxes: n (1 - e^(-m/n)).
+        assert!((80_000..86_000).contains(&numbers.len()), "{}", numbers.len());
+        assert_eq!(place(7, 0), None);
+    }
+
+    #[test]
+    fn a_listener_answers_by_number_and_segment_size_or_by_an_error() {
+        assert_eq!(SynCookie::of(-2), None);
+        assert_eq!(SynCookie::of(-22), None);
+        let both = 1460_i64 << 32 | 0xfedc_ba98;
+        assert_eq!(SynCookie::of(both), Some(SynCookie { sequence: 0xfedc_ba98, mss: 1460 }));
+    }
+
+    /// The sum over words of two bytes, RFC 1071, 4.1.
+    fn sum(parts: &[&[u8]]) -> u16 {
+        let bytes = parts.concat();
+        let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    fn words(bytes: &[u8]) -> Delta {
+        bytes
+            .chunks(4)
+            .fold(Delta::ZERO, |sum, word| sum.and(Delta::sum(&[u32::from_ne_bytes(word.try_into().unwrap())])))
+    }
+
+    proptest! {
+        #[test]
+        fn the_answer_to_any_syn_has_a_right_checksum(
+            ports in any::<[u16; 2]>(), numbers in any::<[u32; 2]>(), mss in 0..0x1_0000_u32,
+            options in proptest::collection::vec(any::<[u8; 4]>(), 0..=10),
+        ) {
+            let frame = tcp([198, 18, 1, 2], ports[0], [198, 18, 1, 1], ports[1], Flags::SYN);
+            let mut header = [&frame.0[34..54], &options.concat()].concat();
+            header[4..8].copy_from_slice(&numbers[0].to_be_bytes());
+            let pseudo_of = |len: usize| [&frame.0[26..34], &[0, 6], &(len as u16).to_be_bytes()[..]].concat();
+            let check = !sum(&[&pseudo_of(header.len()), &header]);
+            header[16..18].copy_from_slice(&check.to_be_bytes());
+            let before = Sum {
+                header: words(&[&header[..16], &[0, 0], &header[18..]].concat()),
+                pseudo: words(&pseudo_of(header.len())),
+                check: u16::from_ne_bytes([header[16], header[17]]),
+            };
+            prop_assert!(before.is_right());
+            let wrong = Sum { check: before.check ^ 0x10, ..before };
+            prop_assert!(!wrong.is_right());
+            let begun = Sum { check: sum(&[&pseudo_of(header.len())]).to_be(), ..before };
+            prop_assert!(begun.is_right(), "as a sender leaves it to its device");
+
+            let cookie = SynCookie { sequence: numbers[1], mss };
+            let wire = Ports { source: ports[0].to_be(), destination: ports[1].to_be() };
+            let answer = cookie.answer(wire, numbers[0]);
+            let mut bytes: Vec<u8> = answer.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            let longer = words(&pseudo_of(24)).and(Delta::ZERO.replace32(before.pseudo.wsum(), 0));
+            let check = before.header_to(&answer).apply(longer.apply(before.check));
+            bytes[16..18].copy_from_slice(&check.to_ne_bytes());
+
+            prop_assert_eq!(sum(&[&pseudo_of(24), &bytes]), 0xffff);
+            prop_assert_eq!(&bytes[..2], &ports[1].to_be_bytes());
+            prop_assert_eq!(&bytes[2..4], &ports[0].to_be_bytes());
+            prop_assert_eq!(&bytes[4..8], &numbers[1].to_be_bytes());
+            prop_assert_eq!(&bytes[8..12], &numbers[0].wrapping_add(1).to_be_bytes());
+            prop_assert_eq!(&bytes[12..14], &[0x60, 0x12]);
+            prop_assert_eq!(&bytes[20..], &[2, 4, (mss >> 8) as u8, mss as u8]);
+        }
+
+        #[test]
+        fn a_question_looks_as_the_backend_sees_it(ports in any::<[u16; 2]>(), numbers in any::<[u32; 2]>(), last in 1..=9_u8) {
+            let mut frame = tcp_v6((v6(last), ports[0]), (v6(200), 80), Flags::ACK, &[]);
+            frame.0[58..62].copy_from_slice(&numbers[0].to_be_bytes());
+            frame.0[62..66].copy_from_slice(&numbers[1].to_be_bytes());
+            let tables = Memory::new();
+            let question = tables.question().unwrap();
+            let address = Address::from(std::net::Ipv6Addr::from(v6(100)));
+
+            question.put(&Headers::parse(&frame).unwrap(), 0);
+            question.lead_to(&Backend::new(0, 1, address, Port::new(ports[1])));
+
+            let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+            let both = [ports[0].to_be_bytes(), ports[1].to_be_bytes()].concat();
+            let value = question.value();
+            prop_assert_eq!(bytes(&value.tuple), [&v6(last)[..], &v6(100), &both].concat());
+            prop_assert_eq!(value.ip[0].to_ne_bytes()[0] >> 4, 6);
+            prop_assert_eq!(&bytes(&value.ip)[8..], &[v6(last), v6(100)].concat());
+            let tcp = bytes(&value.tcp[..5]);
+            prop_assert_eq!(&tcp[..12], &[&both[..], &numbers[0].to_be_bytes(), &numbers[1].to_be_bytes()].concat());
+            prop_assert_eq!(&tcp[12..14], &[0x50, Flags::ACK]);
+        }
+
+        #[test]
+        fn one_publication_between_changes_nothing(first in 1..8_usize, slots in proptest::collection::vec(0..3_u32, 0..8)) {
+            let mut tables = Memory::new();
+            tables.publish(&[0, 1, 2].repeat(first));
+            let cookie = tables.cookie(100, SECOND);
+            let asked = *tables.asked.borrow().last().unwrap();
+
+            tables.publish(&slots);
+
+            prop_assert_eq!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND), Ok(asked - 1));
+        }
+    }
+}

@@ -38,6 +38,8 @@ const TOOLS: &[Need] = &[
     Need::Program("redis-server"),
 ];
 
+#[path = "namespaces/flood.rs"]
+mod flood;
 #[path = "namespaces/v6.rs"]
 mod v6;
 
@@ -102,6 +104,17 @@ fn main() -> ExitCode {
         case("smaller_links_are_discovered_over_ipv6", v6::smaller_links_are_discovered_over_ipv6),
         case("datagrams_over_ipv6_arrive_whole", v6::datagrams_over_ipv6_arrive_whole),
         case("errors_of_ipv6_reach_clients", v6::errors_of_ipv6_reach_clients),
+        case("clients_are_served_in_a_flood", || flood::clients_are_served_in_a_flood(flood::Version::V4, &[])),
+        case("clients_of_ipv6_are_served_in_a_flood", || {
+            flood::clients_are_served_in_a_flood(flood::Version::V6, &[]);
+        }),
+        case("clients_are_served_in_a_flood_that_meets_xdp", || {
+            flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp", "--complete-checksums"]);
+        }),
+        case(
+            "a_flood_is_the_backends_own_where_cookies_are_off",
+            flood::a_flood_is_the_backends_own_where_cookies_are_off,
+        ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }
