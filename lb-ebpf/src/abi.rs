@@ -71,6 +71,9 @@ pub mod map {
     /// `a number of a network's → when its bucket of cookies is full again` (u64, [`KtimeNs`](super::KtimeNs)). Array:
     /// networks share buckets by chance, and none pushes another out. Writer: datapath.
     pub const COOKIE_RATES: &str = "COOKIE_RATES";
+    /// `device (u32) → 1` (u32): those that send back what an XDP program tells them to. Hash. Writer: agent. Full: a device
+    /// that is not in it leaves the answers to TC.
+    pub const XDP_ANSWERS: &str = "XDP_ANSWERS";
     /// `0 → Lifetimes`. Array of one. Writer: agent.
     pub const LIFETIMES: &str = "LIFETIMES";
     /// `0 → AgentRecord`. Array of one. Writer: agent.
@@ -79,7 +82,7 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 27] = [
+    pub const ALL: [&str; 28] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -104,6 +107,7 @@ pub mod map {
         RATES,
         COOKIES,
         COOKIE_RATES,
+        XDP_ANSWERS,
         LIFETIMES,
         AGENT,
         REPORT,
@@ -168,6 +172,8 @@ pub const MAX_SOURCES: u32 = 65_536;
 pub const MAX_RATES: u32 = 65_536;
 /// Buckets of cookies. A flood of a million SYNs a second from everywhere leaves four to each.
 pub const MAX_COOKIE_RATES: u32 = 262_144;
+/// Devices at which XDP answers.
+pub const MAX_XDP_ANSWERS: u32 = 1024;
 /// Pages in one half of the report.
 pub const REPORT_PAGES: u32 = 512;
 /// Bytes in one page of the report.

@@ -86,6 +86,8 @@ pub enum Action {
     Redirect,
     /// Given to the host's routing, rewritten.
     Route,
+    /// Sent back by XDP.
+    Return,
     /// Something no program of ours does.
     Unknown(u32),
 }
@@ -155,6 +157,7 @@ impl Object {
         self.clear_hash::<RateKey, KtimeNs>(map::RATES);
         // Their buckets are full again within a second by themselves.
         self.forget_cookies();
+        self.answer_by_xdp(false);
         for index in 0..MAX_COUNTERS {
             self.clear_counted::<u64>(map::COUNTERS, index);
         }
@@ -181,6 +184,16 @@ impl Object {
         let mut cookies: Array<&mut MapData, KtimeNs> = self.map(map::COOKIES);
         for id in 0..MAX_FRONTENDS {
             cookies.set(id, 0, 0).unwrap();
+        }
+    }
+
+    /// Says whether XDP answers by itself. The device of test runs is the loopback.
+    pub fn answer_by_xdp(&mut self, answers: bool) {
+        const LOOPBACK: u32 = 1;
+        let mut devices: HashMap<&mut MapData, u32, u32> = self.map(map::XDP_ANSWERS);
+        match answers {
+            true => devices.insert(LOOPBACK, 1, 0).unwrap(),
+            false => _ = devices.remove(&LOOPBACK),
         }
     }
 
@@ -449,6 +462,7 @@ pub const fn action(door: Door, value: u32) -> Action {
     match (door, value) {
         (Door::Xdp, 1) | (Door::Tc | Door::Reply, 2) => Action::Drop,
         (Door::Xdp, 2) | (Door::Tc | Door::Reply, u32::MAX) => Action::Pass,
+        (Door::Xdp, 3) => Action::Return,
         (Door::Xdp, 4) | (Door::Tc | Door::Reply, 7) => Action::Redirect,
         (Door::Tc | Door::Reply, 0) => Action::Route,
         (_, other) => Action::Unknown(other),

@@ -111,6 +111,9 @@ fn main() -> ExitCode {
         case("clients_are_served_in_a_flood_that_meets_xdp", || {
             flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp", "--complete-checksums"]);
         }),
+        case("clients_are_served_in_a_flood_that_xdp_answers", || {
+            flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp-generic"]);
+        }),
         case(
             "a_flood_is_the_backends_own_where_cookies_are_off",
             flood::a_flood_is_the_backends_own_where_cookies_are_off,

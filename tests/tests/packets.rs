@@ -91,6 +91,7 @@ fn main() -> ExitCode {
             "a_port_used_again_after_a_cookie_begins_another_connection",
             cookies::a_port_used_again_after_a_cookie_begins_another_connection,
         ),
+        case("xdp_answers_by_itself_where_devices_send_back", cookies::xdp_answers_by_itself_where_devices_send_back),
         case("a_first_segment_with_data_or_an_end_is_taken", cookies::a_first_segment_with_data_or_an_end_is_taken),
         case("only_a_cookie_of_the_listener_is_taken", cookies::only_a_cookie_of_the_listener_is_taken),
         case("what_no_cookie_can_answer_is_dropped", cookies::what_no_cookie_can_answer_is_dropped),
@@ -1181,7 +1182,9 @@ fn mutated(door: Door) {
                 let drops: u64 = DropReason::ALL.iter().map(|reason| object.count(reason.index())).sum();
                 assert!(drops > 0, "packet {number}: dropped without a reason");
             }
-            other @ (Action::Route | Action::Unknown(_)) => panic!("packet {number}: {other:?}: {frame:02x?}"),
+            other @ (Action::Route | Action::Return | Action::Unknown(_)) => {
+                panic!("packet {number}: {other:?}: {frame:02x?}")
+            }
         }
     }
     eprintln!("{door:?}: {redirected} translated, {left} left alone");

@@ -14,8 +14,8 @@ use lb_ebpf::{
         Address, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry,
         FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, MAX_ADDRESSES,
         MAX_BACKENDS, MAX_COOKIE_RATES, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN,
-        MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, REPORT_PAGES, RateKey, ReplyEntry,
-        ReportPage, SOURCE_BITS, Source, Traffic,
+        MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, MAX_XDP_ANSWERS, REPORT_PAGES, RateKey,
+        ReplyEntry, ReportPage, SOURCE_BITS, Source, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
@@ -76,6 +76,8 @@ static COOKIES: Array<KtimeNs> = Array::with_max_entries(MAX_FRONTENDS, 0);
 #[map]
 static COOKIE_RATES: Array<KtimeNs> = Array::with_max_entries(MAX_COOKIE_RATES, 0);
 #[map]
+static XDP_ANSWERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_XDP_ANSWERS, BPF_F_NO_PREALLOC);
+#[map]
 static LIFETIMES: Array<Lifetimes> = Array::with_max_entries(1, 0);
 #[map]
 static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
@@ -106,6 +108,13 @@ pub fn count_atomically(index: u32) {
 #[inline(always)]
 pub fn backend(id: BackendId) -> Option<&'static Backend> {
     BACKENDS.get(id)
+}
+
+/// Returns whether a device sends back what XDP tells it to.
+#[inline(always)]
+pub fn answers_by_xdp(ifindex: u32) -> bool {
+    // SAFETY: nothing is read of the value.
+    unsafe { XDP_ANSWERS.get(ifindex) }.is_some()
 }
 
 /// The maps of this object, and who asks listeners for the program.

@@ -90,7 +90,7 @@ fn xdp_action(verdict: Verdict) -> u32 {
             maps::count(reason.index());
             xdp_action::XDP_DROP
         }
-        // By TC, which asks the listener again, and knows unfinished checksums.
+        // By TC, which asks the listener again.
         Verdict::Answer | Verdict::Acknowledge => xdp_action::XDP_PASS,
     }
 }

@@ -18,7 +18,13 @@ use lb_ebpf::{
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use super::{Note, cookie::ByXdp, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
+use super::{
+    Note,
+    cookie::{self, ByXdp},
+    maps::KernelTables,
+    note_mark, now_for, trace,
+    window::XdpWindow,
+};
 
 /// The packet could not be changed.
 const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
@@ -36,6 +42,13 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
             Ok(Sent::Without(action)) => {
                 take_room_back(&ctx);
                 return action;
+            }
+            Err(Verdict::Answer) => {
+                take_room_back(&ctx);
+                if cookie::may_answer_by_xdp(&ctx) {
+                    return cookie::answer_by_xdp(&ctx);
+                }
+                Verdict::Answer
             }
             Err(verdict) => {
                 take_room_back(&ctx);

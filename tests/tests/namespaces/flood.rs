@@ -116,7 +116,7 @@ fn served(version: Version, more: &[&str]) -> (Lab, Agent) {
 /// Clients are served in the middle of a flood, and those that were connected before notice nothing.
 pub fn clients_are_served_in_a_flood(version: Version, more: &[&str]) {
     let (lab, agent) = served(version, more);
-    if more.contains(&"xdp") {
+    if more.contains(&"--hook") {
         lab::run(lab.command(&lab.client(), "ethtool").args(["-K", "cl0", "tx", "off"]));
     }
     let to: IpAddr = if version == Version::V4 { UPLINK } else { UPLINK_V6 }.parse().unwrap();

@@ -301,6 +301,43 @@ pub fn an_acknowledged_cookie_is_a_connection_from_its_beginning() {
     }
 }
 
+pub fn xdp_answers_by_itself_where_devices_send_back() {
+    let world = World::new(true);
+    for version in VERSIONS {
+        let mut object = object(version);
+        object.answer_by_xdp(true);
+        let (client, l4) = (version.client(1, 40_000), version.l4());
+        let question = syn(client, 100);
+        let run = |frame: &[u8]| inside(&world.balancer, || object.run(Door::Xdp, frame));
+
+        let (did, answer) = run(&question);
+        assert_eq!(did, Action::Return);
+        let cookie = judged(&answer, &question, client, 100);
+        let padded = [&segment(client, version.frontend(), SYN, 100, 0, &[])[..], &[0; 6]].concat();
+        let (did, answer) = run(&padded);
+        assert_eq!((did, answer.len()), (Action::Return, l4 + 24), "padding is none of the segment");
+
+        let ended = |frame: &[u8], reason| inside(&world.balancer, || dropped(&object, Door::Xdp, frame, reason));
+        let mut wrong = question.clone();
+        wrong[l4 + 4] ^= 1;
+        ended(&wrong, DropReason::WrongChecksum);
+        let len = ((question.len() - l4) as u16).to_be_bytes();
+        let addresses = if version == Version::V4 { 26..34 } else { 22..54 };
+        let begun = !frames::checksum(&[&question[addresses], &[0, 6], &len]);
+        wrong.clone_from(&question);
+        wrong[l4 + 16..l4 + 18].copy_from_slice(&begun.to_be_bytes());
+        ended(&wrong, DropReason::WrongChecksum);
+        ended(&segment(client, version.frontend(), SYN, 100, 0, b"early"), DropReason::CookieUnfit);
+        assert_eq!(events(&object), [2, 0, 0]);
+
+        let ack = segment(client, version.frontend(), ACK, 101, cookie.wrapping_add(1), &[]);
+        let (did, out) = world.front(&object, Door::Xdp, &ack);
+        assert_eq!(did, Action::Redirect, "by TC");
+        taker(version, &out);
+        assert_eq!(events(&object), [2, 1, 0]);
+    }
+}
+
 pub fn a_port_used_again_after_a_cookie_begins_another_connection() {
     let world = World::new(true);
     for version in VERSIONS {
