@@ -92,6 +92,10 @@ fn main() -> ExitCode {
             cookies::a_port_used_again_after_a_cookie_begins_another_connection,
         ),
         case("xdp_answers_by_itself_where_devices_send_back", cookies::xdp_answers_by_itself_where_devices_send_back),
+        case(
+            "mutated_syns_are_answered_rightly_or_not_at_all",
+            cookies::mutated_syns_are_answered_rightly_or_not_at_all,
+        ),
         case("a_first_segment_with_data_or_an_end_is_taken", cookies::a_first_segment_with_data_or_an_end_is_taken),
         case("only_a_cookie_of_the_listener_is_taken", cookies::only_a_cookie_of_the_listener_is_taken),
         case("what_no_cookie_can_answer_is_dropped", cookies::what_no_cookie_can_answer_is_dropped),

@@ -11,7 +11,7 @@ use lb_ebpf::{
     verdict::{DropReason, Event, PassReason},
 };
 use lb_tests::{
-    frames::{self, ACK, FIN, RST, SYN, v6},
+    frames::{self, ACK, Dice, FIN, RST, SYN, v6},
     lab::{self, inside},
     object::{Action, At, Door, Object},
 };
@@ -589,4 +589,52 @@ pub fn a_full_table_of_flows_takes_no_cookies() {
     assert!((8..40).contains(&taken), "{taken}");
     assert_eq!(events(&object), [40, taken, 40 - taken]);
     assert_eq!(object.count(Event::FlowTableFull.index()), 40 - taken, "and it is told why");
+}
+
+pub fn mutated_syns_are_answered_rightly_or_not_at_all() {
+    let world = World::new(true);
+    for (version, door) in VERSIONS.into_iter().flat_map(|version| [Door::Tc, Door::Xdp].map(|door| (version, door))) {
+        let mut object = object(version);
+        object.answer_by_xdp(true);
+        let mut dice = Dice::new(11);
+        let l4 = version.l4();
+        let mut answered = 0;
+        inside(&world.balancer, || {
+            for number in 0..20_000_u32 {
+                // From so many networks that none is sent more than it may.
+                let (network, last) = ((number % 250) as u8, (number / 250) as u8);
+                let client = version.end(network, last, 1024 + number as u16);
+                let mut frame = syn(client, number);
+                for _ in 0..dice.below(3) {
+                    let place = 14 + dice.below(frame.len() - 14);
+                    frame[place] = dice.below(256) as u8;
+                }
+                if dice.below(4) == 0 {
+                    frame.truncate(14 + dice.below(frame.len() - 14));
+                }
+                if frame.len() < if version == Version::V4 { 34 } else { 54 } {
+                    continue; // the kernel makes no such socket buffer
+                }
+                let (did, out) = object.run(door, &frame);
+                let is_answer = out.len() == l4 + 24 && out[..6] == frame[6..12] && out[6..12] == frame[..6];
+                if !(matches!(did, Action::Redirect | Action::Return) && is_answer) {
+                    continue;
+                }
+                answered += 1;
+                let is_right = match version {
+                    Version::V4 => frames::judge(&out).is_some_and(|out| out.ip_sum && out.transport_sum),
+                    Version::V6 => v6::judge(&out).is_some_and(|out| out.sum),
+                };
+                assert!(is_right, "{door:?} {number}: {frame:02x?} {out:02x?}");
+                let len = frame.len();
+                let asked = match version {
+                    Version::V4 => frames::judge(&frame).is_some_and(|asked| asked.transport_sum),
+                    Version::V6 => v6::judge(&frame).is_some_and(|asked| asked.sum),
+                };
+                assert!(asked && len > l4, "{door:?} {number}: what is wrong is not answered: {frame:02x?}");
+            }
+        });
+        assert_eq!(events(&object)[0], answered, "{version:?} {door:?}");
+        assert!(answered > 3_000, "{answered}");
+    }
 }
