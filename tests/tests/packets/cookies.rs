@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv6Addr, TcpListener},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_ebpf::{
@@ -450,13 +450,15 @@ pub fn a_network_is_sent_no_more_cookies_than_it_may() {
         // A bucket may be another test's a moment ago.
         std::thread::sleep(Duration::from_secs(1));
 
+        let start = Instant::now();
+        let most = || 33 + start.elapsed().as_millis() as usize * 32 / 1000;
         let burst = answered(200, 1000..1100);
-        assert!((32..50).contains(&burst), "{burst}");
+        assert!((32..=most()).contains(&burst), "{burst}, in {:?}", start.elapsed());
         assert_eq!(object.count(DropReason::CookieLimited.index()), 100 - burst as u64);
         let (other, share) = (answered(201, 1000..1010), events(&object)[0]);
         match version {
             Version::V4 => assert_eq!(other, 10, "another address has its own"),
-            Version::V6 => assert!(other < 10, "a host has a whole /64"),
+            Version::V6 => assert!(burst + other <= most(), "a host has a whole /64: {burst} and {other}"),
         }
         assert_eq!(share, (burst + other) as u64);
     }
