@@ -73,6 +73,15 @@ pub mod map {
     /// `RateKey → when its bucket is full again` (u64, [`KtimeNs`](super::KtimeNs)). LRU hash. Writer: datapath. Full: the
     /// oldest goes, and its network may begin a whole burst again.
     pub const RATES: &str = "RATES";
+    /// `FrontendId → when it has last answered a SYN by a cookie, at most a second late` (u64,
+    /// [`KtimeNs`](super::KtimeNs)). Array. Writer: datapath.
+    pub const COOKIES: &str = "COOKIES";
+    /// `a number of a network's → when its bucket of cookies is full again` (u64, [`KtimeNs`](super::KtimeNs)). Array:
+    /// networks share buckets by chance, and none pushes another out. Writer: datapath.
+    pub const COOKIE_RATES: &str = "COOKIE_RATES";
+    /// `device (u32) → 1` (u32): those that send back what an XDP program tells them to. Hash. Writer: agent. Full: a device
+    /// that is not in it leaves the answers to TC.
+    pub const XDP_ANSWERS: &str = "XDP_ANSWERS";
     /// `0 → Lifetimes`. Array of one. Writer: agent.
     pub const LIFETIMES: &str = "LIFETIMES";
     /// `0 → AgentRecord`. Array of one. Writer: agent.
@@ -81,7 +90,7 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 28] = [
+    pub const ALL: [&str; 31] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -107,6 +116,9 @@ pub mod map {
         GUARDS,
         SOURCES,
         RATES,
+        COOKIES,
+        COOKIE_RATES,
+        XDP_ANSWERS,
         LIFETIMES,
         AGENT,
         REPORT,
@@ -171,6 +183,10 @@ pub const MAX_LOCAL_NETNS: u32 = 4096;
 pub const MAX_SOURCES: u32 = 65_536;
 /// Networks at most whose rate of new connections is known.
 pub const MAX_RATES: u32 = 65_536;
+/// Buckets of cookies. A flood of a million SYNs a second from everywhere leaves four to each.
+pub const MAX_COOKIE_RATES: u32 = 262_144;
+/// Devices at which XDP answers.
+pub const MAX_XDP_ANSWERS: u32 = 1024;
 /// Pages in one half of the report.
 pub const REPORT_PAGES: u32 = 512;
 /// Bytes in one page of the report.
@@ -430,12 +446,29 @@ impl FlowKey {
     /// while it is looked at. Never zero.
     #[inline(always)]
     pub const fn tag(&self) -> u32 {
+        self.mixed().wrapping_mul(0x9e37_79b1) | 1
+    }
+
+    /// Returns a number that is another for nearly every flow, in all its bits.
+    ///
+    /// # Source
+    /// The finalizer of MurmurHash3, Appleby 2011.
+    #[inline(always)]
+    pub const fn spread(&self) -> u32 {
+        let mut hash = self.mixed();
+        hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+        hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+        hash ^ hash >> 16
+    }
+
+    #[inline(always)]
+    const fn mixed(&self) -> u32 {
         let ports = (self.source_port.wire() as u32) << 16 | self.destination_port.wire() as u32;
         let [s0, s1, s2, s3] = self.source.words;
         let [d0, d1, d2, d3] = self.destination.words;
         let source = s0 ^ s1.rotate_left(5) ^ s2.rotate_left(11) ^ s3.rotate_left(17);
         let destination = d0.rotate_left(3) ^ d1.rotate_left(8) ^ d2.rotate_left(14) ^ d3.rotate_left(21);
-        (source ^ destination ^ ports ^ self.proto as u32).wrapping_mul(0x9e37_79b1) | 1
+        source ^ destination ^ ports ^ self.proto as u32
     }
 
     /// Returns the key of the opposite direction.
@@ -455,12 +488,13 @@ impl FlowKey {
 /// A frontend: where its layout stands in `SLOTS`, and how a backend is chosen there.
 ///
 /// # Shape
-/// `0` slot range 8, `8` scheduler 1, `9` padding 3, `12` affinity 4, `16` connections at most 4, `20` padding 4. The slot
-/// range is one word so that a reader sees both its halves from the same publication.
+/// `0` slot range 8, `8` former slot range 8, `16` scheduler 1, `17` padding 3, `20` affinity 4, `24` connections at most 4,
+/// `28` padding 4. A slot range is one word so that a reader sees both its halves from the same publication.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
     slots: u64,
+    former: u64,
     scheduler: u8,
     _pad: [u8; 3],
     affinity_ms: u32,
@@ -472,8 +506,22 @@ impl Frontend {
     /// Makes a frontend whose layout is `len` slots from `base` on.
     #[inline(always)]
     pub const fn new(slots: SlotRange, scheduler: Scheduler) -> Self {
-        let slots = (slots.base as u64) << 32 | slots.len as u64;
-        Self { slots, scheduler: scheduler as u8, _pad: [0; 3], affinity_ms: 0, max_connections: 0, _rest: [0; 4] }
+        Self {
+            slots: slots.word(),
+            former: 0,
+            scheduler: scheduler as u8,
+            _pad: [0; 3],
+            affinity_ms: 0,
+            max_connections: 0,
+            _rest: [0; 4],
+        }
+    }
+
+    /// Says which slots it had before the last publication: who was answered by a cookie by then has its backend there.
+    #[must_use]
+    pub const fn after(mut self, former: SlotRange) -> Self {
+        self.former = former.word();
+        self
     }
 
     /// Says for how long after its last connection began a client keeps its backend; zero: no longer than the connection.
@@ -493,7 +541,13 @@ impl Frontend {
     /// Returns its slots.
     #[inline(always)]
     pub const fn slots(&self) -> SlotRange {
-        SlotRange { base: (self.slots >> 32) as u32, len: self.slots as u32 }
+        SlotRange::from_word(self.slots)
+    }
+
+    /// Returns the slots that it had before. Nobody keeps them: they may be others' by now.
+    #[inline(always)]
+    pub const fn former_slots(&self) -> SlotRange {
+        SlotRange::from_word(self.former)
     }
 
     /// Returns its scheduler.
@@ -540,6 +594,17 @@ pub struct SlotRange {
     pub base: u32,
     /// How many.
     pub len: u32,
+}
+
+impl SlotRange {
+    const fn word(self) -> u64 {
+        (self.base as u64) << 32 | self.len as u64
+    }
+
+    #[inline(always)]
+    const fn from_word(word: u64) -> Self {
+        Self { base: (word >> 32) as u32, len: word as u32 }
+    }
 }
 
 /// How a frontend chooses the backend of a connection.
@@ -629,7 +694,7 @@ impl HandOff {
 ///
 /// # Shape
 /// `0` address 16, `16` host address 16, `32` frontend 4, `36` generation 4, `40` ifindex 4, `44` port 2, `46` state 1,
-/// `47` hand-off 1, `48` MAC 6, `54` source MAC 6, `60` flags 1, `61` padding 3.
+/// `47` hand-off 1, `48` MAC 6, `54` source MAC 6, `60` flags 1, `61` padding 1, `62` network namespace 2.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
@@ -652,7 +717,8 @@ pub struct Backend {
     /// The MAC address that it sees as the sender.
     pub source_mac: [u8; 6],
     flags: u8,
-    _pad: [u8; 3],
+    _pad: u8,
+    netns: u16,
 }
 
 /// Flag of [`Backend`]: the device takes XDP frames directly (its far side runs NAPI).
@@ -677,7 +743,25 @@ impl Backend {
             mac: [0; 6],
             source_mac: [0; 6],
             flags: 0,
-            _pad: [0; 3],
+            _pad: 0,
+            netns: 0,
+        }
+    }
+
+    /// Says in which network namespace it listens, by the number that the namespace of the balancer has for it. Numbers
+    /// that do not fit are as good as none: Linux gives the lowest that is free.
+    #[must_use]
+    pub const fn listening_in(mut self, netns: u32) -> Self {
+        self.netns = if netns < 0xffff { netns as u16 + 1 } else { 0 };
+        self
+    }
+
+    /// Returns the number of the network namespace in which it listens; `None` if that is not known.
+    #[inline(always)]
+    pub const fn netns(&self) -> Option<u32> {
+        match self.netns {
+            0 => None,
+            number => Some(number as u32 - 1),
         }
     }
 
@@ -890,12 +974,26 @@ pub struct RateLimit {
 impl Guard {
     const SOURCES: u32 = 1;
     const DENIES_OTHERS: u32 = 2;
+    const NO_COOKIES: u32 = 4;
 
     /// Says that `SOURCES` is to be asked, and whether those are admitted that it does not know.
     #[must_use]
     pub const fn with_sources(mut self, admits_others: bool) -> Self {
-        self.flags = if admits_others { Self::SOURCES } else { Self::SOURCES | Self::DENIES_OTHERS };
+        self.flags |= if admits_others { Self::SOURCES } else { Self::SOURCES | Self::DENIES_OTHERS };
         self
+    }
+
+    /// Says that no SYN is answered by a cookie.
+    #[must_use]
+    pub const fn without_cookies(mut self) -> Self {
+        self.flags |= Self::NO_COOKIES;
+        self
+    }
+
+    /// Returns whether a SYN may be answered by a cookie.
+    #[inline(always)]
+    pub const fn allows_cookies(&self) -> bool {
+        self.flags & Self::NO_COOKIES == 0
     }
 
     /// Says how many connections a network may begin.
@@ -1335,9 +1433,10 @@ const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
-    assert!(size_of::<Frontend>() == 24 && offset_of!(Frontend, max_connections) == 16 && size_of::<Slot>() == 8);
+    assert!(size_of::<Frontend>() == 32 && offset_of!(Frontend, max_connections) == 24 && size_of::<Slot>() == 8);
     assert!(size_of::<AffinityKey>() == 20 && size_of::<AffinityEntry>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
+    assert!(offset_of!(Backend, netns) == 62);
     assert!(size_of::<FragmentKey>() == 40 && size_of::<FragmentEntry>() == 56);
     assert!(size_of::<FlowEntry>() == 32 && offset_of!(FlowEntry, ingress) == 30);
     assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);

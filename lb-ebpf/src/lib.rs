@@ -14,6 +14,8 @@
 //!                           nat::apply_headers              source rewritten to the frontend
 //!                           redirect_neigh                  out of the uplink by which the SYN came
 //!  the ACK      uplink ─▶ …  pipeline::ingress              proven: moved to FLOWS and REPLIES
+//!  a flood      uplink ─▶ …  pipeline::ingress              no room at the backend: hooks::cookie answers, by what the
+//!                                                           backend's own kernel says; no entry
 //!  all the rest uplink ─▶ …  FLOWS, BACKENDS, BACKEND_STATS and away
 //!  a local      connect() ─▶ hooks::sock_connect            the socket itself goes to the backend,
 //!  process                                                  its packets never meet the datapath
@@ -24,6 +26,7 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod cookie;
 pub mod guard;
 pub mod icmp;
 pub mod nat;

@@ -10,14 +10,17 @@
 //!    nobody else needs it.
 //! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the backend that the client keeps, or that the
 //!    scheduler chooses; the reply's key is claimed, so that no two flows share one; where the client's port is taken on
-//!    the backend's side, the flow gets another.
-//! 5. Anything else is left to the host, which answers with RST: the honest answer.
+//!    the backend's side, the flow gets another. A SYN under a flood of them is answered at once, without an entry
+//!    ([`cookie`]).
+//! 5. The acknowledgement of such an answer: a flow that is proven from its beginning.
+//! 6. Anything else is left to the host, which answers with RST: the honest answer.
 
 use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
         Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
+    cookie,
     guard::{self, Admission},
     icmp::{IcmpError, Translated},
     packet::Headers,
@@ -312,7 +315,7 @@ pub fn ingress<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T)
     };
     let known = match going_on(table, packet, arrival, tables) {
         GoingOn::Yes(known) => known,
-        GoingOn::No | GoingOn::Orphan(_) => match begin(packet, arrival, tables)? {
+        GoingOn::No | GoingOn::Over | GoingOn::Orphan(_) => match begin(packet, arrival, tables)? {
             Begun::Before(known) => known,
             Begun::Now(to) => return Ok(to),
         },
@@ -330,8 +333,10 @@ struct Known<'tables> {
 /// Whether a flow goes on.
 enum GoingOn<'tables> {
     Yes(Known<'tables>),
-    /// There is none, or the packet begins another under its key.
+    /// There is none.
     No,
+    /// It is over, or as good as: the packet begins another under its key.
+    Over,
     /// Its backend is gone ([`NOBODY`]), or that of this number does not answer.
     Orphan(BackendId),
 }
@@ -353,7 +358,7 @@ fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tab
     match serving {
         None => GoingOn::Orphan(NOBODY),
         Some(_) if silent => GoingOn::Orphan(id),
-        Some(_) if over => GoingOn::No,
+        Some(_) if over => GoingOn::Over,
         Some(backend) => GoingOn::Yes(Known { table, flow, backend }),
     }
 }
@@ -375,7 +380,7 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
         Proto::Tcp => Table::HalfOpen,
         Proto::Udp => Table::Datagrams,
     };
-    let (mut orphan, mut silent) = (false, NOBODY);
+    let (mut orphan, mut silent, mut fresh) = (false, NOBODY, true);
     match going_on(table, packet, arrival, tables) {
         GoingOn::Yes(known) if is_shut_out(packet, &known, tables) => match packet.flags.opens() {
             true => orphan = true,
@@ -387,12 +392,13 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
                 // It may have moved. What this very segment does, such as a FIN, belongs to the entry of now.
                 return match going_on(Table::Proven, packet, arrival, tables) {
                     GoingOn::Yes(proven) => Ok(Begun::Before(proven)),
-                    GoingOn::No | GoingOn::Orphan(_) => Ok(Begun::Before(known)),
+                    GoingOn::No | GoingOn::Over | GoingOn::Orphan(_) => Ok(Begun::Before(known)),
                 };
             }
             Proto::Udp => return Ok(Begun::Before(known)),
         },
         GoingOn::Orphan(id) => (orphan, silent) = (true, id),
+        GoingOn::Over => fresh = false,
         GoingOn::No => {}
     }
     // A second look: the flow may have moved between the tables, from under the two looks above.
@@ -400,9 +406,13 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
         match going_on(Table::Proven, packet, arrival, tables) {
             GoingOn::Yes(known) => return Ok(Begun::Before(known)),
             GoingOn::Orphan(_) => orphan = true,
+            GoingOn::Over => fresh = false,
             GoingOn::No => {}
         }
         if !packet.flags.opens() {
+            if !orphan && cookie::may_acknowledge(packet.flags, frontend, arrival.now, tables) {
+                return Err(Verdict::Acknowledge);
+            }
             return Err(Verdict::Pass(if orphan { PassReason::BackendGone } else { PassReason::NoFlow }));
         }
     }
@@ -414,7 +424,8 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     if orphan {
         tables.count(Event::Rescheduled);
     }
-    schedule(packet, arrival, (frontend, silent), tables)
+    let is_first = fresh && !orphan;
+    schedule(packet, arrival, (frontend, silent, is_first), tables)
 }
 
 /// Takes a connection that is not among the proven one step further.
@@ -1039,13 +1050,17 @@ fn spare<T: Tables>((id, frontend): (FrontendId, &Frontend), but: BackendId, lim
 fn schedule<'t, T: Tables>(
     packet: &Headers,
     arrival: Arrival,
-    (frontend, silent): (FrontendId, BackendId),
+    (frontend, silent, is_first): (FrontendId, BackendId, bool),
     tables: &'t T,
 ) -> Result<Begun<'t>, Verdict> {
     match guard::admit(&packet.key.source, frontend, arrival.now, tables) {
         Admission::Granted => {}
         Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
         Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
+    }
+    // What has an entry already takes no more room, and would meet it with the acknowledgement of a cookie.
+    if is_first && packet.flags.opens() && cookie::is_offered(packet, frontend, tables) {
+        return Err(Verdict::Answer);
     }
     let (id, backend) = choose(frontend, &packet.key, silent, arrival.now, tables)?;
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
@@ -1081,7 +1096,7 @@ fn schedule<'t, T: Tables>(
         Insert::Exists => {
             return match going_on(table, packet, arrival, tables) {
                 GoingOn::Yes(known) => Ok(Begun::Before(known)),
-                GoingOn::No | GoingOn::Orphan(_) => Err(Verdict::Drop(DropReason::Raced)),
+                GoingOn::No | GoingOn::Over | GoingOn::Orphan(_) => Err(Verdict::Drop(DropReason::Raced)),
             };
         }
         Insert::Full => return Err(Verdict::Drop(DropReason::NoMemory)),

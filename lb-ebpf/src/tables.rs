@@ -7,6 +7,7 @@ use crate::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
         FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, Proto, RateKey, ReplyEntry, Slot, Traffic,
     },
+    cookie::Question,
     tcp_state::{Seen, State},
     verdict::Event,
 };
@@ -208,6 +209,7 @@ pub struct Scratch {
     reply_key: FlowKey,
     holder: FlowKey,
     fragment: FirstFragment,
+    question: Question,
 }
 
 /// A first fragment that is on its way.
@@ -283,6 +285,24 @@ impl Shared<Scratch> {
     pub const fn first_fragment<'a>(self) -> &'a mut FirstFragment {
         // SAFETY: `new`'s caller keeps the value allocated; this processor's own, and one part of a program at a time asks.
         unsafe { &mut (*self.0.as_ptr()).fragment }
+    }
+}
+
+impl Shared<Scratch> {
+    /// Returns the room for a question to a listener. Between two programs it means nothing.
+    #[inline(always)]
+    pub const fn question(self) -> Shared<Question> {
+        // SAFETY: `new`'s caller keeps the value allocated, and fields of a value that is not null are not.
+        unsafe { Shared(NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).question)) }
+    }
+}
+
+impl Shared<Question> {
+    /// Returns the question. This processor's own.
+    #[inline(always)]
+    pub const fn value<'a>(self) -> &'a mut Question {
+        // SAFETY: `new`'s caller keeps the value allocated; one part of a program at a time asks.
+        unsafe { &mut *self.0.as_ptr() }
     }
 }
 
@@ -427,6 +447,15 @@ pub trait Tables {
     fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
     /// The same for [`pipeline::claim_key`](crate::pipeline::claim_key).
     fn claim(&self, proto: Proto) -> Insert;
+    /// Returns when a frontend has last answered a SYN by a cookie; zero if never.
+    fn cookies(&self, frontend: FrontendId) -> Option<Shared<KtimeNs>>;
+    /// Returns when a bucket of cookies is full again.
+    fn cookie_bucket(&self, number: u32) -> Option<Shared<KtimeNs>>;
+    /// Asks the listener in a network namespace by which cookie it answers the SYN of the question at hand, and notes it
+    /// there; false if it has room for it, or there is no listener.
+    fn syn_cookie(&self, netns: u32) -> bool;
+    /// Asks the listener whether the segment of the question at hand acknowledges a cookie of its own.
+    fn is_syn_cookie(&self, netns: u32) -> bool;
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.
@@ -434,6 +463,11 @@ pub trait Tables {
 
     /// Returns this processor's room for entries. Each call returns the same, so nothing in it outlasts the next.
     fn scratch(&self) -> Option<Shared<Scratch>>;
+    /// Returns this processor's room for a question to a listener.
+    #[inline(always)]
+    fn question(&self) -> Option<Shared<Question>> {
+        self.scratch().map(Shared::<Scratch>::question)
+    }
 
     /// Returns a flow.
     fn flow(&self, table: Table, key: &FlowKey) -> Option<Shared<FlowEntry>>;

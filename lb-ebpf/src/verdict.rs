@@ -11,6 +11,10 @@ pub enum Verdict {
     Pass(PassReason),
     /// Ended here.
     Drop(DropReason),
+    /// A SYN for which its backend has no room: to be answered by the cookie at hand, [`crate::cookie`].
+    Answer,
+    /// A segment of no flow that may acknowledge such a cookie.
+    Acknowledge,
 }
 
 macro_rules! reasons {
@@ -112,6 +116,13 @@ reasons! {
         ForeignReset = 10 "foreign_reset",
         /// All of the frontend's backends that were looked at have as many connections as they may: a SYN comes again.
         BackendsFull = 11 "backends_full",
+        /// A SYN for which its backend has no room, with a wrong checksum: its sender is not who it says.
+        WrongChecksum = 13 "wrong_checksum",
+        /// A SYN for which its backend has no room, from a network that has been sent as many cookies as it may.
+        CookieLimited = 14 "cookie_limited",
+        /// A SYN for which its backend has no room, with data, options of IP, or in fragments: no cookie remembers them. A
+        /// client that sends data at once repeats its SYN without (RFC 7413, 4.1.3.1).
+        CookieUnfit = 15 "cookie_unfit",
         /// A backend is its own client, or is to know none, and the host cannot stand in: it has no address on the backend's
         /// network, or reaches it by routing.
         NoStandIn = 4 "no_stand_in",
@@ -139,6 +150,13 @@ reasons! {
         LocalTableFull = 7 "local_table_full",
         /// An ICMP error was led to the sender of the packet that it is about.
         IcmpError = 8 "icmp_error",
+        /// A SYN for which its backend has no room was answered by a cookie.
+        CookieIssued = 9 "cookie_issued",
+        /// A client has acknowledged a cookie: its flow begins.
+        CookieAccepted = 10 "cookie_accepted",
+        /// While cookies are acknowledged, a segment of no flow did not acknowledge one, or its port is taken on the
+        /// backend's side.
+        CookieRefused = 11 "cookie_refused",
     }
 }
 

@@ -324,6 +324,13 @@ impl Ports {
         Self { source: key.source_port.wire(), destination: key.destination_port.wire() }
     }
 
+    /// Returns both as the word in which they stand in a packet.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        let ([s0, s1], [d0, d1]) = (self.source.to_ne_bytes(), self.destination.to_ne_bytes());
+        u32::from_ne_bytes([s0, s1, d0, d1])
+    }
+
     /// Returns both as their types.
     #[inline(always)]
     pub const fn pair(self) -> (Port, Port) {

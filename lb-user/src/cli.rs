@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        Scheduler, SourceRate, StaticBackend, TcAttach, guard, publish, snat,
+        Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish, snat,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -217,6 +217,14 @@ pub struct ServiceArgs {
     /// is dropped and counted: TCP tries again.
     #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
     pub source_rate: Option<SourceRate>,
+
+    /// Whether the SYNs of a flood are answered here, without an entry in any table
+    ///
+    /// By SYN cookies of the container's own kernel, as soon as its listener has no room for more; it has to allow them
+    /// (net.ipv4.tcp_syncookies is 1, as is the default). Counted as `cookie_issued`, `cookie_accepted`, `cookie_refused`.
+    /// Not for backends behind routers.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = SynCookies::Auto, help_heading = GUARD)]
+    pub syn_cookies: SynCookies,
 
     /// How the backend of a connection is chosen
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Scheduler::RoundRobin, help_heading = SCHEDULING)]
@@ -506,7 +514,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
-            ("run", "--snat"),
+            ("run", "--snat --syn-cookies"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -22,7 +22,8 @@ pub use guard::{Guard, SourceRate};
 pub use publish::{At, Family, Publish, PublishRange, StaticBackend};
 pub use snat::Snat;
 pub use value::{
-    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Scheduler, ServiceName, TcAttach, Weight,
+    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Scheduler, ServiceName, SynCookies, TcAttach,
+    Weight,
 };
 
 /// Frontends that all services of one instance may have together.

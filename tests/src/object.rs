@@ -86,6 +86,8 @@ pub enum Action {
     Redirect,
     /// Given to the host's routing, rewritten.
     Route,
+    /// Sent back by XDP.
+    Return,
     /// Something no program of ours does.
     Unknown(u32),
 }
@@ -159,6 +161,9 @@ impl Object {
             sources.remove(&key).unwrap();
         }
         self.clear_hash::<RateKey, KtimeNs>(map::RATES);
+        // Their buckets are full again within a second by themselves.
+        self.forget_cookies();
+        self.answer_by_xdp(false);
         for index in 0..MAX_COUNTERS {
             self.clear_counted::<u64>(map::COUNTERS, index);
         }
@@ -178,6 +183,24 @@ impl Object {
         let mut values: PerCpuArray<&mut MapData, V> = self.map(name);
         let none = vec![V::default(); nr_cpus().expect("there are some")];
         values.set(index, PerCpuValues::try_from(none).unwrap(), 0).unwrap();
+    }
+
+    /// Forgets that cookies were issued.
+    pub fn forget_cookies(&mut self) {
+        let mut cookies: Array<&mut MapData, KtimeNs> = self.map(map::COOKIES);
+        for id in 0..MAX_FRONTENDS {
+            cookies.set(id, 0, 0).unwrap();
+        }
+    }
+
+    /// Says whether XDP answers by itself. The device of test runs is the loopback.
+    pub fn answer_by_xdp(&mut self, answers: bool) {
+        const LOOPBACK: u32 = 1;
+        let mut devices: HashMap<&mut MapData, u32, u32> = self.map(map::XDP_ANSWERS);
+        match answers {
+            true => devices.insert(LOOPBACK, 1, 0).unwrap(),
+            false => _ = devices.remove(&LOOPBACK),
+        }
     }
 
     /// Says for how long flows may stay idle.
@@ -223,7 +246,9 @@ impl Object {
         }
         let range = SlotRange { base, len: layout.len() as u32 };
         let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
-        frontends.insert(id, Frontend::new(range, scheduler).keeping_clients(affinity_ms), 0).unwrap();
+        let former = frontends.get(&id, 0).map_or(SlotRange { base: 0, len: 0 }, |frontend| frontend.slots());
+        let frontend = Frontend::new(range, scheduler).keeping_clients(affinity_ms).after(former);
+        frontends.insert(id, frontend, 0).unwrap();
     }
 
     /// Returns how many connections of a backend the datapath takes for being under way.
@@ -261,6 +286,15 @@ impl Object {
         backends.set(id, backend, 0).unwrap();
     }
 
+    /// Says in which network namespace a backend listens.
+    pub fn listen_in(&mut self, id: BackendId, netns: u32) {
+        let backend = {
+            let backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
+            backends.get(&id, 0).unwrap()
+        };
+        self.write_backend(id, backend.listening_in(netns));
+    }
+
     /// Frees a backend.
     pub fn free(&mut self, id: BackendId) {
         let backend = {
@@ -281,8 +315,8 @@ impl Object {
 
     /// Gives a frontend a scheduler by a number that no version has used.
     pub fn set_scheduler_number(&mut self, id: FrontendId, number: u8) {
-        const SCHEDULER: usize = 8;
-        let mut frontends: HashMap<&mut MapData, FrontendId, [u8; 24]> = self.map(map::FRONTENDS);
+        const SCHEDULER: usize = 16;
+        let mut frontends: HashMap<&mut MapData, FrontendId, [u8; size_of::<Frontend>()]> = self.map(map::FRONTENDS);
         let mut bytes = frontends.get(&id, 0).unwrap();
         bytes[SCHEDULER] = number;
         frontends.insert(id, bytes, 0).unwrap();
@@ -487,6 +521,7 @@ pub const fn action(door: Door, value: u32) -> Action {
     match (door, value) {
         (Door::Xdp, 1) | (Door::Tc | Door::Reply, 2) => Action::Drop,
         (Door::Xdp, 2) | (Door::Tc | Door::Reply, u32::MAX) => Action::Pass,
+        (Door::Xdp, 3) => Action::Return,
         (Door::Xdp, 4) | (Door::Tc | Door::Reply, 7) => Action::Redirect,
         (Door::Tc | Door::Reply, 0) => Action::Route,
         (_, other) => Action::Unknown(other),

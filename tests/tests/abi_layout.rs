@@ -39,16 +39,17 @@ fn a_flow_key_is_source_destination_ports_protocol() {
 #[test]
 fn a_frontend_is_a_slot_range_in_one_word_and_how_to_choose() {
     let range = SlotRange { base: 7, len: 3 };
-    let word: u64 = 7 << 32 | 3;
+    let (word, former): (u64, u64) = (7 << 32 | 3, 4 << 32 | 2);
     let plain = Frontend::new(range, Scheduler::RoundRobin);
-    assert_eq!(bytes(&plain), [&word.to_ne_bytes()[..], &[0; 16]].concat());
+    assert_eq!(bytes(&plain), [&word.to_ne_bytes()[..], &[0; 24]].concat());
 
     let numbers = Scheduler::ALL.map(|scheduler| (scheduler.name(), scheduler as u8));
     let expected = ["round-robin", "weighted", "least-conn", "random-two", "source-hash", "maglev"];
     assert_eq!(numbers.to_vec(), expected.into_iter().zip(0..).collect::<Vec<_>>());
     let all = Frontend::new(range, Scheduler::Maglev).keeping_clients(90_000).limited_to(700);
+    let all = all.after(SlotRange { base: 4, len: 2 });
     let numbers = [u32::from_ne_bytes([5, 0, 0, 0]), 90_000, 700, 0].map(u32::to_ne_bytes).concat();
-    assert_eq!(bytes(&all), [&word.to_ne_bytes()[..], &numbers].concat());
+    assert_eq!(bytes(&all), [&word.to_ne_bytes()[..], &former.to_ne_bytes(), &numbers].concat());
 
     assert_eq!(bytes(&Slot { backend: 9, weight: 3 }), [9_u32.to_ne_bytes(), 3_u32.to_ne_bytes()].concat());
 }
@@ -69,9 +70,10 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         .beside(address(1))
         .taking_xdp()
         .leaving()
-        .hiding_clients();
+        .hiding_clients()
+        .listening_in(6);
 
-    let parts: [&[u8]; 11] = [
+    let parts: [&[u8]; 12] = [
         &mapped(3),
         &mapped(1),
         &5_u32.to_ne_bytes(),
@@ -82,9 +84,13 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         &[1, 2, 3, 4, 5, 6],
         &[6, 5, 4, 3, 2, 1],
         &[7],
-        &[0; 3],
+        &[0],
+        &7_u16.to_ne_bytes(),
     ];
     assert_eq!(bytes(&backend), parts.concat());
+    assert_eq!(backend.netns(), Some(6));
+    assert_eq!(backend.listening_in(0).netns(), Some(0), "a number like others");
+    assert_eq!(backend.listening_in(0xffff).netns(), None, "there is no room for it");
 }
 
 #[test]

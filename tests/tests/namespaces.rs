@@ -50,6 +50,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
     Need::Vlans,
 ];
 
+#[path = "namespaces/flood.rs"]
+mod flood;
 #[path = "namespaces/snat.rs"]
 mod snat;
 #[path = "namespaces/v6.rs"]
@@ -137,6 +139,20 @@ fn main() -> ExitCode {
         case("smaller_links_are_discovered_over_ipv6", v6::smaller_links_are_discovered_over_ipv6),
         case("datagrams_over_ipv6_arrive_whole", v6::datagrams_over_ipv6_arrive_whole),
         case("errors_of_ipv6_reach_clients", v6::errors_of_ipv6_reach_clients),
+        case("clients_are_served_in_a_flood", || flood::clients_are_served_in_a_flood(flood::Version::V4, &[])),
+        case("clients_of_ipv6_are_served_in_a_flood", || {
+            flood::clients_are_served_in_a_flood(flood::Version::V6, &[]);
+        }),
+        case("clients_are_served_in_a_flood_that_meets_xdp", || {
+            flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp", "--complete-checksums"]);
+        }),
+        case("clients_are_served_in_a_flood_that_xdp_answers", || {
+            flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp-generic"]);
+        }),
+        case(
+            "a_flood_is_the_backends_own_where_cookies_are_off",
+            flood::a_flood_is_the_backends_own_where_cookies_are_off,
+        ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }

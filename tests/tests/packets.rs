@@ -16,6 +16,8 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/cookies.rs"]
+mod cookies;
 #[path = "packets/schedulers.rs"]
 mod schedulers;
 #[path = "packets/snat.rs"]
@@ -96,6 +98,35 @@ fn main() -> ExitCode {
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
         case("a_million_mutated_packets_through_xdp_ingress", || mutated(Door::Xdp)),
         case("a_million_mutated_packets_through_tc_reply", || mutated(Door::Reply)),
+        case(
+            "a_syn_is_answered_by_a_cookie_and_leaves_nothing",
+            cookies::a_syn_is_answered_by_a_cookie_and_leaves_nothing,
+        ),
+        case(
+            "an_acknowledged_cookie_is_a_connection_from_its_beginning",
+            cookies::an_acknowledged_cookie_is_a_connection_from_its_beginning,
+        ),
+        case(
+            "a_port_used_again_after_a_cookie_begins_another_connection",
+            cookies::a_port_used_again_after_a_cookie_begins_another_connection,
+        ),
+        case("xdp_answers_by_itself_where_devices_send_back", cookies::xdp_answers_by_itself_where_devices_send_back),
+        case(
+            "mutated_syns_are_answered_rightly_or_not_at_all",
+            cookies::mutated_syns_are_answered_rightly_or_not_at_all,
+        ),
+        case("a_first_segment_with_data_or_an_end_is_taken", cookies::a_first_segment_with_data_or_an_end_is_taken),
+        case("only_a_cookie_of_the_listener_is_taken", cookies::only_a_cookie_of_the_listener_is_taken),
+        case("what_no_cookie_can_answer_is_dropped", cookies::what_no_cookie_can_answer_is_dropped),
+        case("a_network_is_sent_no_more_cookies_than_it_may", cookies::a_network_is_sent_no_more_cookies_than_it_may),
+        case("a_listener_with_room_gets_its_syns_in_turn", cookies::a_listener_with_room_gets_its_syns_in_turn),
+        case(
+            "nobody_is_asked_where_it_is_forbidden_or_cannot_be",
+            cookies::nobody_is_asked_where_it_is_forbidden_or_cannot_be,
+        ),
+        case("a_cookie_outlives_one_publication", cookies::a_cookie_outlives_one_publication),
+        case("a_cookie_whose_port_is_taken_is_refused", cookies::a_cookie_whose_port_is_taken_is_refused),
+        case("a_full_table_of_flows_takes_no_cookies", cookies::a_full_table_of_flows_takes_no_cookies),
         case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
         case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
         case("the_families_never_meet", v6::the_families_never_meet),
@@ -1206,7 +1237,9 @@ fn mutated(door: Door) {
                 let drops: u64 = DropReason::ALL.iter().map(|reason| object.count(reason.index())).sum();
                 assert!(drops > 0, "packet {number}: dropped without a reason");
             }
-            other @ (Action::Route | Action::Unknown(_)) => panic!("packet {number}: {other:?}: {frame:02x?}"),
+            other @ (Action::Route | Action::Return | Action::Unknown(_)) => {
+                panic!("packet {number}: {other:?}: {frame:02x?}")
+            }
         }
     }
     eprintln!("{door:?}: {redirected} translated, {left} left alone");

@@ -18,7 +18,7 @@ use lb_ebpf::{
 };
 
 use super::{
-    maps::KernelTables,
+    maps::TABLES,
     now,
     slow::Door,
     tc_action,
@@ -123,8 +123,8 @@ pub fn refuse(ctx: &TcContext, link: Link, door: Door, mtu: u16) -> i32 {
     let Ok(network) = window.network(link) else { return tc_action(FAILED) };
     let Ok(packet) = Headers::parse_transport(&window, &network) else { return tc_action(FAILED) };
     let verdict = match (mtu, door) {
-        (0, Door::Front) => pipeline::ingress_expired(&packet.key, &KernelTables),
-        (0, Door::Reply) => pipeline::egress_expired(&packet.key, &KernelTables),
+        (0, Door::Front) => pipeline::ingress_expired(&packet.key, &TABLES),
+        (0, Door::Reply) => pipeline::egress_expired(&packet.key, &TABLES),
         _ => Verdict::Drop(DropReason::TooBig),
     };
     let action = tc_action(verdict);
@@ -138,7 +138,7 @@ pub fn refuse(ctx: &TcContext, link: Link, door: Door, mtu: u16) -> i32 {
     }
     let from = match door {
         Door::Front => packet.key.destination,
-        Door::Reply => match pipeline::gateway(&packet.key, packet.proto, &KernelTables) {
+        Door::Reply => match pipeline::gateway(&packet.key, packet.proto, &TABLES) {
             Some(from) => from,
             None => return action,
         },

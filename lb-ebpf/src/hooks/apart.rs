@@ -14,7 +14,7 @@ use lb_ebpf::{
     tables::Insert,
 };
 
-use super::maps::KernelTables;
+use super::maps::TABLES;
 
 /// [`pipeline::kept`].
 ///
@@ -30,7 +30,7 @@ pub unsafe extern "C" fn kept_backend(
 ) -> BackendId {
     // SAFETY: the caller's promise; the verifier does not know it, and insists on the comparison with null.
     match unsafe { client.as_ref() } {
-        Some(client) => pipeline::kept(frontend, client, but, now, &KernelTables),
+        Some(client) => pipeline::kept(frontend, client, but, now, &TABLES),
         None => NOBODY,
     }
 }
@@ -49,7 +49,7 @@ pub unsafe extern "C" fn pick_backend(
 ) -> BackendId {
     // SAFETY: as above.
     match unsafe { client.as_ref() } {
-        Some(client) => pipeline::pick(frontend, client, but, now, &KernelTables),
+        Some(client) => pipeline::pick(frontend, client, but, now, &TABLES),
         None => NOBODY,
     }
 }
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn keep_backend(
 ) -> u32 {
     // SAFETY: as above.
     if let Some(client) = unsafe { client.as_ref() } {
-        pipeline::keep(frontend, client, (id, generation), now, &KernelTables);
+        pipeline::keep(frontend, client, (id, generation), now, &TABLES);
     }
     0
 }
@@ -79,7 +79,7 @@ pub unsafe extern "C" fn keep_backend(
 #[inline(never)]
 pub extern "C" fn claim_key(proto: u32) -> u32 {
     match Proto::from_number(proto as u8) {
-        Some(proto) => pipeline::claim_key(proto, &KernelTables) as u32,
+        Some(proto) => pipeline::claim_key(proto, &TABLES) as u32,
         None => Insert::Full as u32,
     }
 }

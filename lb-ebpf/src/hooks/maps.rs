@@ -13,16 +13,20 @@ use lb_ebpf::{
     abi::{
         Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry,
         FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow,
-        LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS,
-        MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, Proto,
-        REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source, Traffic,
+        LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COOKIE_RATES, MAX_COUNTERS, MAX_DATAGRAMS,
+        MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS,
+        MAX_SOURCES, MAX_XDP_ANSWERS, Proto, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source,
+        Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
     verdict::Event,
 };
 
-use super::{apart, atomic};
+use super::{
+    apart, atomic,
+    cookie::{Listeners, Nobody},
+};
 
 #[map]
 static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
@@ -75,6 +79,12 @@ static SOURCES: LpmTrie<Source, u32> = LpmTrie::with_max_entries(MAX_SOURCES, BP
 #[map]
 static RATES: LruHashMap<RateKey, KtimeNs> = LruHashMap::with_max_entries(MAX_RATES, 0);
 #[map]
+static COOKIES: Array<KtimeNs> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static COOKIE_RATES: Array<KtimeNs> = Array::with_max_entries(MAX_COOKIE_RATES, 0);
+#[map]
+static XDP_ANSWERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_XDP_ANSWERS, BPF_F_NO_PREALLOC);
+#[map]
 static LIFETIMES: Array<Lifetimes> = Array::with_max_entries(1, 0);
 #[map]
 static AGENT: Array<AgentRecord> = Array::with_max_entries(1, 0);
@@ -120,8 +130,18 @@ fn sign(mut number: u64) -> u64 {
 /// from another, and short enough for what is never seen to end.
 const SWEPT_NS: KtimeNs = 60_000_000_000;
 
-/// The maps of this object.
-pub struct KernelTables;
+/// Returns whether a device sends back what XDP tells it to.
+#[inline(always)]
+pub fn answers_by_xdp(ifindex: u32) -> bool {
+    // SAFETY: nothing is read of the value.
+    unsafe { XDP_ANSWERS.get(ifindex) }.is_some()
+}
+
+/// The maps of this object, and who asks listeners for the program.
+pub struct KernelTables<L = Nobody>(pub L);
+
+/// The maps of this object alone.
+pub const TABLES: KernelTables = KernelTables(Nobody);
 
 #[inline(always)]
 fn shared<T>(value: *mut T) -> Option<Shared<T>> {
@@ -141,7 +161,7 @@ fn inserted(result: Result<(), i32>) -> Insert {
 /// `asm-generic/errno-base.h`.
 const EEXIST: i32 = 17;
 
-impl Tables for KernelTables {
+impl<L: Listeners> Tables for KernelTables<L> {
     #[inline(always)]
     fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
         // SAFETY: one word, read at once.
@@ -263,6 +283,26 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn claim(&self, proto: Proto) -> Insert {
         Insert::from_number(apart::claim_key(proto as u32))
+    }
+
+    #[inline(always)]
+    fn cookies(&self, frontend: FrontendId) -> Option<Shared<KtimeNs>> {
+        COOKIES.get_ptr_mut(frontend).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn cookie_bucket(&self, number: u32) -> Option<Shared<KtimeNs>> {
+        COOKIE_RATES.get_ptr_mut(number).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn syn_cookie(&self, netns: u32) -> bool {
+        self.0.syn_cookie(netns)
+    }
+
+    #[inline(always)]
+    fn is_syn_cookie(&self, netns: u32) -> bool {
+        self.0.is_syn_cookie(netns)
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ mod answer;
 mod apart;
 mod atomic;
 mod cb;
+mod cookie;
 mod maps;
 mod slow;
 mod sock_connect;
@@ -73,6 +74,8 @@ fn tc_action(verdict: Verdict) -> i32 {
             maps::count(reason.index());
             TC_ACT_SHOT as i32
         }
+        // Taken as detours before they come here.
+        Verdict::Answer | Verdict::Acknowledge => TC_ACT_SHOT as i32,
     }
 }
 
@@ -91,5 +94,7 @@ fn xdp_action(verdict: Verdict) -> u32 {
             maps::count(reason.index());
             xdp_action::XDP_DROP
         }
+        // By TC, which asks the listener again.
+        Verdict::Answer | Verdict::Acknowledge => xdp_action::XDP_PASS,
     }
 }

@@ -18,7 +18,8 @@ use lb_ebpf::{
 use super::{
     answer,
     cb::Word,
-    maps::KernelTables,
+    cookie,
+    maps::TABLES,
     now, tc_action,
     tc_ingress::{self, FAILED, tell_sum},
     tc_reply,
@@ -50,6 +51,10 @@ impl Detour {
     pub const FIRST_FRAGMENT: Self = Self(3);
     /// The sender is to be told that the packet may pass no more routers.
     pub const EXPIRED: Self = Self(4);
+    /// The packet is a SYN to be answered by the cookie at hand.
+    pub const ANSWER: Self = Self(5);
+    /// The packet may acknowledge a cookie.
+    pub const ACKNOWLEDGE: Self = Self(6);
 
     /// The sender is to be told that the packet is too big for a device of this MTU.
     #[inline(always)]
@@ -105,6 +110,9 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
             remember(door);
             action
         }
+        // Only at the front door: no SYN of a backend's is answered.
+        Detour::ANSWER if door == Door::Front => cookie::answer(ctx, link),
+        Detour::ACKNOWLEDGE if door == Door::Front => cookie::acknowledge(ctx, link),
         Detour(refused) => answer::refuse(ctx, link, door, (refused >> 16) as u16),
     }
 }
@@ -140,7 +148,7 @@ fn prepare(ctx: &TcContext, link: Link) {
     if let Ok(network) = window.network(link)
         && matches!(network.part, Part::First)
         && let (Some(key), Ok(packet)) = (network.fragment_key(&window), Headers::parse_transport(&window, &network))
-        && let Some(scratch) = KernelTables.scratch()
+        && let Some(scratch) = TABLES.scratch()
     {
         let first = scratch.first_fragment();
         first.key = key;
@@ -152,8 +160,8 @@ fn prepare(ctx: &TcContext, link: Link) {
 #[inline(never)]
 fn remember(door: Door) {
     match door {
-        Door::Front => pipeline::remember_ingress(now(), &KernelTables),
-        Door::Reply => pipeline::remember_egress(now(), &KernelTables),
+        Door::Front => pipeline::remember_ingress(now(), &TABLES),
+        Door::Reply => pipeline::remember_egress(now(), &TABLES),
     }
 }
 
@@ -171,12 +179,12 @@ fn try_fragment(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict>
     let arrival = window.arrival_of_one();
     match door {
         Door::Front => {
-            let (first, backend) = pipeline::ingress_fragment(&key, arrival, &KernelTables)?;
+            let (first, backend) = pipeline::ingress_fragment(&key, arrival, &TABLES)?;
             rewrite(ctx, &network, first, Hops::to(backend))?;
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
-            let first = pipeline::egress_fragment(&key, arrival, &KernelTables)?;
+            let first = pipeline::egress_fragment(&key, arrival, &TABLES)?;
             rewrite(ctx, &network, first, Hops::ONE)?;
             tc_reply::send(ctx, link, first.ifindex)
         }
@@ -213,12 +221,12 @@ fn try_error(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict> {
     let arrival = window.arrival_of_one();
     match door {
         Door::Front => {
-            let (to, backend) = pipeline::ingress_error(&error, arrival, &KernelTables)?;
+            let (to, backend) = pipeline::ingress_error(&error, arrival, &TABLES)?;
             tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::to(backend)).ok_or(FAILED)?);
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
-            let (to, ifindex) = pipeline::egress_error(&error, arrival, &KernelTables)?;
+            let (to, ifindex) = pipeline::egress_error(&error, arrival, &TABLES)?;
             tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::ONE).ok_or(FAILED)?);
             tc_reply::send(ctx, link, ifindex)
         }

@@ -22,7 +22,7 @@ use lb_ebpf::{
 
 use super::{
     atomic,
-    maps::{self, KernelTables, LOCAL_DATAGRAMS, LOCAL_FLOWS, LOCAL_NETNS},
+    maps::{self, LOCAL_DATAGRAMS, LOCAL_FLOWS, LOCAL_NETNS, TABLES},
     now,
 };
 
@@ -54,7 +54,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some(wanted) = peer(ctx, family) else { return PROCEED };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
+    let Some(frontend) = TABLES.frontend_at(&wanted) else { return PROCEED };
     match reachable(ctx, &wanted).and_then(|()| lead(ctx, frontend, wanted)) {
         Ok(flow) => {
             count_connection(&flow);
@@ -80,6 +80,8 @@ fn action(verdict: Verdict) -> i32 {
             maps::count_atomically(reason.index());
             REFUSE
         }
+        // Of packets alone.
+        Verdict::Answer | Verdict::Acknowledge => PROCEED,
     }
 }
 
@@ -96,15 +98,15 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn send(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some(wanted) = peer(ctx, family) else { return PROCEED };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
+    let Some(frontend) = TABLES.frontend_at(&wanted) else { return PROCEED };
     let key = LocalKey::datagrams(cookie(ctx), wanted);
     // SAFETY: an entry of another flow, put in its place meanwhile, is told by where that one wanted to go.
     if let Some(flow) = unsafe { LOCAL_DATAGRAMS.get(key) }.copied()
         && flow.wanted == wanted
-        && KernelTables.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
+        && TABLES.backend(flow.backend).is_some_and(|backend| backend.serves(flow.generation))
     {
         let idle = now().saturating_sub(flow.last_seen);
-        if idle <= KernelTables.lifetime_ns(State::UdpReplied) {
+        if idle <= TABLES.lifetime_ns(State::UdpReplied) {
             if idle >= TOUCH_NS {
                 remember(ctx, &LocalFlow { last_seen: now(), ..flow });
             }
@@ -172,7 +174,7 @@ pub fn sock_release(ctx: SockContext) -> i32 {
     // SAFETY: a whole word, read at once.
     let Some(id) = (unsafe { LOCAL_FLOWS.get(cookie) }).map(|flow| flow.backend) else { return PROCEED };
     if LOCAL_FLOWS.remove(cookie).is_ok() {
-        KernelTables.ended(id);
+        TABLES.ended(id);
     }
     PROCEED
 }
@@ -184,7 +186,7 @@ fn lead(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result
     let Some(proto) = wanted.proto() else { return Err(Verdict::Pass(PassReason::Protocol)) };
     let port = Port::from_wire(cookie(ctx) as u16);
     let client = FlowKey::new(wanted.address, port, wanted.address, wanted.port, proto);
-    let (id, backend) = pipeline::choose(frontend, &client, NOBODY, now(), &KernelTables)?;
+    let (id, backend) = pipeline::choose(frontend, &client, NOBODY, now(), &TABLES)?;
     let given = Endpoint::new(backend.address, backend.port, proto);
     Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
 }
@@ -199,8 +201,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
         match unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie(ctx), flow.given)) } {
             Some(other)
                 if other.wanted != wanted
-                    && flow.last_seen.saturating_sub(other.last_seen)
-                        <= KernelTables.lifetime_ns(State::UdpReplied) =>
+                    && flow.last_seen.saturating_sub(other.last_seen) <= TABLES.lifetime_ns(State::UdpReplied) =>
             {
                 flow = lead(ctx, frontend, wanted)?;
             }
@@ -213,8 +214,8 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
 /// Counts a connection that begins.
 #[inline(always)]
 fn count_connection(flow: &LocalFlow) {
-    KernelTables.begun(flow.backend);
-    if let Some(traffic) = KernelTables.traffic(flow.backend) {
+    TABLES.begun(flow.backend);
+    if let Some(traffic) = TABLES.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }
 }

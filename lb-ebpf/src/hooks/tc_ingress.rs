@@ -17,7 +17,9 @@ use lb_ebpf::{
 };
 
 use super::{
-    Note, answer, maps,
+    Note, answer,
+    cookie::ByTc,
+    maps,
     maps::KernelTables,
     note_mark,
     slow::{self, Detour, Door},
@@ -61,7 +63,13 @@ fn try_forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     if pipeline::is_at_its_end(packet.ttl) {
         return Ok(Detour::EXPIRED.take(ctx));
     }
-    let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, window.arrival(&packet), &KernelTables)?;
+    let tables = KernelTables(ByTc(ctx));
+    let ToBackend { to, backend, id: _ } = match pipeline::ingress(&packet, window.arrival(&packet), &tables) {
+        Ok(forward) => forward,
+        Err(Verdict::Answer) => return Ok(Detour::ANSWER.take(ctx)),
+        Err(Verdict::Acknowledge) => return Ok(Detour::ACKNOWLEDGE.take(ctx)),
+        Err(verdict) => return Err(verdict),
+    };
     if answer::is_limited(&window, &packet, backend)
         && let Some(mtu) = answer::exceeds(ctx, link, backend.ifindex)
     {
@@ -146,7 +154,7 @@ pub fn tell_sum(ctx: &TcContext, header: Delta) {
 
 /// `bpf_l4_csum_replace` with size zero takes a difference instead of two values.
 #[inline(always)]
-fn replace(ctx: &TcContext, check: usize, delta: Delta, flags: u64) -> Option<()> {
+pub fn replace(ctx: &TcContext, check: usize, delta: Delta, flags: u64) -> Option<()> {
     ctx.l4_csum_replace(check, 0, u64::from(delta.wsum()), flags).ok()
 }
 

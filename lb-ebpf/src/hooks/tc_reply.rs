@@ -9,7 +9,7 @@ use lb_ebpf::{
 
 use super::{
     answer,
-    maps::KernelTables,
+    maps::TABLES,
     slow::{self, Detour, Door},
     tc_action,
     tc_ingress::{rewrite, write_link},
@@ -43,7 +43,7 @@ fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     if pipeline::is_at_its_end(packet.ttl) {
         return Ok(Detour::EXPIRED.take(ctx));
     }
-    let ToClient { to, ifindex } = pipeline::egress(&packet, window.arrival(&packet), &KernelTables)?;
+    let ToClient { to, ifindex } = pipeline::egress(&packet, window.arrival(&packet), &TABLES)?;
     if let Some(mtu) = answer::exceeds(ctx, link, ifindex) {
         return Ok(Detour::too_big(mtu).take(ctx));
     }

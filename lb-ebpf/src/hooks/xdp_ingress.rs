@@ -18,7 +18,13 @@ use lb_ebpf::{
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use super::{Note, answer, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
+use super::{
+    Note, answer,
+    cookie::{self, ByXdp},
+    maps::KernelTables,
+    note_mark, now_for, trace,
+    window::XdpWindow,
+};
 
 /// The packet could not be changed.
 const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
@@ -36,6 +42,13 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
             Ok(Sent::Without(action)) => {
                 take_room_back(&ctx);
                 return action;
+            }
+            Err(Verdict::Answer) => {
+                take_room_back(&ctx);
+                if cookie::may_answer_by_xdp(&ctx) {
+                    return cookie::answer_by_xdp(&ctx);
+                }
+                Verdict::Answer
             }
             Err(verdict) => {
                 take_room_back(&ctx);
@@ -67,7 +80,8 @@ enum Sent {
 fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now_for(packet.flags) };
-    let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &KernelTables)?;
+    let tables = KernelTables(ByXdp(ctx));
+    let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &tables)?;
 
     let window = XdpWindow(ctx);
     if answer::is_limited(&window, packet, backend)

@@ -17,7 +17,7 @@ use crate::{
     datapath::{
         Datapath, DatapathError,
         doors::{Device, DoorAttach, DoorKind},
-        links::{self, Bridge, Framing, Link, LinkError, Links},
+        links::{self, Bridge, Framing, Link, LinkError, LinkKind, Links},
         loader, pins,
         publish::{FrontendWish, Scheduling},
     },
@@ -117,6 +117,7 @@ impl Network {
         for device in self.front_devices() {
             self.open(datapath, config, device)?;
         }
+        datapath.answer_at(&self.answering(config))?;
         datapath.open_cgroup()?;
         datapath.serve(&wishes)?;
         self.close_others(datapath)
@@ -134,6 +135,7 @@ impl Network {
         for device in self.front_devices() {
             note(self.open(datapath, config, device));
         }
+        note(datapath.answer_at(&self.answering(config)));
         // The loop waits for nobody: who holds the lock is starting, or is hanging.
         match pins::try_lock_frontends() {
             Ok(Some(_nobody_else_takes_one)) => {
@@ -179,6 +181,17 @@ impl Network {
             framing: link.framing,
         });
         bridges.chain(links)
+    }
+
+    /// Returns the devices that send back what XDP tells them to: behind the driver all do, in it those that are no veth,
+    /// whose other end has to poll for that, which cannot be seen from here.
+    fn answering(&self, config: &RunConfig) -> BTreeSet<u32> {
+        let answers = |link: &&Link| match config.hook {
+            Hook::Auto | Hook::Tc => false,
+            Hook::Xdp => link.kind != LinkKind::Veth,
+            Hook::XdpGeneric => true,
+        };
+        self.uplinks.iter().filter(answers).map(|link| link.index).collect()
     }
 
     fn open(&self, datapath: &mut Datapath, config: &RunConfig, device: Device<'_>) -> Result<(), DatapathError> {

@@ -197,6 +197,7 @@ impl ServiceArgs {
         let health = self.health_check(notes)?;
         let guard = Guard::new(&self.allow, &self.deny, self.source_rate).map_err(|error| (error, "deny", 0))?;
         let snat = Snat::new(&self.snat).map_err(|(error, place)| (error, "snat", place))?;
+        let guard = guard.with_syn_cookies(self.syn_cookies);
         let (frontends, families) = self.completed(&source)?;
         for (place, &address) in self.snat.iter().enumerate().filter(|_| !families.is_empty()) {
             let family = Family::of(address);

@@ -118,6 +118,7 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ("affinity", from.affinity != to.affinity),
         ("max-connections", from.max_connections != to.max_connections),
         ("slow-start", from.slow_start != to.slow_start),
+        ("syn-cookies", from.guard.syn_cookies != to.guard.syn_cookies),
         ("health", from.health != to.health),
         ("health-interval", from.health_interval != to.health_interval),
         ("drain-timeout", from.drain_timeout != to.drain_timeout),
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 9] = [
+        let rows: [Row<'_>; 10] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -218,6 +219,7 @@ mod tests {
                 &["backends", "scheduler"],
             ),
             (&[("\"6379\"", "\"6379\"\ndrain-timeout = \"5s\"")], "cache", &["drain-timeout"]),
+            (&[("\"6379\"", "\"6379\"\nsyn-cookies = \"off\"")], "cache", &["syn-cookies"]),
         ];
         for (replaced, name, keys) in rows {
             let changes = after(replaced).expect("it can be changed");

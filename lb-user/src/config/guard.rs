@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use lb_ebpf::abi::{self, Address, FrontendId, RateLimit, SOURCE_BITS, Source};
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::{ConfigError, SynCookies};
 
 /// The most connections in a second that can be allowed: beyond it, nobody is limited.
 const HIGHEST_RATE: u32 = 1_000_000;
@@ -33,6 +33,9 @@ pub struct Guard {
     pub deny: BTreeSet<IpNet>,
     /// How many connections one network may begin.
     pub source_rate: Option<SourceRate>,
+    /// Whether their SYNs are answered by cookies while there is a flood of them.
+    #[serde(default)]
+    pub syn_cookies: SynCookies,
 }
 
 /// How many connections a network may begin in a second: `100`, or `100/24` for all of an IPv4 network together.
@@ -49,12 +52,19 @@ impl Guard {
     /// # Errors
     /// [`ConfigError::Contradiction`] if a network is both allowed and denied.
     pub fn new(allow: &[IpNet], deny: &[IpNet], source_rate: Option<SourceRate>) -> Result<Self, ConfigError> {
+        let syn_cookies = SynCookies::default();
         let whole = |list: &[IpNet]| list.iter().map(IpNet::trunc).collect::<BTreeSet<_>>();
-        let guard = Self { allow: whole(allow), deny: whole(deny), source_rate };
+        let guard = Self { allow: whole(allow), deny: whole(deny), source_rate, syn_cookies };
         match guard.allow.intersection(&guard.deny).next() {
             Some(&network) => Err(ConfigError::Contradiction { network }),
             None => Ok(guard),
         }
+    }
+
+    /// Says whether SYNs are answered by cookies.
+    #[must_use]
+    pub fn with_syn_cookies(self, syn_cookies: SynCookies) -> Self {
+        Self { syn_cookies, ..self }
     }
 
     /// Returns whether everybody may, as often as they like.
@@ -64,7 +74,10 @@ impl Guard {
 
     /// Returns what the kernel is told of it, but for the networks.
     pub fn rules(&self) -> abi::Guard {
-        let mut rules = abi::Guard::default();
+        let mut rules = match self.syn_cookies {
+            SynCookies::Auto => abi::Guard::default(),
+            SynCookies::Off => abi::Guard::default().without_cookies(),
+        };
         if !(self.allow.is_empty() && self.deny.is_empty()) {
             rules = rules.with_sources(self.allow.is_empty());
         }
@@ -247,6 +260,8 @@ mod tests {
 
         assert!(guard.rules().asks_for_sources() && guard.rules().admits_others() && guard.rules().limit().is_none());
         assert!(Guard::default().is_open() && Guard::default().rules() == abi::Guard::default());
+        assert!(guard.rules().allows_cookies(), "unless it is told otherwise");
+        assert!(!guard.with_syn_cookies(SynCookies::Off).rules().allows_cookies());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use clap::ValueEnum;
 use lb_ebpf::{abi, tcp_state::State};
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
@@ -326,6 +327,17 @@ pub enum Hook {
     Xdp,
     /// XDP behind the driver, on every interface, slower than TC
     XdpGeneric,
+}
+
+/// Whether SYNs are answered by cookies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SynCookies {
+    /// While the listener of a backend has no room for more
+    #[default]
+    Auto,
+    /// Never: the backend's own kernel does what it does
+    Off,
 }
 
 /// How TC programs are attached.

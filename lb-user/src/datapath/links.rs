@@ -64,6 +64,8 @@ pub struct Path {
     pub mac: Option<Mac>,
     /// The MAC address of `l3_ifindex`, from which the backend expects its packets.
     pub src_mac: Option<Mac>,
+    /// The number of the network namespace behind the veth; none where there is no veth.
+    pub netns: Option<u32>,
 }
 
 /// A network interface.
@@ -85,8 +87,9 @@ pub struct Link {
     pub mtu: u32,
     /// The bridge or bond that it is a port of.
     pub controller: Option<u32>,
-    /// Whether its other end, or the device below it, is in another network namespace.
-    pub peer_elsewhere: bool,
+    /// The number that this network namespace has for the one in which its other end, or the device below it, is; none if
+    /// that is here.
+    pub peer_netns: Option<i32>,
     /// The other end, or the device below it, if that is in this one.
     pub lower: Option<u32>,
 }
@@ -399,7 +402,7 @@ impl Link {
 
     /// Whether it is a veth whose other end is in another network namespace, so that packets can be put there.
     fn leads_elsewhere(&self) -> bool {
-        self.kind == LinkKind::Veth && self.peer_elsewhere
+        self.kind == LinkKind::Veth && self.peer_netns.is_some()
     }
 }
 
@@ -437,7 +440,9 @@ fn path(device: &Link, place: Place<'_>) -> Path {
         Place::BehindPort { mac, port } if port.leads_elsewhere() => (Reach::Veth, port, port, Some(mac)),
         Place::BehindPort { mac, port } => (Reach::Neighbour, device, port, Some(mac)),
     };
+    let behind = (reach == Reach::Veth).then_some(into.peer_netns).flatten();
     Path {
+        netns: behind.and_then(|number| u32::try_from(number).ok()),
         reach,
         ifindex: into.index,
         name: into.name.clone(),
@@ -467,13 +472,14 @@ mod tests {
     #[test]
     fn a_container_behind_a_bridge_is_reached_by_its_veth() {
         let bridge = link(3, LinkKind::Bridge);
-        let port = Link { peer_elsewhere: true, controller: Some(3), ..link(9, LinkKind::Veth) };
+        let port = Link { peer_netns: Some(5), controller: Some(3), ..link(9, LinkKind::Veth) };
 
         let path = path(&bridge, Place::BehindPort { mac: MAC, port: &port });
 
         assert_eq!((path.reach, path.ifindex, path.reply_ifindex, path.l3_ifindex), (Reach::Veth, 9, 9, 3));
         assert_eq!((path.mac, path.src_mac), (Some(MAC), bridge.mac));
         assert_eq!((path.name.as_str(), path.reply_name.as_str()), ("if9", "if9"));
+        assert_eq!(path.netns, Some(5), "its listeners can be asked");
     }
 
     #[test]
@@ -497,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_routed_veth_is_reached_by_itself() {
-        let veth = Link { peer_elsewhere: true, ..link(9, LinkKind::Veth) };
+        let veth = Link { peer_netns: Some(5), ..link(9, LinkKind::Veth) };
 
         let path = path(&veth, Place::OnLink { mac: MAC });
 
@@ -508,7 +514,7 @@ mod tests {
     fn a_veth_within_the_namespace_is_a_neighbour() {
         let path = path(&link(9, LinkKind::Veth), Place::OnLink { mac: MAC });
 
-        assert_eq!((path.reach, path.ifindex), (Reach::Neighbour, 9));
+        assert_eq!((path.reach, path.ifindex, path.netns), (Reach::Neighbour, 9, None));
     }
 
     #[test]
@@ -581,7 +587,7 @@ mod tests {
             up: true,
             mtu: 1500,
             controller: None,
-            peer_elsewhere: false,
+            peer_netns: None,
             lower: None,
         }
     }

@@ -209,6 +209,22 @@ impl Datapath {
         wanted.map_or(Ok(()), |kind| self.open_door(kind, device))
     }
 
+    /// Says at which devices XDP answers by itself: at those that send back what it tells them to.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn answer_at(&mut self, devices: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        let failed = super::maps::failed(map::XDP_ANSWERS);
+        let there: BTreeSet<u32> = self.maps.xdp_answers.keys().collect::<Result<_, _>>().map_err(&failed)?;
+        for gone in there.difference(devices) {
+            self.maps.xdp_answers.remove(gone).map_err(&failed)?;
+        }
+        for new in devices.difference(&there) {
+            self.maps.xdp_answers.insert(new, 1, 0).map_err(&failed)?;
+        }
+        Ok(())
+    }
+
     /// Attaches the hooks of local sockets.
     ///
     /// # Errors

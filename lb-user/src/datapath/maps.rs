@@ -40,6 +40,8 @@ pub struct Maps {
     pub guards: Array<MapData, Guard>,
     /// `Source → 1 if it may begin connections, else 0`.
     pub sources: LpmTrie<MapData, Source, u32>,
+    /// `device → 1`: those at which XDP answers.
+    pub xdp_answers: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
     backend_stats: PerCpuArray<MapData, Traffic>,
     handshakes: PerCpuArray<MapData, Handshakes>,
@@ -88,6 +90,7 @@ impl Maps {
             retired: typed(pins, map::RETIRED)?,
             guards: typed(pins, map::GUARDS)?,
             sources: typed(pins, map::SOURCES)?,
+            xdp_answers: typed(pins, map::XDP_ANSWERS)?,
             counters: typed(pins, map::COUNTERS)?,
             backend_stats: typed(pins, map::BACKEND_STATS)?,
             handshakes: typed(pins, map::HANDSHAKES)?,

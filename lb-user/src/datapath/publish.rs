@@ -115,8 +115,10 @@ struct FrontendRow {
     addresses: BTreeSet<SocketAddr>,
     /// How its backends are to be chosen from the next publication on.
     scheduling: Scheduling,
-    /// Its entry in the map.
+    /// Its entry in the map, but for the former slots.
     held: Frontend,
+    /// The slots that it had before those.
+    former: SlotRange,
     /// What the map holds in its slots.
     layout: Vec<Slot>,
     /// Who may begin connections to it; nothing while it is not known what the kernel holds.
@@ -171,8 +173,8 @@ impl Registry {
                 max_connections: frontend.max_connections(),
             };
             let (service, name, addresses) = (told.service.clone(), told.name.clone(), told.addresses.clone());
-            let (held, guard) = (frontend, None);
-            let row = FrontendRow { service, name, proto, addresses, scheduling, held, layout, guard };
+            let (held, former, guard) = (scheduling.frontend(range), frontend.former_slots(), None);
+            let row = FrontendRow { service, name, proto, addresses, scheduling, held, former, layout, guard };
             registry.frontends.insert(told.id, row);
         }
         for told in &former.backends {
@@ -468,13 +470,14 @@ impl Datapath {
         let id = (0..MAX_FRONTENDS)
             .find(|id| !rows.contains_key(id) && !retiring.contains(id))
             .ok_or(DatapathError::Full { what: "frontends", limit: MAX_FRONTENDS })?;
-        let held = wish.scheduling.frontend(SlotRange { base: 0, len: 0 });
+        let held = wish.scheduling.frontend(NO_SLOTS);
         // What an earlier holder of the id has counted is not this one's.
         self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
         self.maps.frontends.insert(id, held, 0).map_err(failed(map::FRONTENDS))?;
         let (service, name, proto) = (wish.service.clone(), wish.name.clone(), wish.proto);
         let (addresses, scheduling, layout, guard) = (BTreeSet::new(), wish.scheduling, Vec::new(), None);
-        let row = FrontendRow { service, name, proto, addresses, scheduling, held, layout, guard };
+        let former = NO_SLOTS;
+        let row = FrontendRow { service, name, proto, addresses, scheduling, held, former, layout, guard };
         self.registry.frontends.insert(id, row);
         Ok(id)
     }
@@ -505,12 +508,13 @@ impl Datapath {
 
     /// Makes a frontend another service's, if it is not: backends of the former one get no new connections.
     fn hand_over(&mut self, id: FrontendId, wish: &FrontendWish) -> Result<(), DatapathError> {
-        let Some(row) = self.registry.frontends.get_mut(&id).filter(|row| row.service != wish.service) else {
+        if self.registry.frontends.get(&id).is_none_or(|row| row.service == wish.service) {
             return Ok(());
-        };
-        let nobody = wish.scheduling.frontend(SlotRange { base: 0, len: 0 });
-        self.maps.frontends.insert(id, nobody, 0).map_err(failed(map::FRONTENDS))?;
-        (row.service, row.held, row.layout) = (wish.service.clone(), nobody, Vec::new());
+        }
+        self.write_frontend(id, wish.scheduling.frontend(NO_SLOTS))?;
+        if let Some(row) = self.registry.frontends.get_mut(&id) {
+            (row.service, row.layout) = (wish.service.clone(), Vec::new());
+        }
         Ok(())
     }
 
@@ -552,9 +556,8 @@ impl Datapath {
             if let NewLayout::Written(layout) = &layout {
                 self.maps.write_layout(range.base, layout)?;
             }
-            self.maps.frontends.insert(id, held, 0).map_err(failed(map::FRONTENDS))?;
+            self.write_frontend(id, held)?;
             if let Some(row) = self.registry.frontends.get_mut(&id) {
-                row.held = held;
                 if let NewLayout::Written(layout) = layout {
                     row.layout = layout;
                     self.registry.next_slot = range.base + range.len;
@@ -597,7 +600,26 @@ impl Datapath {
     pub fn retiring(&self) -> BTreeSet<BackendId> {
         self.registry.retiring.keys().copied().collect()
     }
+
+    /// Replaces a frontend's entry. The slots that it has are named beside the others: connections that were answered by
+    /// cookies begin with an acknowledgement, and find their backends there.
+    fn write_frontend(&mut self, id: FrontendId, held: Frontend) -> Result<(), DatapathError> {
+        let row = self.registry.frontends.get_mut(&id);
+        let former = match &row {
+            Some(row) if row.held.slots() == held.slots() => row.former,
+            Some(row) => row.held.slots(),
+            None => NO_SLOTS,
+        };
+        self.maps.frontends.insert(id, held.after(former), 0).map_err(failed(map::FRONTENDS))?;
+        if let Some(row) = row {
+            (row.held, row.former) = (held, former);
+        }
+        Ok(())
+    }
 }
+
+/// No slots.
+const NO_SLOTS: SlotRange = SlotRange { base: 0, len: 0 };
 
 /// Returns a socket address as the maps have it.
 pub fn endpoint(address: SocketAddr, proto: Proto) -> Endpoint {
@@ -622,6 +644,10 @@ fn entry(backend: &BackendReport) -> Backend {
     let entry = match way.snat.of(Family::of(address)) {
         Some(snat) => entry.beside(snat.into()).hiding_clients(),
         None => entry.beside(host_address.unwrap_or_default()),
+    };
+    let entry = match way.netns {
+        Some(netns) => entry.listening_in(netns),
+        None => entry,
     };
     if backend.leaving { entry.leaving() } else { entry }
 }
@@ -656,6 +682,7 @@ mod tests {
             host_address: None,
             host_address_v6: None,
             snat: Snat::default(),
+            netns: Some(3),
         }
     }
 
@@ -700,6 +727,7 @@ mod tests {
             addresses: BTreeSet::new(),
             scheduling: Scheduling::PLAIN,
             held: held(0, 0),
+            former: NO_SLOTS,
             layout: Vec::new(),
             guard: None,
         };
@@ -730,6 +758,7 @@ mod tests {
 
             assert_eq!(IpAddr::from(entry.host_address), host.parse::<IpAddr>().unwrap());
             assert_eq!(IpAddr::from(entry.address), endpoint.parse::<SocketAddr>().unwrap().ip());
+            assert_eq!(entry.netns(), Some(3), "where its listener can be asked");
         }
     }
 

@@ -129,6 +129,9 @@ pub struct Way {
     /// The addresses of the host by which it knows clients.
     #[serde(default)]
     pub snat: Snat,
+    /// The number of the network namespace in which the backend listens, where that can be asked.
+    #[serde(default)]
+    pub netns: Option<u32>,
 }
 
 impl Way {
@@ -145,6 +148,7 @@ impl Way {
             source_mac: path.src_mac.unwrap_or_default(),
             host_address: host_addresses.0,
             host_address_v6: host_addresses.1,
+            netns: path.netns,
             snat: Snat::default(),
         }
     }

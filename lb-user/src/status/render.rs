@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, Color};
 
-use crate::config::Guard;
+use crate::config::{Guard, SynCookies};
 
 use super::{
     AgentState, Snapshot,
@@ -200,6 +200,9 @@ fn guard(guard: &Guard) -> Option<String> {
         parts.push(format!("not from {}", list(&guard.deny)));
     }
     parts.extend(guard.source_rate.map(|rate| format!("{rate} new connections a second from each client")));
+    if guard.syn_cookies == SynCookies::Off {
+        parts.push("no SYN cookies".to_owned());
+    }
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

@@ -517,7 +517,9 @@ pub fn mutated(door: Door) {
                 let drops: u64 = DropReason::ALL.iter().map(|reason| object.count(reason.index())).sum();
                 assert!(drops > 0, "packet {number}: dropped without a reason");
             }
-            other @ (Action::Route | Action::Unknown(_)) => panic!("packet {number}: {other:?}: {frame:02x?}"),
+            other @ (Action::Route | Action::Return | Action::Unknown(_)) => {
+                panic!("packet {number}: {other:?}: {frame:02x?}")
+            }
         }
     }
     eprintln!("{door:?}: {redirected} translated, {left} left alone");

@@ -361,7 +361,7 @@ fn link_of(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         mtu: 0,
         controller: None,
-        peer_elsewhere: false,
+        peer_netns: None,
         lower: None,
     };
     for attribute in &message.attributes {
@@ -370,7 +370,7 @@ fn link_of(message: &LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = mac_of(bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::LinkNetNsId(number) => link.peer_netns = Some(*number),
             LinkAttribute::Link(index) => link.lower = Some(*index),
             LinkAttribute::LinkInfo(details) => {
                 let kind = details.iter().find_map(|detail| match detail {
@@ -383,7 +383,7 @@ fn link_of(message: &LinkMessage) -> Link {
         }
     }
     // The number of a device elsewhere says nothing here.
-    link.lower = link.lower.filter(|_| !link.peer_elsewhere);
+    link.lower = link.lower.filter(|_| link.peer_netns.is_none());
     link
 }
 
@@ -545,12 +545,12 @@ mod tests {
             up: true,
             mtu: 1400,
             controller: Some(3),
-            peer_elsewhere: true,
+            peer_netns: Some(0),
             lower: None,
         };
         assert_eq!(link_of(&message), expected);
         message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::LinkNetNsId(_)));
-        assert_eq!(link_of(&message), Link { peer_elsewhere: false, lower: Some(4), ..expected });
+        assert_eq!(link_of(&message), Link { peer_netns: None, lower: Some(4), ..expected });
     }
 
     #[test]
