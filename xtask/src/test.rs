@@ -24,7 +24,8 @@ use crate::{
 /// containers, so they need root (through sudo if you are not) and, for `docker`, a Docker engine; their tools are installed as
 /// `setup --tests` does. A test that cannot run here says what it lacks and counts as skipped; with CI=true or --no-skip it fails instead.
 ///
-/// `vm` is no part of `all`: it runs the packets, and of `net` what the kernel has a say in, on Debian's Linux 6.1 in qemu.
+/// `vm` is no part of `all`: it runs the packets, and of `net` what the kernel has a say in, on Debian's Linux 6.1 in qemu. Where this
+/// host's kernel has no VLANs, the tests of `net` that need them run there, too.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cargo xtask test                    everything
@@ -99,8 +100,21 @@ impl Test {
                 environment.push(("LB_REQUIRE_ALL".to_owned(), "1".to_owned()));
             }
         }
+        // Tests that are picked by their names run here, and say what they lack.
+        let vlans_elsewhere =
+            matches!(self.group, Group::Net | Group::All) && self.arguments.is_empty() && !vm::host_has_vlans();
+        if vlans_elsewhere {
+            environment.push(("LB_VLANS".to_owned(), "vm".to_owned()));
+        }
         for target in self.targets()? {
             suites.push(self.tests(&target, &["-p", "lb-tests", BENCH[0], BENCH[1], "--test", &target], &environment));
+        }
+        if vlans_elsewhere {
+            eprintln!("this kernel has no VLANs: the tests that need them run in the virtual machine");
+            match vm::run_vlans() {
+                Ok(in_vm) => suites.extend(in_vm),
+                Err(error) => suites.push(Suite::failed("VLANs, in the virtual machine", &error)),
+            }
         }
         Ok(summarise(&suites))
     }

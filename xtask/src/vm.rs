@@ -66,22 +66,23 @@ const MODULES: [&str; 7] = [
 /// has to stand still for a whole sequence, which is too long under emulation.
 const SUITES: [&str; 2] = ["packet_tables", "packets"];
 
-/// The cases of `namespaces` that run on the old kernel: one for each thing that it does in another way, and those with VLANs,
-/// which the host's own kernel may lack. It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel changes; and each start of an
-/// agent takes the emulated verifier a minute.
-const NET_CASES: [&str; 11] = [
+/// The cases of `namespaces` that run on the old kernel, beside [`VLAN_CASES`]: one for each thing that it does in another way.
+/// It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel
+/// changes; and each start of an agent takes the emulated verifier a minute.
+const NET_CASES: [&str; 8] = [
     "requests_hit_backends_strictly_in_turn",
     "transfers_survive_checksum_offload_on_and_off",
     "clients_on_the_host_see_the_frontend",
     "a_killed_agent_with_filters_is_replaced",
     "a_smaller_uplink_is_discovered",
     "errors_of_the_network_reach_clients",
-    "vlans_of_an_uplink_are_served",
-    "xdp_leaves_vlans_to_their_devices",
-    "a_vlan_may_be_the_uplink",
     "other_machines_of_the_network_reply_by_snat",
     "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
 ];
+
+/// The cases of `namespaces` with VLANs, which the host's own kernel may lack.
+const VLAN_CASES: [&str; 3] =
+    ["vlans_of_an_uplink_are_served", "xdp_leaves_vlans_to_their_devices", "a_vlan_may_be_the_uplink"];
 
 /// How long the machine may take before it is switched off. Under emulation it takes a quarter of that.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -91,6 +92,21 @@ const MARK: &str = "lb-vm: ";
 
 /// Runs the suites in the machine; `filter` is a part of the names of those to run.
 pub fn run(filter: Option<&str>) -> Result<Vec<Suite>> {
+    let jobs = jobs(filter);
+    ensure!(
+        !jobs.is_empty(),
+        "none of {SUITES:?}, {NET_CASES:?} and {VLAN_CASES:?} has {:?} in its name",
+        filter.unwrap_or_default()
+    );
+    perform(&jobs)
+}
+
+/// Runs the cases with VLANs in the machine.
+pub fn run_vlans() -> Result<Vec<Suite>> {
+    perform(&VLAN_CASES.map(Job::of_case))
+}
+
+fn perform(jobs: &[Job]) -> Result<Vec<Suite>> {
     ensure!(cfg!(target_arch = "x86_64"), "the virtual machine is one of x86-64, and so has to be this host");
     setup::ensure_tools(&TOOLS)?;
     let folder = sh::target_dir()?.join("vm");
@@ -98,10 +114,14 @@ pub fn run(filter: Option<&str>) -> Result<Vec<Suite>> {
     let kernel = Kernel::fetch(&folder)?;
     // As the test programs: the verifier takes the time, and it runs in the kernel.
     let agent = build::agent(Profile::Dev)?;
-    let jobs = jobs(filter);
-    ensure!(!jobs.is_empty(), "none of {SUITES:?} and {NET_CASES:?} has {:?} in its name", filter.unwrap_or_default());
-    let initramfs = Root::new(folder.join("root"))?.fill(&kernel, &agent, &jobs)?;
-    boot(&kernel, &initramfs, &jobs)
+    let initramfs = Root::new(folder.join("root"))?.fill(&kernel, &agent, jobs)?;
+    boot(&kernel, &initramfs, jobs)
+}
+
+/// Returns whether this host's kernel has VLANs, after loading what it has as a module.
+pub fn host_has_vlans() -> bool {
+    let _built_in_or_none = sh::as_root("modprobe").and_then(|mut modprobe| sh::output(modprobe.args(["-q", "8021q"])));
+    std::path::Path::new("/proc/net/vlan/config").exists()
 }
 
 /// One start of a test program in the machine.
@@ -114,8 +134,13 @@ struct Job {
 fn jobs(filter: Option<&str>) -> Vec<Job> {
     let wanted = |name: &&str| filter.is_none_or(|part| name.contains(part));
     let suites = SUITES.into_iter().filter(wanted).map(|suite| Job { suite, arguments: Vec::new() });
-    let case = |name: &str| Job { suite: "namespaces", arguments: vec!["--exact".into(), name.into()] };
-    suites.chain(NET_CASES.into_iter().filter(wanted).map(case)).collect()
+    suites.chain(NET_CASES.into_iter().chain(VLAN_CASES).filter(wanted).map(Job::of_case)).collect()
+}
+
+impl Job {
+    fn of_case(name: &str) -> Self {
+        Self { suite: "namespaces", arguments: vec!["--exact".into(), name.into()] }
+    }
 }
 
 /// Debian's kernel, unpacked.
