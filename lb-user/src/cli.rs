@@ -21,8 +21,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        SourceRate, TcAttach, guard, publish,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, Percent, PublishRange,
+        Reload, RunConfig, SourceRate, TcAttach, guard, publish,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -62,9 +62,9 @@ Examples:
     lb-user run --image lb-api --publish 192.0.2.1:80:5000 \\
       --health http:/healthz --cpus 0.5 --memory 64m
 
-  All 20 containers wanted at 70 % of the CPU, quick upwards and slow downwards:
-    lb-user run --image lb-api --publish 80:5000 --max 20 --target-cpu 70 \\
-      --scale-up-window 1s --scale-down-window 5m
+  Up to 20 containers of one processor, each used to 60 %, or 500 connections each:
+    lb-user run --image lb-api --publish 80:5000 --max 20 --cpus 1 \\
+      --target-cpu 60 --metric arrivals --metric container-cpu --metric connections=500
 
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
@@ -213,17 +213,34 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub max: Option<u32>,
 
-    /// CPU load of the host, in percent, at which --max containers are wanted [default: 100]
+    /// Scale by this; may be repeated [default: arrivals and container-cpu]
     ///
-    /// Below it the share of --max is wanted that the load is of it: with the defaults, one container for every 10 %.
+    /// container-cpu[=PCT]: the CPU that the containers use, of their --cpus or else of the host divided by --max.
+    /// arrivals[=PCT]: new connections a second times the CPU that one costs, as learned: more is asked for before it is
+    /// missing. connections=N: live connections, N for each container. latency[=DUR]: more while SYN-ACKs take longer
+    /// [5ms]; pressure[=PCT]: more while tasks wait for a processor [20]; both only ask for more, and hold.
+    /// The largest wish counts; for fewer, all have to agree. What others use of the host is never answered.
+    /// host-cpu[=PCT] alone: the share of --max that the load of the whole host is of PCT [100].
+    #[arg(long, value_name = "NAME[=TARGET]", help_heading = SCALING)]
+    pub metric: Vec<MetricChoice>,
+
+    /// CPU, in percent, that a container is to use of what it may [default: 70]
+    ///
+    /// It is what metrics of CPU aim at that say nothing else. With --metric host-cpu: the CPU load of the host at which
+    /// --max are wanted, by default 100: one container for every 10 %.
     #[arg(long, value_name = "PCT", help_heading = SCALING)]
     pub target_cpu: Option<Percent>,
 
-    /// Time that more containers have to be wanted before one is started [default: 3s]
+    /// Time whose mean asks for more containers; a burst does not wait for it [default: 45s]
+    ///
+    /// With --metric host-cpu: time that more have to be wanted, by default 3s.
     #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
     pub scale_up_window: Option<Duration>,
 
-    /// Time that fewer containers have to be wanted before one is drained [default: 30s]
+    /// Time that fewer containers have to be enough before one is drained [default: 2m]
+    ///
+    /// After a burst half of it has to pass, and where nobody is left all at once, two and a half times: that is an outage
+    /// more often than not. With --metric host-cpu: by default 30s.
     #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
     pub scale_down_window: Option<Duration>,
 
@@ -459,7 +476,10 @@ mod tests {
     #[test]
     fn every_option_of_the_contract_is_there() {
         let contract = [
-            ("run", "--image --publish --backend --instance --min --max --target-cpu --interval --scale-up-window"),
+            (
+                "run",
+                "--image --publish --backend --instance --min --max --metric --target-cpu --interval --scale-up-window",
+            ),
             (
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",

@@ -13,11 +13,13 @@ use crate::health::HealthCheck;
 pub mod diff;
 pub mod error;
 pub mod guard;
+pub mod metric;
 pub mod publish;
 pub mod value;
 
 pub use error::ConfigError;
 pub use guard::{Guard, SourceRate};
+pub use metric::{Following, MetricChoice};
 pub use publish::{At, Family, Publish, PublishRange};
 pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, TcAttach};
 
@@ -201,7 +203,7 @@ impl Docker {
         let scaling = Scaling {
             min: 1,
             max: 1,
-            target_cpu: Percent::WHOLE,
+            following: Following::HostCpu(Percent::WHOLE),
             up_window: Duration::ZERO,
             down_window: Duration::ZERO,
         };
@@ -210,15 +212,15 @@ impl Docker {
     }
 }
 
-/// How the number of containers follows the load.
+/// How the number of containers follows demand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scaling {
     /// The fewest: `1 <= min <= max`.
     pub min: u32,
     /// The most: `min <= max <= MAX_BACKENDS_PER_FRONTEND`.
     pub max: u32,
-    /// The load of the host at which `max` are wanted.
-    pub target_cpu: Percent,
+    /// What it follows.
+    pub following: Following,
     /// How long more have to be wanted before one is started.
     pub up_window: Duration,
     /// How long fewer have to be wanted before one is stopped.

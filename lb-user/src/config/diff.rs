@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{RunConfig, Service, ServiceName, Source};
+use super::{Following, RunConfig, Scaling, Service, ServiceName, Source};
 
 /// What has to be done to get from one configuration to another. A service that is in neither list stays untouched.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -109,7 +109,8 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
             ("image", from.image != to.image),
             ("min", from.scaling.min != to.scaling.min),
             ("max", from.scaling.max != to.scaling.max),
-            ("target-cpu", from.scaling.target_cpu != to.scaling.target_cpu),
+            ("target-cpu", has_other_targets(&from.scaling, &to.scaling)),
+            ("metrics", has_other_metrics(&from.scaling, &to.scaling)),
             ("scale-up-window", from.scaling.up_window != to.scaling.up_window),
             ("scale-down-window", from.scaling.down_window != to.scaling.down_window),
             ("cpus", from.cpus != to.cpus),
@@ -120,6 +121,19 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ]));
     }
     keys
+}
+
+/// Whether the same metrics aim at something else.
+fn has_other_targets(from: &Scaling, to: &Scaling) -> bool {
+    from.following != to.following && !has_other_metrics(from, to)
+}
+
+fn has_other_metrics(from: &Scaling, to: &Scaling) -> bool {
+    match (&from.following, &to.following) {
+        (Following::HostCpu(_), Following::HostCpu(_)) => false,
+        (Following::Demand(from), Following::Demand(to)) => !from.metrics().eq(to.metrics()),
+        (Following::HostCpu(_), Following::Demand(_)) | (Following::Demand(_), Following::HostCpu(_)) => true,
+    }
 }
 
 fn differing<const N: usize>(keys: [(&'static str, bool); N]) -> Vec<&'static str> {
@@ -171,7 +185,7 @@ mod tests {
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
-                &[("image", "target-cpu = 70\nscale-up-window = \"1s\"\nimage")],
+                &[("image", "target-cpu = 60\nscale-up-window = \"1s\"\nimage")],
                 "web",
                 &["target-cpu", "scale-up-window"],
             ),

@@ -140,6 +140,31 @@ pub enum ConfigError {
     )]
     TooManyInServices { sum: u64 },
 
+    /// A metric that nobody knows.
+    #[error(
+        "there is no metric {given:?}: write arrivals, container-cpu, connections=100, latency=5ms or pressure=20; or \
+         host-cpu alone"
+    )]
+    Metric { given: String },
+    /// Connections without a number.
+    #[error("{given:?} does not say how many connections are enough for a container: write connections=100")]
+    ConnectionsTarget { given: String },
+    /// No time at all.
+    #[error("a latency of nothing cannot be kept to: write latency=5ms")]
+    LatencyZero,
+    /// A metric twice.
+    #[error("metric {metric} is given twice: leave one out")]
+    DuplicateMetric { metric: &'static str },
+    /// The load of the host beside other metrics.
+    #[error("host-cpu is a law of its own: leave it out, or leave the other metrics out")]
+    HostCpuAlone,
+    /// Metrics that ask for more only.
+    #[error(
+        "latency and pressure tell that there are too few, never that there are too many: give --metric arrivals, \
+         container-cpu or connections=100, too"
+    )]
+    MetricsPushOnly,
+
     // Values.
     /// A service without a name.
     #[error("a service needs a name: write name = \"web\"")]

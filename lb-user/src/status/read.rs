@@ -172,6 +172,7 @@ impl Reading {
                 draining: count(control::BackendState::Draining),
                 unhealthy: count(control::BackendState::Unhealthy),
                 target_cpu_percent: told.target_cpu_percent,
+                metrics: told.metrics.clone(),
                 standing: control.standing.clone(),
             },
             frontends: own.map(|frontend| frontend.name.clone()).collect(),
@@ -351,6 +352,7 @@ impl Scaling {
             draining: sum(|scaling| scaling.draining),
             unhealthy: sum(|scaling| scaling.unhealthy),
             target_cpu_percent: None,
+            metrics: None,
             standing: None,
         }
     }
@@ -412,7 +414,19 @@ mod tests {
     fn scaling(max: Option<u32>, ready: u32) -> Scaling {
         let standing = Some("enough".to_owned());
         let (starting, draining, unhealthy, target_cpu_percent) = (0, 1, 0, Some(70.0));
-        Scaling { min: max, max, desired: 3, ready, starting, draining, unhealthy, target_cpu_percent, standing }
+        let metrics = Some("host-cpu (70%)".to_owned());
+        Scaling {
+            min: max,
+            max,
+            desired: 3,
+            ready,
+            starting,
+            draining,
+            unhealthy,
+            target_cpu_percent,
+            metrics,
+            standing,
+        }
     }
 
     #[test]

@@ -233,6 +233,10 @@ impl Case<'_> {
             let mood = if ticks > MISSED { Mood::Degraded } else { Mood::Holding };
             return (format!("{metric} cannot be measured, so fewer are not thought of"), mood);
         }
+        if evidence.ready == 0 {
+            self.limits.push(Limit::Metric);
+            return ("nobody serves, so nothing is known of the demand".to_owned(), Mood::Holding);
+        }
         let Some((metric, wish)) = agreed else {
             self.limits.push(Limit::Metric);
             return ("not all metrics agree to fewer".to_owned(), Mood::Steady);
@@ -284,20 +288,26 @@ fn host_cap(law: &Law, evidence: &Evidence) -> Option<u32> {
     fit.is_finite().then(|| (fit.max(0.0) as u32).max(law.bounds.min()))
 }
 
+impl Limit {
+    /// Returns what it is, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Limit::Max => "the maximum",
+            Limit::Min => "the minimum",
+            Limit::Host => "the host",
+            Limit::UpRate => "the rate of growth",
+            Limit::DownRate => "the rate of falls",
+            Limit::DownWindow => "the down window",
+            Limit::Burst => "a burst",
+            Limit::Gap => "a gap",
+            Limit::Outage => "an outage",
+            Limit::Metric => "a metric",
+        }
+    }
+}
+
 fn limited_by(limits: &[Limit]) -> String {
-    let names = limits.iter().map(|limit| match limit {
-        Limit::Max => "the maximum",
-        Limit::Min => "the minimum",
-        Limit::Host => "the host",
-        Limit::UpRate => "the rate of growth",
-        Limit::DownRate => "the rate of falls",
-        Limit::DownWindow => "the down window",
-        Limit::Burst => "a burst",
-        Limit::Gap => "a gap",
-        Limit::Outage => "an outage",
-        Limit::Metric => "a metric",
-    });
-    let names: Vec<&str> = names.collect();
+    let names: Vec<&str> = limits.iter().map(|limit| limit.name()).collect();
     if names.is_empty() { String::new() } else { format!(", limited by {}", names.join(" and ")) }
 }
 

@@ -11,10 +11,10 @@ use super::{Law, TargetLoad};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Metric {
-    /// The CPU that containers use.
-    ContainerCpu,
     /// The CPU that new connections will cost.
     Arrivals,
+    /// The CPU that containers use.
+    ContainerCpu,
     /// Live connections.
     Connections,
     /// The time from SYN to SYN-ACK.
@@ -26,7 +26,7 @@ pub enum Metric {
 impl Metric {
     /// All of them.
     pub const ALL: [Metric; 5] =
-        [Metric::ContainerCpu, Metric::Arrivals, Metric::Connections, Metric::Latency, Metric::Pressure];
+        [Metric::Arrivals, Metric::ContainerCpu, Metric::Connections, Metric::Latency, Metric::Pressure];
 
     /// Returns its name.
     pub const fn name(self) -> &'static str {

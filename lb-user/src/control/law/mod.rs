@@ -94,6 +94,34 @@ pub struct Targets {
     pub pressure: Option<TargetLoad>,
 }
 
+impl Targets {
+    /// Returns the metrics that have a target.
+    pub fn metrics(&self) -> impl Iterator<Item = Metric> {
+        let targets = *self;
+        Metric::ALL.into_iter().filter(move |metric| targets.of(*metric).is_some())
+    }
+
+    /// Returns what a metric aims at, for people.
+    pub fn of(&self, metric: Metric) -> Option<String> {
+        let percent = |target: TargetLoad| format!("{} %", (target.share() * 1000.0).round() / 10.0);
+        match metric {
+            Metric::ContainerCpu => self.container_cpu.map(percent),
+            Metric::Arrivals => self.arrivals.map(percent),
+            Metric::Connections => self.connections.map(|count| count.to_string()),
+            Metric::Latency => self.latency.map(|latency| format!("{latency:?}")),
+            Metric::Pressure => self.pressure.map(percent),
+        }
+    }
+
+    /// Returns the metrics with what they aim at, for people: `arrivals (70 %) and container-cpu (70 %)`.
+    pub fn told(&self) -> String {
+        let one = |metric: Metric| self.of(metric).map(|target| format!("{metric} ({target})"));
+        let mut all: Vec<String> = Metric::ALL.into_iter().filter_map(one).collect();
+        let last = all.pop().unwrap_or_default();
+        if all.is_empty() { last } else { format!("{} and {last}", all.join(", ")) }
+    }
+}
+
 /// The parameters of the law.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Law {
@@ -325,7 +353,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         let is_missing;
         let seen = match metric {
             Metric::ContainerCpu if law.targets.container_cpu.is_some() => {
-                is_missing = cpu.is_none();
+                is_missing = cpu.is_none() && !inputs.cpu.is_empty();
                 if let Some((low, high)) = cpu {
                     state.cpu.push(now, low, high, law.up_window, law.keep());
                 }

@@ -60,7 +60,7 @@ impl Run {
     fn settled(law: Law, cores: f64) -> Self {
         let count = law.bounds.min();
         let mut run = Self::new(law, count);
-        run.over(std::iter::repeat_n(cores, 400));
+        run.over(std::iter::repeat_n(cores, 250));
         run
     }
 }
@@ -309,7 +309,7 @@ fn all_metrics(min: u32, max: u32) -> Law {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn a_constant_demand_leads_to_one_reversal_at_most(cores in 0.0..30.0_f64, from in 1..25_u32) {
