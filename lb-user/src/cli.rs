@@ -31,8 +31,10 @@ use crate::{
 
 mod check;
 pub mod file;
+mod simulate;
 
 pub use check::{Draft, Fault, Spot};
+pub use simulate::SimulateArgs;
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
 pub const LOG_VARIABLE: &str = "LB_LOG";
@@ -131,6 +133,9 @@ pub enum Verb {
     /// Show an instance; exit code 0 healthy, 1 degraded, 2 not running
     #[command(after_long_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Try the scaling law on a trace of connections, beside the rules of other autoscalers; without root
+    #[command(after_long_help = simulate::EXAMPLES)]
+    Simulate(Box<SimulateArgs>),
     /// Remove an instance from the kernel, whatever state a crash left
     #[command(after_long_help = DETACH_EXAMPLES)]
     Detach(DetachArgs),
@@ -488,6 +493,11 @@ mod tests {
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),
+            (
+                "simulate",
+                "--shape --trace --seed --duration --min --max --metric --target-cpu --scale-up-window --scale-down-window \
+                 --cpus --host-cpus --foreign --cost --start-time --json --output",
+            ),
             ("detach", "--instance --containers --verbose"),
         ];
         for (verb, options) in contract {

@@ -17,4 +17,5 @@ pub mod datapath;
 pub mod health;
 pub mod metrics;
 pub mod provider;
+pub mod simulate;
 pub mod status;

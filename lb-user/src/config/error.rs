@@ -165,6 +165,12 @@ pub enum ConfigError {
     )]
     MetricsPushOnly,
 
+    /// A metric that a simulation cannot show.
+    #[error(
+        "host-cpu, latency and pressure are not simulated: give --metric arrivals, container-cpu or connections=100"
+    )]
+    NotSimulated,
+
     // Values.
     /// A service without a name.
     #[error("a service needs a name: write name = \"web\"")]
