@@ -23,6 +23,7 @@ use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, Percent, PublishRange,
         Reload, RunConfig, SourceRate, TcAttach, guard, publish,
+        suppose::Supposition,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -103,6 +104,12 @@ Examples:
   lb-user status --instance dns --json \\
       | jq '.frontends[].backends[] | {name, state}'";
 
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  lb-user explain
+  lb-user explain web --if target-cpu=60 --if max=20
+  lb-user explain web --json | jq .record.verdict.wishes";
+
 const DETACH_EXAMPLES: &str = "\
 Examples:
   What a crash left of the default instance, containers included:
@@ -133,6 +140,9 @@ pub enum Verb {
     /// Show an instance; exit code 0 healthy, 1 degraded, 2 not running
     #[command(after_long_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Tell why there are as many containers as there are, and what another law would have decided
+    #[command(after_long_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
     /// Try the scaling law on a trace of connections, beside the rules of other autoscalers; without root
     #[command(after_long_help = simulate::EXAMPLES)]
     Simulate(Box<SimulateArgs>),
@@ -358,6 +368,29 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// What can be said to `explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// Name of the service, where there are several
+    #[arg(value_name = "SERVICE")]
+    pub service: Option<String>,
+
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT)]
+    pub instance: InstanceName,
+
+    /// Suppose that a setting had been another; may be repeated
+    ///
+    /// target-cpu=PCT, min=N, max=N, or one of the service's metrics with another target. The same function decides on
+    /// what was measured then; the windows are those of the service.
+    #[arg(long = "if", value_name = "KEY=VALUE")]
+    pub suppositions: Vec<Supposition>,
+
+    /// Print JSON, with the whole record of the decision
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// What can be said to `detach`.
 #[derive(Clone, Debug, Args)]
 pub struct DetachArgs {
@@ -498,6 +531,7 @@ mod tests {
                 "--shape --trace --seed --duration --min --max --metric --target-cpu --scale-up-window --scale-down-window \
                  --cpus --host-cpus --foreign --cost --start-time --json --output",
             ),
+            ("explain", "--instance --if --json"),
             ("detach", "--instance --containers --verbose"),
         ];
         for (verb, options) in contract {

@@ -15,6 +15,7 @@ pub mod error;
 pub mod guard;
 pub mod metric;
 pub mod publish;
+pub mod suppose;
 pub mod value;
 
 pub use error::ConfigError;

@@ -30,6 +30,13 @@ fn main() -> ExitCode {
             Ok(exit) => exit.into(),
             Err(error) => failed(&error.into()),
         },
+        Verb::Explain(arguments) => {
+            let (instance, service) = (arguments.instance.as_str(), arguments.service.as_deref());
+            match status::explain::show(instance, service, &arguments.suppositions, arguments.json) {
+                Ok(exit) => exit.into(),
+                Err(error) => failed(&error.into()),
+            }
+        }
         Verb::Simulate(arguments) => match arguments.resolve() {
             Ok(request) => match simulate::show(&request) {
                 Ok(()) => ExitCode::SUCCESS,

@@ -129,6 +129,14 @@ fn demand_is_answered_and_foreign_load_is_not() {
         status["scaling"]["ready"].as_u64() >= Some(2)
     });
     eprintln!("another served {:?} after the others' load ended", began.elapsed());
+    let words = ["explain", "--instance", site.instance(), "--json", "--if", "max=1"];
+    let explained = run(Command::new(binary()).args(words));
+    let explained: serde_json::Value = serde_json::from_str(&explained).expect("a document");
+    assert!(explained["record"]["verdict"]["target"].as_u64() >= Some(2), "{explained}");
+    assert_eq!(explained["supposed"]["verdict"]["target"], 1, "{explained}");
+    assert!(explained["record"]["evidence"]["used"].as_f64() > Some(0.0), "control groups are read: {explained}");
+    assert_eq!(explained["record"]["evidence"]["unit"], 0.1, "and their quota: {explained}");
+
     lab::interrupt(&mut client);
     let report = client.wait_with_output().unwrap();
     assert_no_failure(&String::from_utf8_lossy(&report.stdout));

@@ -404,7 +404,7 @@ mod tests {
         let words = ["lb-user", "run"].into_iter().chain(args.split_whitespace());
         match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
             Verb::Run(args) => args.check(),
-            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Simulate(_) | Verb::Detach(_)) => {
+            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Explain(_) | Verb::Simulate(_) | Verb::Detach(_)) => {
                 panic!("{args}: {other:?}")
             }
         }

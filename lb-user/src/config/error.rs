@@ -165,6 +165,15 @@ pub enum ConfigError {
     )]
     MetricsPushOnly,
 
+    /// Something that is no setting of the law.
+    #[error(
+        "{given:?} cannot be supposed: write target-cpu=60, min=1, max=20, or one of the service's metrics with another \
+         target, such as arrivals=60"
+    )]
+    Supposition { given: String },
+    /// A metric that was not asked at the time.
+    #[error("{metric} was not measured: it can be supposed of metrics alone that the service follows")]
+    NotMeasured { metric: &'static str },
     /// A metric that a simulation cannot show.
     #[error(
         "host-cpu, latency and pressure are not simulated: give --metric arrivals, container-cpu or connections=100"
