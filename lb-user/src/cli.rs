@@ -53,7 +53,7 @@ Environment:
 Exit codes:
   0   done; for status: healthy
   1   it did not work; for status: degraded
-  2   for status: not running
+  2   for status and explain: not running
   64  the command line, or the file of services, makes no sense";
 
 const RUN_EXAMPLES: &str = "\
@@ -88,8 +88,8 @@ Examples:
     publish = \"6379\"
     backends = [\"10.0.0.2:6379\", \"10.0.0.3:6379\"]
 
-  Keys are the flags without dashes; backends and uplinks are plurals, as they are
-  lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
+  Keys are the flags without dashes; backends, metrics and uplinks are plurals, as
+  they are lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
   stands above the first [[service]]. `lb-user check` looks for mistakes without
   root; on SIGHUP the file is read again, and what did not change is not touched.";
 

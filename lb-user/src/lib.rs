@@ -3,10 +3,11 @@
 //! ```text
 //! cli, config ─▶ agent ─▶ control      decides: events and the time in, commands out; no I/O, no clock
 //!                  ├────▶ provider     Docker, or a fixed list
-//!                  ├────▶ metrics      the host's CPU
+//!                  ├────▶ metrics      demand: connections, CPU, latency, pressure
 //!                  ├────▶ health       active checks
 //!                  └────▶ datapath     the kernel: programs, maps, devices
 //! status ─────────────────▶ datapath   reads the pinned maps; needs no agent
+//! simulate ───────────────▶ control    the scaling law on a trace, without any of the others
 //! ```
 
 pub mod agent;

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 7] = [
+        let rows: [Row<'_>; 9] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -189,6 +189,8 @@ mod tests {
                 "web",
                 &["target-cpu", "scale-up-window"],
             ),
+            (&[("image", "metrics = [\"arrivals\"]\nimage")], "web", &["metrics"]),
+            (&[("image", "metrics = [\"arrivals\", \"container-cpu=60\"]\nimage")], "web", &["target-cpu"]),
             (&[("image", "cpus = 0.5\nmemory = \"64m\"\nimage")], "web", &["cpus", "memory"]),
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),
