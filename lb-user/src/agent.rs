@@ -263,6 +263,9 @@ impl Agent {
         let name = service.name.clone();
         let mut service = Service::new(service, settings, provider, places, &mut self.feeds);
         service.let_go(&self.datapath.registry, self.now());
+        if let Some(metrics) = service.metrics() {
+            tracing::info!("{}scaling by {metrics}", self.prefix(&name));
+        }
         self.services.insert(name, service);
     }
 

@@ -382,7 +382,8 @@ pub struct ExplainArgs {
     /// Suppose that a setting had been another; may be repeated
     ///
     /// target-cpu=PCT, min=N, max=N, or one of the service's metrics with another target. The same function decides on
-    /// what was measured then; the windows are those of the service.
+    /// what was measured then; the windows are those of the service. Of a service that follows host-cpu there is only its
+    /// reason to tell.
     #[arg(long = "if", value_name = "KEY=VALUE")]
     pub suppositions: Vec<Supposition>,
 

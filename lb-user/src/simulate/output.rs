@@ -49,6 +49,14 @@ pub enum SimulateError {
 #[derive(Serialize)]
 struct Document<'a> {
     schema: u32,
+    processors: f64,
+    foreign: f64,
+    quota: f64,
+    cost_seconds: f64,
+    start_seconds: f64,
+    objective_seconds: f64,
+    min: u32,
+    max: u32,
     targets: Targets,
     up_window_seconds: f64,
     down_window_seconds: f64,
@@ -66,6 +74,14 @@ pub fn show(request: &Request) -> Result<(), SimulateError> {
         true => {
             let document = Document {
                 schema: 1,
+                processors: scenario.processors,
+                foreign: scenario.foreign,
+                quota: scenario.quota,
+                cost_seconds: scenario.cost,
+                start_seconds: scenario.start_lag.as_secs_f64(),
+                objective_seconds: scenario.objective.as_secs_f64(),
+                min: scenario.bounds.min(),
+                max: scenario.bounds.max(),
                 targets: law.targets,
                 up_window_seconds: law.up_window.as_secs_f64(),
                 down_window_seconds: law.down_window.as_secs_f64(),
