@@ -40,7 +40,7 @@ pub use simulate::SimulateArgs;
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
 pub const LOG_VARIABLE: &str = "LB_LOG";
 
-const ABOUT: &str = "Balances connections over containers in the kernel, and scales them on CPU load";
+const ABOUT: &str = "Balances connections over containers in the kernel, and scales them by demand";
 
 const AFTER_HELP: &str = "\
 Environment:

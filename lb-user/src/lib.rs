@@ -1,4 +1,4 @@
-//! The agent: watches load and Docker, starts and stops backends, writes the kernel's maps.
+//! The agent: watches demand and Docker, starts and stops backends, writes the kernel's maps.
 //!
 //! ```text
 //! cli, config ─▶ agent ─▶ control      decides: events and the time in, commands out; no I/O, no clock
