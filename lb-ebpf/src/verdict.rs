@@ -78,7 +78,7 @@ reasons! {
         NoMetadata = 14 "no_metadata",
         /// connect() of a socket that is bound to a device, by which no backend may be reachable.
         DeviceBound = 15 "device_bound",
-        /// IPv6 extension headers that are not followed: too many, too long, or of another kind.
+        /// IPv6 extension headers that are not followed: too many, too long, or with a way that goes on from here.
         Extensions = 16 "extensions",
         /// IPv6 from or to an address that is of one link alone, or that no packet may have.
         Scope = 17 "scope",
@@ -108,6 +108,8 @@ reasons! {
         RateLimited = 9 "rate_limited",
         /// A client's reset that would end a connection past us, whose ports its own has: it is told by its next SYN.
         ForeignReset = 10 "foreign_reset",
+        /// All of the frontend's backends that were looked at have as many connections as they may: a SYN comes again.
+        BackendsFull = 11 "backends_full",
         /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
         /// reaches it by routing.
         NoStandIn = 4 "no_stand_in",

@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
-    net::SocketAddr,
+    num::NonZeroU32,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, Percent, PublishRange,
-        Reload, RunConfig, SourceRate, TcAttach, guard, publish,
+        Reload, RunConfig, Scheduler, SourceRate, StaticBackend, TcAttach, guard, publish,
         suppose::Supposition,
         value::{self, parse_duration},
     },
@@ -71,6 +71,10 @@ Examples:
 
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
+
+  The same, the first with three times the connections of the second:
+    lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
+      --scheduler least-conn
 
   A second instance beside the first:
     lb-user run --instance dns --image resolver \\
@@ -192,13 +196,13 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "IMAGE", value_parser = value::parse_image, help_heading = FRONTENDS)]
     pub image: Option<String>,
 
-    /// Balance over this server instead of containers; may be repeated
+    /// Balance over this server instead of containers, with this weight, 1 to 256, beside the others; may be repeated
     ///
     /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. An IPv6
     /// address stands in brackets: [2001:db8::2]:5000; clients of IPv6 are led to such backends alone. The number of
     /// backends is fixed then, and options about containers and scaling are refused.
-    #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
-    pub backend: Vec<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
+    pub backend: Vec<StaticBackend>,
 
     /// Let only clients of this NETWORK begin connections; may be repeated
     ///
@@ -219,6 +223,31 @@ pub struct ServiceArgs {
     /// is dropped and counted: TCP tries again.
     #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
     pub source_rate: Option<SourceRate>,
+
+    /// How the backend of a connection is chosen
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Scheduler::RoundRobin, help_heading = SCHEDULING)]
+    pub scheduler: Scheduler,
+
+    /// Time after its last connection began for which a client's next goes to the same backend, 1s to 1day
+    ///
+    /// Clients are told apart by their addresses; all processes on this host are one. A backend that is out of rotation is
+    /// kept by nobody.
+    #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
+    pub affinity: Option<Duration>,
+
+    /// Most connections of each backend, at each frontend, that may be under way [default: any number]
+    ///
+    /// A backend that has so many is passed over by every scheduler, and by clients that keep it. Where all are full, what
+    /// begins a connection is dropped and counted: TCP tries again, and gets in as others end. UDP flows count until they
+    /// idle out. A process on this host is told EPERM.
+    #[arg(long, value_name = "N", help_heading = SCHEDULING)]
+    pub max_connections: Option<NonZeroU32>,
+
+    /// Time in which a backend that has just become ready is given more and more connections, 1s to 1day
+    ///
+    /// It begins with a tenth of its share, and gets all of it at the end.
+    #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
+    pub slow_start: Option<Duration>,
 
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
@@ -342,6 +371,7 @@ pub struct InstanceArgs {
 }
 
 const FRONTENDS: &str = "Frontends and backends";
+const SCHEDULING: &str = "Scheduling";
 const GUARD: &str = "Guard";
 const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
 const HEALTH: &str = "Health and the end of a backend";
@@ -523,7 +553,7 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--allow --deny --source-rate --lifetime"),
+            ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -91,6 +91,10 @@ fn main() -> ExitCode {
             "services_share_an_agent_and_a_reload_touches_what_changed",
             services_share_an_agent_and_a_reload_touches_what_changed,
         ),
+        case("the_backend_with_the_fewest_connections_is_next", the_backend_with_the_fewest_connections_is_next),
+        case("a_client_keeps_its_backend", a_client_keeps_its_backend),
+        case("connections_wait_while_all_backends_are_full", connections_wait_while_all_backends_are_full),
+        case("another_scheduler_takes_over_without_loss", another_scheduler_takes_over_without_loss),
         case("sockets_that_are_gone_are_forgotten", sockets_that_are_gone_are_forgotten),
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
@@ -1098,6 +1102,31 @@ fn services_share_an_agent_and_a_reload_touches_what_changed() {
         status["health"] == "healthy" && frontends == Some(3) && status["services"][1]["scaling"]["draining"] == 0
     });
 
+    // Scheduler, weights and affinity become others in place.
+    let weighted = |more: &str| {
+        let backends = format!("backends = [\"{}:80=3\", \"{}:80\"]\n", lab::backend(0), lab::backend(1));
+        let scheduler = "scheduler = \"weighted\"\n";
+        format!("[[service]]\nname = \"more\"\npublish = \"81\"\n{backends}{scheduler}{more}")
+    };
+    let of_more = |status: &serde_json::Value| -> serde_json::Value {
+        let frontends = status["frontends"].as_array().expect("a list");
+        frontends.iter().find(|frontend| frontend["name"] == "81/tcp").cloned().unwrap_or_default()
+    };
+    write(&[web.clone(), service("api", "\"8080\"", &[2]), weighted("")]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("both have their weights", Duration::from_secs(10), |status| {
+        let frontend = of_more(status);
+        let backends = frontend["backends"].as_array().map(Vec::as_slice).unwrap_or_default();
+        frontend["scheduler"] == "weighted" && backends.iter().filter(|backend| backend["slot"] == true).count() == 2
+    });
+    let got: Vec<String> = (0..8).map(|_| lab.get("http://198.18.1.1:81/")).collect();
+    assert_eq!(got.iter().filter(|answer| *answer == "backend 0").count(), 6, "three quarters, exactly: {got:?}");
+    write(&[web.clone(), service("api", "\"8080\"", &[2]), weighted("affinity = \"1m\"\n")]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("clients keep their backends", Duration::from_secs(10), |status| {
+        of_more(status)["affinity_ms"] == 60_000
+    });
+
     // A mistake changes nothing, and is told.
     write(&[web.clone(), service("api", "\"80\"", &[2])]);
     agent.signal(Signal::SIGHUP);
@@ -1117,7 +1146,15 @@ fn services_share_an_agent_and_a_reload_touches_what_changed() {
         names(status) == ["web"] && status["health"] == "healthy"
     });
     assert!(refuses(8080) && refuses(81));
+    // What has just been closed opens again at once.
+    write(&[web.clone(), service("api", "\"8080\"", &[2, 3])]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("a service is back", Duration::from_secs(10), |status| {
+        names(status) == ["web", "api"] && status["services"][1]["scaling"]["ready"] == 2
+    });
+    assert_eq!(answers(8080), both("backend 2", "backend 3"));
     let log = agent.log();
+    assert!(!log.contains("File exists"), "{log}");
     for load in loads {
         let report = load.wait_with_output().unwrap();
         assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
@@ -1129,6 +1166,185 @@ fn services_share_an_agent_and_a_reload_touches_what_changed() {
 
     agent.stop(Signal::SIGTERM);
     assert_gone(&lab.instance());
+}
+
+/// Connects in a namespace, asks for the page, and returns the backend's number and the connection, which goes on.
+fn converse(namespace: &str, address: &str) -> (usize, TcpStream) {
+    inside(namespace, || {
+        let mut stream = TcpStream::connect((address, 80)).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let number = asked(&mut stream);
+        (number, stream)
+    })
+}
+
+/// Asks for the page on a connection that goes on.
+fn asked(stream: &mut TcpStream) -> usize {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: lb\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.windows(10).any(|end| end.starts_with(b"backend ") && end.ends_with(b"\n")) {
+        stream.read_exact(&mut byte).expect("an answer");
+        answer.push(byte[0]);
+    }
+    usize::from(answer[answer.len() - 2] - b'0')
+}
+
+fn the_backend_with_the_fewest_connections_is_next() {
+    let (lab, agent) = served(2, &["--scheduler", "least-conn"]);
+    let (client, balancer) = (lab.client(), lab.balancer());
+    // Clients elsewhere and on the host, by packets and at connect(): they all count.
+    let mut held: Vec<(usize, TcpStream)> = (0..6).map(|_| converse(&client, UPLINK)).collect();
+    held.extend((0..4).map(|_| converse(&balancer, "127.0.0.1")));
+    let of = |held: &[(usize, TcpStream)], number| held.iter().filter(|(own, _)| *own == number).count();
+    // One that begins while a sweep counts is counted twice until the next.
+    assert!(of(&held, 0).abs_diff(of(&held, 1)) <= 2, "{held:?}");
+
+    held.retain(|(number, _)| *number == 0);
+    std::thread::sleep(Duration::from_millis(300));
+    let next: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&client, UPLINK)).collect();
+    assert_eq!(of(&next, 1), 3, "the busy one is avoided");
+    agent.wait_for("all are counted", Duration::from_secs(5), |status| {
+        let active = |number: usize| &status["frontends"][0]["backends"][number]["connections_active"];
+        *active(0) == held.len() && *active(1) == 3
+    });
+    assert_eq!(agent.status()["frontends"][0]["scheduler"], "least-conn");
+
+    // The same by what sweeps have found since.
+    drop(next);
+    std::thread::sleep(Duration::from_millis(2_500));
+    let next: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&balancer, "127.0.0.1")).collect();
+    assert_eq!(of(&next, 1), 3);
+}
+
+fn a_client_keeps_its_backend() {
+    let (lab, agent) = served(3, &["--affinity", "2s", "--slow-start", "5s"]);
+    let frontend = || agent.status()["frontends"][0].clone();
+    assert_eq!(
+        (frontend()["scheduler"].as_str(), frontend()["affinity_ms"].as_u64()),
+        (Some("round-robin"), Some(2000))
+    );
+    assert!(frontend()["backends"][0]["slow_start_percent"].is_number(), "{:#}", frontend());
+    agent.wait_for("the slow start ends", Duration::from_secs(10), |status| {
+        let backends = status["frontends"][0]["backends"].as_array().expect("a list");
+        backends.iter().all(|backend| backend["slow_start_percent"].is_null() && backend["slot"] == true)
+    });
+    lab::ip(&format!("-n {} addr add 198.18.1.3/24 dev cl0", lab.client()));
+    let get = |source: &str| {
+        let arguments = ["-s", "-m", "3", "--interface", source, "http://198.18.1.1/"];
+        String::from_utf8_lossy(&lab.from_client("curl", &arguments).stdout).trim_end().to_owned()
+    };
+
+    let own = get("198.18.1.2");
+    assert!((0..3).all(|_| get("198.18.1.2") == own));
+    let others = get("198.18.1.3");
+    assert_ne!(others, own);
+    assert!((0..3).all(|_| get("198.18.1.3") == others && get("198.18.1.2") == own));
+    let (local, _) = converse(&lab.balancer(), UPLINK);
+    assert!((0..3).all(|_| converse(&lab.balancer(), UPLINK).0 == local), "the processes of the host are one client");
+
+    std::thread::sleep(Duration::from_millis(2_300));
+    assert_eq!(get("198.18.1.3"), own, "it is the turn of the first again");
+}
+
+fn connections_wait_while_all_backends_are_full() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services.toml");
+    let write = |most: &str| {
+        let backends = [0, 1].map(|number| format!("\"{}:80\"", lab::backend(number))).join(", ");
+        let top = format!("instance = \"{}\"\nuplinks = [\"up0\"]\ninterval = \"500ms\"\n", lab.instance());
+        let service = format!("[[service]]\nname = \"web\"\npublish = \"80\"\nbackends = [{backends}]\n{most}");
+        std::fs::write(&file, top + &service).unwrap();
+    };
+    write("max-connections = 2\n");
+    let agent = Agent::start_file(Some(&lab.balancer()), &lab.instance(), &file);
+    agent.wait_ready(2);
+    let limit_is = |limit: Option<u64>| {
+        agent.signal(Signal::SIGHUP);
+        agent.wait_for("the limit", Duration::from_secs(10), |status| {
+            status["frontends"][0]["max_connections"].as_u64() == limit
+        });
+    };
+    let (client, balancer) = (lab.client(), lab.balancer());
+    let refused = || {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let error = inside(&balancer, || TcpStream::connect(address)).expect_err("all are full");
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+    };
+    // What ends unseen, and what began while a sweep counted, is set right by the next.
+    let settle = || std::thread::sleep(Duration::from_millis(1_500));
+    settle();
+    let mut held: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&client, UPLINK)).collect();
+    held.push(converse(&balancer, "127.0.0.1"));
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 2, "{held:?}");
+    refused();
+
+    // A client's SYN comes again, and gets in when there is room.
+    let began = std::time::Instant::now();
+    let waiting = std::thread::spawn({
+        let client = client.clone();
+        move || converse(&client, UPLINK)
+    });
+    std::thread::sleep(Duration::from_millis(1_700));
+    assert!(!waiting.is_finished(), "{}", agent.status());
+    let (freed, _) = held.remove(0);
+    let (number, stream) = waiting.join().expect("it got in");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(number, freed);
+    assert!(asked(&mut held[0].1) < 2, "those that are under way go on");
+    held.push((number, stream));
+    let drops = agent.status()["verdicts"]["drops"]["backends_full"].as_u64();
+    assert!(drops >= Some(3), "one of a socket, a SYN and its repetition: {drops:?}");
+
+    write("max-connections = 3\n");
+    limit_is(Some(3));
+    settle();
+    held.extend([converse(&client, UPLINK), converse(&balancer, "127.0.0.1")]);
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 3, "{held:?}");
+    refused();
+    write("");
+    limit_is(None);
+    held.extend((0..4).map(|_| converse(&balancer, "127.0.0.1")));
+}
+
+fn another_scheduler_takes_over_without_loss() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let backends = [format!("{}:80=3", lab::backend(0)), format!("{}:80", lab::backend(1))];
+    let [heavy, light] = &backends;
+    let run = |scheduler: &str| {
+        let arguments = ["--publish", "80", "--uplink", "up0", "--backend", heavy, "--backend", light];
+        Agent::start(Some(&lab.balancer()), &lab.instance(), &[&arguments[..], &["--scheduler", scheduler]].concat())
+    };
+    let by_scheduler = |agent: &Agent, name: &str| {
+        agent.wait_for(name, Duration::from_secs(10), |status| status["frontends"][0]["scheduler"] == name);
+    };
+    let agent = run("weighted");
+    agent.wait_ready(2);
+    let held: Vec<(usize, TcpStream)> = (0..8).map(|_| converse(&lab.client(), UPLINK)).collect();
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 6, "three quarters, exactly");
+    assert_eq!(agent.status()["frontends"][0]["backends"][0]["weight"], 3);
+    agent.crash();
+
+    let agent = run("source-hash");
+    agent.wait_ready(2);
+    by_scheduler(&agent, "source-hash");
+    let first = lab.get("http://198.18.1.1/");
+    assert!((0..8).all(|_| lab.get("http://198.18.1.1/") == first), "one client, one backend");
+    for (number, mut stream) in held {
+        assert_eq!(asked(&mut stream), number, "connections stay where they are");
+    }
+    agent.crash();
+
+    let agent = run("random-two");
+    agent.wait_ready(2);
+    by_scheduler(&agent, "random-two");
+    // The first connections are less for the heavier one; more of them are less for the other.
+    let held: Vec<(usize, TcpStream)> = (0..12).map(|_| converse(&lab.client(), UPLINK)).collect();
+    let light = held.iter().filter(|(number, _)| *number == 1).count();
+    assert!((1..=5).contains(&light), "{light} of 12 are with the lighter one");
 }
 
 fn sockets_that_are_gone_are_forgotten() {

@@ -16,6 +16,8 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/schedulers.rs"]
+mod schedulers;
 #[path = "packets/v6.rs"]
 mod v6;
 
@@ -27,7 +29,7 @@ const FRONT_DOORS: [Door; 2] = [Door::Tc, Door::Xdp];
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: &[Need::Root], run };
-    suite::run(vec![
+    let mut cases = vec![
         case("connections_take_backends_strictly_in_turn", connections_take_backends_strictly_in_turn),
         case("tickets_of_two_processors_have_no_gap", tickets_of_two_processors_have_no_gap),
         case("a_connection_lives_from_syn_to_fin", a_connection_lives_from_syn_to_fin),
@@ -62,6 +64,10 @@ fn main() -> ExitCode {
         ),
         case("a_client_that_gave_up_may_try_again", a_client_that_gave_up_may_try_again),
         case("a_remembered_port_is_not_given_to_another", a_remembered_port_is_not_given_to_another),
+        case(
+            "what_comes_late_is_not_judged_by_another_connection",
+            what_comes_late_is_not_judged_by_another_connection,
+        ),
         case("replies_follow_only_who_knows_the_connection", replies_follow_only_who_knows_the_connection),
         case("the_fallback_hands_over_to_routing", the_fallback_hands_over_to_routing),
         case("sizes_and_options_survive", sizes_and_options_survive),
@@ -80,6 +86,8 @@ fn main() -> ExitCode {
         case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
         case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
         case("the_families_never_meet", v6::the_families_never_meet),
+        case("every_scheduler_serves_ipv6", v6::every_scheduler_serves_ipv6),
+        case("a_client_of_ipv6_keeps_its_backend", v6::a_client_of_ipv6_keeps_its_backend),
         case("who_may_not_begin_over_ipv6_is_dropped", v6::who_may_not_begin_over_ipv6_is_dropped),
         case("extension_headers_are_carried_along", v6::extension_headers_are_carried_along),
         case("what_is_not_ours_over_ipv6_is_left_untouched", v6::what_is_not_ours_over_ipv6_is_left_untouched),
@@ -96,7 +104,9 @@ fn main() -> ExitCode {
         case("mutated_packets_of_ipv6_through_tc_ingress", || v6::mutated(Door::Tc)),
         case("mutated_packets_of_ipv6_through_xdp_ingress", || v6::mutated(Door::Xdp)),
         case("mutated_packets_of_ipv6_through_tc_reply", || v6::mutated(Door::Reply)),
-    ])
+    ];
+    cases.extend(schedulers::cases());
+    suite::run(cases)
 }
 
 /// A frontend for TCP and one for UDP, with three backends each.
@@ -698,6 +708,27 @@ fn a_remembered_port_is_not_given_to_another() {
 
     assert_eq!(syn.to, BACKENDS[0]);
     assert_ne!(syn.from, CLIENT, "the backend is in TIME_WAIT for that port, and may refuse the SYN");
+}
+
+fn what_comes_late_is_not_judged_by_another_connection() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let other = ([198, 18, 1, 1], 81);
+        object.backend(9, 2, 1, BACKENDS[0]);
+        object.serve(2, other, Proto::Tcp, &[9]);
+        assert_eq!(open(&object, door, CLIENT, FRONTEND), BACKENDS[0]);
+        close(&object, door, CLIENT, FRONTEND, BACKENDS[0]);
+        // The backend accepts a direct connection of the same port, and forgets it; the client connects to the other.
+        passed(&object, Door::Reply, &tcp(BACKENDS[0], CLIENT, SYN | ACK, 7, 6, &[]), PassReason::NotReply);
+        assert_eq!(forwarded(&object, door, &tcp(CLIENT, other, SYN, 5000, 0, &[])).from, CLIENT, "{door:?}");
+        let before = object.half_open(CLIENT, FRONTEND, Proto::Tcp).unwrap().state();
+
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST, 5001, 0, &[]));
+        forwarded(&object, door, &tcp(CLIENT, FRONTEND, RST, 1 << 31, 0, &[]));
+
+        assert_eq!(object.half_open(CLIENT, FRONTEND, Proto::Tcp).unwrap().state(), before, "{door:?}");
+        assert_eq!(object.count(Event::OutOfWindow.index()), 0, "{door:?}");
+    }
 }
 
 fn replies_follow_only_who_knows_the_connection() {

@@ -1,6 +1,7 @@
 //! The programs. Each reads its context, asks the pipeline, and performs what it decided; nothing is decided here.
 
 mod answer;
+mod apart;
 mod atomic;
 mod cb;
 mod maps;

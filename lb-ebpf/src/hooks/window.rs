@@ -136,7 +136,10 @@ impl SkbWindow<'_> {
     #[inline(always)]
     pub fn parse_error(&self, link: Link) -> Result<IcmpError, PassReason> {
         self.pull(LONGEST_ERROR_LEN);
-        IcmpError::parse(self, &self.network(link)?)
+        let network = self.network(link)?;
+        // Extension headers may have taken the room.
+        self.pull((network.l4 & MOST_FROM) + ICMP_LEN + 60 + TCP_MIN_LEN);
+        IcmpError::parse(self, &network)
     }
 
     /// Reads the IP header.

@@ -3,7 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use crate::{
         doors::{Device, DoorAttach, DoorKind},
         links::{Bridge, Framing, Link, LinkError, Links},
         loader, pins,
-        publish::FrontendWish,
+        publish::{FrontendWish, Scheduling},
     },
 };
 
@@ -59,7 +60,7 @@ impl Network {
         let mut problems = Vec::new();
         let uplinks = if config.uplinks.is_empty() {
             let backends: Vec<IpAddr> =
-                config.services.iter().flat_map(Service::static_backends).map(SocketAddr::ip).collect();
+                config.services.iter().flat_map(Service::static_backends).map(|backend| backend.address.ip()).collect();
             links.uplinks(&backends).await?
         } else {
             let mut named = Vec::new();
@@ -181,6 +182,7 @@ impl Network {
                 proto: publish.proto,
                 addresses: loader::answering(publish.at, publish.port.get(), &self.addresses),
                 guard: service.guard.clone(),
+                scheduling: scheduling(service),
             })
             .collect()
     }
@@ -210,6 +212,17 @@ impl Network {
     /// Returns what is wrong.
     pub fn problems(&self) -> &[String] {
         &self.problems
+    }
+}
+
+/// Returns how the frontends of a service choose backends.
+fn scheduling(service: &Service) -> Scheduling {
+    // The configuration was checked: it is at most a day.
+    let affinity_ms = service.affinity.map_or(0, |affinity| affinity.as_millis() as u32);
+    Scheduling {
+        scheduler: service.scheduler.into(),
+        affinity_ms,
+        max_connections: service.max_connections.map_or(0, NonZeroU32::get),
     }
 }
 
@@ -257,13 +270,14 @@ impl Agent {
         self.follow(Vec::new())
     }
 
-    /// Brings doors and frontends to what they should be. Returns what services have to be told whose frontends have come.
+    /// Brings doors and frontends to what they should be. Returns what services have to be told whose frontends have come,
+    /// or are to choose backends in another way.
     fn follow(&mut self, mut problems: Vec<String>) -> Vec<(ServiceName, Event)> {
         let before = self.datapath.registry.owners();
         problems.extend(self.network.follow(&mut self.datapath, &self.config));
         self.note_network(problems);
         let owners = self.datapath.registry.owners();
-        let came = owners.iter().filter(|(id, service)| before.get(id) != Some(service)).map(|(_, service)| service);
+        let came = owners.iter().filter(|(id, owner)| before.get(id) != Some(owner)).map(|(_, owner)| &owner.service);
         let came: BTreeSet<&String> = came.collect();
         let names = self.services.keys().filter(|name| came.iter().any(|service| *service == name.as_str()));
         names.map(|name| (name.clone(), Event::EndpointsChanged)).collect()

@@ -8,8 +8,8 @@ use std::{
 
 use super::{Agent, Answer, Service, chain};
 use crate::{
-    config::{Publish, ServiceName, Source, publish::Proto},
-    control::{Addresses, Command, ContainerId, Event, Publication},
+    config::{Publish, ServiceName, Source, Weight, publish::Proto},
+    control::{Addresses, Command, ContainerId, Event, Publication, WHOLE},
     datapath::{
         DatapathError,
         links::{self, Belief, Links},
@@ -199,7 +199,7 @@ impl Agent {
         let mut unreachable = BTreeMap::new();
         let mut ready = Vec::new();
         for id in &publication.ready {
-            match service.member(registry, id) {
+            match service.member(registry, id, publication.warming.get(id).copied()) {
                 Ok(member) => ready.push(member),
                 Err(error) => {
                     unreachable.insert(id.clone(), error);
@@ -247,7 +247,7 @@ impl Service {
         Some(Member { way: way.unwrap_or(member.way), ..member })
     }
 
-    fn member(&self, registry: &Registry, id: &ContainerId) -> Result<Member, String> {
+    fn member(&self, registry: &Registry, id: &ContainerId, tenths: Option<u32>) -> Result<Member, String> {
         let place = self.places.of.get(id);
         let address = place.and_then(|place| place.address).ok_or_else(|| format!("{id}: no address is known"))?;
         let way = place.and_then(|place| place.way.clone()).ok_or_else(|| format!("{id}: no way is known"))?;
@@ -265,7 +265,14 @@ impl Service {
         if endpoints.is_empty() {
             return Err(format!("{id}: no frontend has clients that could be led to {address}"));
         }
-        Ok(Member { container: id.clone(), endpoints, way })
+        Ok(Member { container: id.clone(), endpoints, way, weight: self.weight(id), tenths: tenths.unwrap_or(WHOLE) })
+    }
+
+    /// Returns a backend's weight; containers are all alike.
+    fn weight(&self, id: &ContainerId) -> u32 {
+        let address = id.0.parse::<SocketAddr>().ok();
+        let own = self.config.static_backends().iter().find(|backend| Some(backend.address) == address);
+        own.map_or(Weight::ONE, |backend| backend.weight).number()
     }
 
     /// Returns where a backend listens for a frontend: a static backend says so itself. Nowhere, if it has no address of

@@ -533,6 +533,12 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             ("\"6379\"", "\"198.18.2.12:6379\"", "12:33: backend 198.18.2.12:6379 is a frontend itself"),
             ("\"6379\"", "\"7000-7062\"", "11:11: 65 frontends are too many: at most 64"),
             ("max = 4", "max = 1024", "12:13: with this service there may be 2050 backends"),
+            (
+                "\"198.18.2.12:6379\"",
+                "\"198.18.2.12:6379=2\"",
+                "12:33: weights have no effect with scheduler round-robin",
+            ),
+            ("max = 4", "scheduler = \"fair\"", "7:13: \"fair\" is no scheduler: write round-robin, weighted, "),
             ("\"tc\"", "\"tc\"\ncomplete-checksums = true", "2:22: complete-checksums speaks of XDP"),
             ("hook = \"tc\"", "uplinks = [\"a\", \"b\", \"a\"]", "1:22: uplink a is given twice"),
         ];

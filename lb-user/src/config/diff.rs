@@ -65,8 +65,11 @@ pub fn changes(from: &RunConfig, to: &RunConfig) -> Result<Changes, Vec<Refusal>
                 if is_docker(&former) != is_docker(service) {
                     refusals.push(Refusal::Source { service: service.name.clone() });
                 }
-                let listed = service.static_backends();
-                let unlisted = former.static_backends().iter().copied().filter(|one| !listed.contains(one)).collect();
+                let addresses = |service: &Service| -> Vec<SocketAddr> {
+                    service.static_backends().iter().map(|backend| backend.address).collect()
+                };
+                let listed = addresses(service);
+                let unlisted = addresses(&former).into_iter().filter(|one| !listed.contains(one)).collect();
                 changes.changed.push(Change {
                     keys: service_keys(&former, service),
                     service: service.clone(),
@@ -100,6 +103,10 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ("allow", from.guard.allow != to.guard.allow),
         ("deny", from.guard.deny != to.guard.deny),
         ("source-rate", from.guard.source_rate != to.guard.source_rate),
+        ("scheduler", from.scheduler != to.scheduler),
+        ("affinity", from.affinity != to.affinity),
+        ("max-connections", from.max_connections != to.max_connections),
+        ("slow-start", from.slow_start != to.slow_start),
         ("health", from.health != to.health),
         ("health-interval", from.health_interval != to.health_interval),
         ("drain-timeout", from.drain_timeout != to.drain_timeout),
@@ -181,7 +188,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 9] = [
+        let rows: [Row<'_>; 11] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -194,6 +201,19 @@ mod tests {
             (&[("image", "cpus = 0.5\nmemory = \"64m\"\nimage")], "web", &["cpus", "memory"]),
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),
+            (
+                &[(
+                    "\"6379\"",
+                    "\"6379\"\nscheduler = \"maglev\"\naffinity = \"10m\"\nmax-connections = 9\nslow-start = \"30s\"",
+                )],
+                "cache",
+                &["scheduler", "affinity", "max-connections", "slow-start"],
+            ),
+            (
+                &[("198.18.2.12:6379", "198.18.2.12:6379=3"), ("\"6379\"", "\"6379\"\nscheduler = \"weighted\"")],
+                "cache",
+                &["backends", "scheduler"],
+            ),
             (&[("\"6379\"", "\"6379\"\ndrain-timeout = \"5s\"")], "cache", &["drain-timeout"]),
         ];
         for (replaced, name, keys) in rows {
@@ -213,6 +233,10 @@ mod tests {
         let [change] = changes.changed.as_slice() else { panic!("{changes:?}") };
         assert_eq!(change.keys, ["backends"]);
         assert_eq!(change.unlisted, ["198.18.2.12:6379".parse().unwrap()]);
+
+        let heavier = [("198.18.2.12:6379", "198.18.2.12:6379=3"), ("\"6379\"", "\"6379\"\nscheduler = \"maglev\"")];
+        let changes = after(&heavier).expect("it can be changed");
+        assert!(changes.changed[0].unlisted.is_empty(), "another weight is no other backend");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The publication: one on its way at most, the latest wish next, and nothing believed before it is confirmed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::event::{ContainerId, Publication};
@@ -38,11 +39,13 @@ impl Publisher {
     /// not wait for the retry.
     pub fn offer(
         &mut self,
-        ready: Vec<ContainerId>,
+        (ready, warming): (Vec<ContainerId>, BTreeMap<ContainerId, u32>),
         draining: Vec<ContainerId>,
         now: Timestamp,
     ) -> Option<Publication> {
-        let same = |publication: &Publication| publication.ready == ready && publication.draining == draining;
+        let same = |publication: &Publication| {
+            (&publication.ready, &publication.warming, &publication.draining) == (&ready, &warming, &draining)
+        };
         let errand = match &self.open {
             Some(open) if now < open.errand.due() && (open.on_its_way || same(&open.publication)) => return None,
             None if self.confirmed.as_ref().is_some_and(same) => return None,
@@ -50,7 +53,7 @@ impl Publisher {
             None => Errand::new(now),
         };
         self.generation += 1;
-        let publication = Publication { generation: self.generation, ready, draining };
+        let publication = Publication { generation: self.generation, ready, warming, draining };
         let mut open = Open { publication: publication.clone(), errand, on_its_way: true };
         open.errand.sent(PATIENCE, now);
         self.open = Some(open);
@@ -109,7 +112,7 @@ mod tests {
     }
 
     fn offer(publisher: &mut Publisher, ready: &[&str], at_ms: u64) -> Option<u64> {
-        publisher.offer(ids(ready), Vec::new(), Timestamp::from_millis(at_ms)).map(|p| p.generation)
+        publisher.offer((ids(ready), BTreeMap::new()), Vec::new(), Timestamp::from_millis(at_ms)).map(|p| p.generation)
     }
 
     #[test]
@@ -166,6 +169,20 @@ mod tests {
 
         assert_eq!(publisher.confirmed_generation(), Some(1));
         assert_eq!(offer(&mut publisher, &["a"], 1), Some(2));
+    }
+
+    #[test]
+    fn a_share_that_has_grown_is_another_wish() {
+        let mut publisher = Publisher::new(0);
+        let mut offer = |tenths, at_ms| {
+            let warming = BTreeMap::from([(ContainerId::from("a"), tenths)]);
+            let offered = publisher.offer((ids(&["a"]), warming), Vec::new(), Timestamp::from_millis(at_ms));
+            offered.map(|publication| publisher.confirm(publication.generation).map(|p| p.warming.clone()))
+        };
+
+        assert!(offer(1, 0).is_some());
+        assert!(offer(1, 1).is_none());
+        assert_eq!(offer(2, 2).flatten(), Some(BTreeMap::from([(ContainerId::from("a"), 2)])));
     }
 
     #[test]

@@ -277,9 +277,9 @@ pub fn attach_cgroup(ebpf: &mut Ebpf, pins: &Pins) -> Result<Door, DatapathError
 pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
     match door.attach {
         DoorAttach::Link if door.kind == DoorKind::Cgroup => {
-            CGROUP_PROGRAMS.iter().try_for_each(|name| pins.remove(name))
+            CGROUP_PROGRAMS.iter().try_for_each(|name| pins.remove_link(name))
         }
-        DoorAttach::Link => pins.remove(&Door::pin(door.kind, door.framing, door.ifindex)),
+        DoorAttach::Link => pins.remove_link(&Door::pin(door.kind, door.framing, door.ifindex)),
         DoorAttach::Clsact { priority, handle, own_qdisc } => {
             let failed = |source| DatapathError::Program {
                 action: format!("detach from {}", door.interface),
@@ -400,7 +400,7 @@ fn replaced(pins: &Pins, pin: &str, program: &aya::programs::ProgramFd) -> Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => {
             tracing::debug!(pin, %error, "the former link is of no use");
-            pins.remove(pin)?;
+            pins.remove_link(pin)?;
             Ok(false)
         }
     }

@@ -9,6 +9,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 pub mod clock;
 pub mod doors;
+pub mod layout;
 pub mod links;
 pub mod loader;
 pub mod maps;

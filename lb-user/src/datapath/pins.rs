@@ -20,7 +20,7 @@ use nix::{
     sys::statfs::{FsType, statfs},
 };
 
-use super::DatapathError;
+use super::{DatapathError, sys};
 
 /// Where the BPF file system is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -108,6 +108,20 @@ impl Pins {
         }
     }
 
+    /// Removes the pin of a link, and detaches its program first; one that is not there does not matter.
+    ///
+    /// # Errors
+    /// What was attempted, and what the file system said.
+    pub fn remove_link(&self, name: &str) -> Result<(), DatapathError> {
+        match sys::detach(&self.path(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Without its pin it ends by itself a little later.
+            Err(error) => tracing::debug!(name, %error, "a link is not detached by itself"),
+        }
+        self.remove(name)
+    }
+
     /// Removes everything: links first, so that no program runs on maps that nobody can see.
     ///
     /// # Errors
@@ -120,9 +134,8 @@ impl Pins {
         };
         let (maps, links): (Vec<_>, Vec<_>) =
             names.iter().partition(|name| lb_ebpf::abi::map::ALL.contains(&name.as_str()));
-        for name in links.into_iter().chain(maps) {
-            self.remove(name)?;
-        }
+        links.into_iter().try_for_each(|name| self.remove_link(name))?;
+        maps.into_iter().try_for_each(|name| self.remove(name))?;
         match fs::remove_dir(&self.folder) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(DatapathError::Pin { action: "remove", path: self.folder.clone(), source })

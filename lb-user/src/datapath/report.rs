@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::Guard,
-    control::{ContainerId, ControlReport, Decision},
+    control::{ContainerId, ControlReport, Decision, Timestamp},
 };
 
 /// The report: JSON in the map `REPORT`.
@@ -93,6 +93,16 @@ pub struct BackendReport {
     pub endpoint: SocketAddr,
     /// How it is reached.
     pub way: Way,
+    /// Its weight beside the others'.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Whether it is out of the slots, and keeps the connections that it has.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How a backend is reached: what of [`super::links::Path`] goes into the maps.
@@ -165,6 +175,15 @@ pub struct Past {
     pub decisions: Vec<Decision>,
     /// What a connection costs, in seconds of CPU, as far as it was learned.
     pub connection_cost: Option<f64>,
+    /// Since when the shares of containers have been growing that have become ready.
+    pub warming: BTreeMap<ContainerId, Timestamp>,
+}
+
+/// What of [`crate::control::BackendReport`] is taken over.
+#[derive(Deserialize)]
+struct Warming {
+    id: ContainerId,
+    warming_since: Timestamp,
 }
 
 impl Inheritance {
@@ -175,6 +194,10 @@ impl Inheritance {
             generation: control["generation"].as_u64().unwrap_or(0),
             decisions: each(&control["decisions"]),
             connection_cost: control["record"]["evidence"]["cost"].as_f64(),
+            warming: each(&control["backends"])
+                .into_iter()
+                .map(|Warming { id, warming_since }| (id, warming_since))
+                .collect(),
         };
         let services = match report["services"].as_array() {
             Some(services) => services
@@ -233,7 +256,8 @@ mod tests {
     #[test]
     fn a_report_of_another_version_is_inherited_as_far_as_it_can_be_read() {
         let text = br#"{"age_ms":5000,"started_unix":7,"news":{},
-            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}]},
+            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}],
+                "backends":[{"id":"a","warming_since":{"secs":4,"nanos":0}},{"id":"b","warming_since":null},{"id":"c"}]},
             "frontends":[{"id":1,"name":"80/tcp","addresses":["198.18.1.1:80"],"colour":"red"},{"id":"two"}]}"#;
 
         let mut inheritance = Inheritance::parse(text);
@@ -243,6 +267,7 @@ mod tests {
         assert_eq!(inheritance.frontends.len(), 1);
         let past = &inheritance.services["web"];
         assert_eq!(past.generation, 3, "there was one service, and no name");
+        assert_eq!(past.warming, [(ContainerId::from("a"), Timestamp::from_millis(4_000))].into());
         assert!(inheritance.backends.is_empty() && past.decisions.is_empty());
         assert!(Inheritance::parse(b"\xff").frontends.is_empty());
     }

@@ -1,8 +1,8 @@
-//! The bpf(2) commands that the loader library does not offer: replacing a pinned link's program whatever its type, and
-//! reading and deleting whole batches of a hash map.
+//! The bpf(2) commands that the loader library does not offer: replacing a pinned link's program whatever its type, ending
+//! a pinned link, and reading, writing and deleting whole batches of a map.
 //!
 //! # Source
-//! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.6 (batches).
+//! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.9 (BPF_LINK_DETACH), 5.6 (batches).
 
 use std::{
     ffi::CString,
@@ -18,10 +18,12 @@ use aya::Pod;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// Entries that are read or deleted at once.
+/// Entries that are read, written or deleted at once.
 const BATCH: usize = 4096;
 
 /// `bpf_attr` for BPF_OBJ_GET.
@@ -41,6 +43,12 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// `bpf_attr.link_detach`.
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
 }
 
 /// `bpf_attr.batch`.
@@ -67,17 +75,22 @@ unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Opens what is pinned.
+fn open(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut get = ObjGet { pathname: path.as_ptr().expose_provenance() as u64, ..ObjGet::default() };
+    // SAFETY: `path` is a string that outlives the call.
+    let opened = unsafe { bpf(BPF_OBJ_GET, &mut get) }?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened as i32) })
+}
+
 /// Replaces the program behind a pinned link, atomically: no packet and no connect() goes by.
 ///
 /// # Errors
 /// `NotFound` if nothing is pinned at `pin`; `ENOLINK` if the device or cgroup of the link is gone.
 pub fn replace_program(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
-    let path = CString::new(pin.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let mut get = ObjGet { pathname: path.as_ptr().expose_provenance() as u64, ..ObjGet::default() };
-    // SAFETY: `path` is a string that outlives the call.
-    let link = unsafe { bpf(BPF_OBJ_GET, &mut get) }?;
-    // SAFETY: the kernel has just given us this descriptor.
-    let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
+    let link = open(pin)?;
     let mut update = LinkUpdate {
         link_fd: link.as_raw_fd() as u32,
         new_prog_fd: program.as_raw_fd() as u32,
@@ -85,6 +98,18 @@ pub fn replace_program(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     };
     // SAFETY: the command takes no pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut update) }.map(|_| ())
+}
+
+/// Detaches the program of a pinned link, and has done so on return. Once its pin is removed, the kernel does the same, but
+/// only after a grace period: until then the same program cannot be attached at the same place again.
+///
+/// # Errors
+/// `NotFound` if nothing is pinned at `pin`; what the kernel says.
+pub fn detach(pin: &Path) -> io::Result<()> {
+    let link = open(pin)?;
+    let mut detach = LinkDetach { link_fd: link.as_raw_fd() as u32 };
+    // SAFETY: the command takes no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut detach) }.map(|_| ())
 }
 
 /// Shows every entry of a map. Entries of a hash map that come or go meanwhile may be missed or shown; none is shown torn in its
@@ -135,6 +160,26 @@ pub fn scan<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -
         from = to;
         started = true;
     }
+}
+
+/// Writes entries, one after the other.
+///
+/// # Errors
+/// What the kernel says; some may be written by then.
+pub fn write<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
+    for some in entries.chunks(BATCH) {
+        let (keys, values): (Vec<K>, Vec<V>) = some.iter().copied().unzip();
+        let mut batch = Batch {
+            keys: keys.as_ptr().expose_provenance() as u64,
+            values: values.as_ptr().expose_provenance() as u64,
+            count: some.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: the buffers hold `count` keys and values, whose sizes the caller's types have.
+        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut batch) }?;
+    }
+    Ok(())
 }
 
 /// Deletes entries of a hash map; those that are gone already do not matter.
