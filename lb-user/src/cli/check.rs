@@ -12,7 +12,7 @@ use crate::{
         ServiceName, Source, StaticBackend, Weight,
         publish::{self, Proto},
     },
-    control::law::Law,
+    control::law::{self, Law},
     datapath::layout,
     health::HealthCheck,
 };
@@ -236,9 +236,11 @@ impl ServiceArgs {
         if self.scheduler == Scheduler::Weighted {
             notes.push("--scheduler weighted is round-robin for containers, because all of them have weight 1".into());
         }
+        let scaling = self.scaling(notes)?;
+        notes.extend(self.note_on_full_containers(&scaling.following));
         Ok(Docker {
             image: image.to_owned(),
-            scaling: self.scaling(notes)?,
+            scaling,
             cpus: self.cpus,
             memory: self.memory,
             env: self.env.clone(),
@@ -276,6 +278,25 @@ impl ServiceArgs {
             up_window: self.scale_up_window.unwrap_or(up_window),
             down_window: self.scale_down_window.unwrap_or(down_window),
         })
+    }
+
+    /// Tells where containers would be full and nothing ask for more of them.
+    fn note_on_full_containers(&self, following: &Following) -> Option<String> {
+        // Below one connection for each there is no target.
+        let most = self.max_connections.filter(|most| most.get() > 1)?;
+        let Following::Demand(targets) = following else { return None };
+        let enough = format!("connections={}", (Law::TARGET.share() * f64::from(most.get())).round());
+        match targets.connections.map(|count| (count, count * (1.0 + law::RISE_BAND))) {
+            None => Some(format!(
+                "what is dropped as all containers have --max-connections {most} is no arrival and asks for no more of \
+                 them: --metric {enough} would, beside the other metrics"
+            )),
+            Some((count, asked)) if asked >= f64::from(most.get()) => Some(format!(
+                "--metric connections={count} asks for more once containers have more than {asked:.0} each, and at one frontend \
+                 --max-connections lets them have {most}: say less, such as {enough}"
+            )),
+            Some(_) => None,
+        }
     }
 
     fn fixed(&self) -> Result<Source, Wrong> {
@@ -591,6 +612,18 @@ mod tests {
             weighted.notes,
             ["--scheduler weighted is round-robin for containers, because all of them have weight 1"]
         );
+
+        let limited = |args: &str| {
+            let full = format!("--image lb-api --publish 80:5000 --max-connections 500 {args}");
+            run(&full).unwrap_or_else(|error| panic!("{args}: {error}")).notes
+        };
+        let silent = "what is dropped as all containers have --max-connections 500 is no arrival and asks for no more of \
+                      them: --metric connections=350 would, beside the other metrics";
+        let late = "--metric connections=460 asks for more once containers have more than 506 each, and at one frontend \
+                    --max-connections lets them have 500: say less, such as connections=350";
+        assert_eq!(limited(""), [silent]);
+        assert_eq!(limited("--metric connections=460"), [late]);
+        assert!(limited("--metric connections=450").is_empty() && limited("--metric host-cpu").is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::event::ContainerId;
 use super::history::DecisionKind;
 use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record};
 use super::settings::Scaling;
+use super::slow_start;
 use super::time::Timestamp;
 use super::{Controller, Phase};
 
@@ -110,6 +111,7 @@ impl Controller {
                 cores: used.map(|used| used.cores),
                 quota: used.and_then(|used| used.quota),
                 age: backend.life(now).unwrap_or_default(),
+                part: slow_start::part(backend.tenths(self.settings.slow_start, now)),
             }
         });
         let is_fresh = self.demand.swept.is_some_and(|swept| now.since(swept) <= SWEEP_AGE);

@@ -1,4 +1,5 @@
-//! New connections, from counters that only grow: the kernel counts each one, whether anybody could serve it or not.
+//! New connections, from counters that only grow: the kernel counts each one that is given to a backend, whether that can
+//! serve it or not. What is dropped as all backends have as many as they may is given to none.
 
 use std::collections::BTreeMap;
 

@@ -68,8 +68,10 @@ impl Scaler for Ours {
     fn step(&mut self, sight: &Sight<'_>) -> u32 {
         let Sight { second, wish, arrivals, past, scenario } = *sight;
         let each = past.used / f64::from(past.ready.max(1));
-        let of =
-            |age: &f64| CpuUse { cores: Some(each), quota: Some(scenario.quota), age: Duration::from_secs_f64(*age) };
+        let of = |age: &f64| {
+            let age = Duration::from_secs_f64(*age);
+            CpuUse { cores: Some(each), quota: Some(scenario.quota), age, part: 1.0 }
+        };
         let inputs = Inputs {
             current: wish,
             ready: past.ready,

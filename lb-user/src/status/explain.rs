@@ -244,7 +244,8 @@ mod tests {
         let (mut state, mut current) = (law::State::default(), 2);
         let (mut last, mut changed) = (None, None);
         for second in 0..60 {
-            let one = CpuUse { cores: Some(3.0 / f64::from(current)), quota: Some(1.0), age: Duration::from_secs(60) };
+            let age = Duration::from_secs(60);
+            let one = CpuUse { cores: Some(3.0 / f64::from(current)), quota: Some(1.0), age, part: 1.0 };
             let inputs = Inputs {
                 current,
                 ready: current,

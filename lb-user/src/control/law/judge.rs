@@ -9,7 +9,7 @@ use super::metric::{Demand, Evidence, Metric, Seen, Wish};
 use super::{DOWN_PERIOD, Law};
 
 /// How far a wish has to exceed the count, and to stay below it.
-const RISE_BAND: f64 = 0.10;
+pub const RISE_BAND: f64 = 0.10;
 const FALL_BAND: f64 = 0.20;
 /// What a fall leaves beyond the demand.
 const FALL_ROOM: f64 = 0.05;

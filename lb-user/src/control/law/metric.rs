@@ -53,6 +53,8 @@ pub struct Evidence {
     pub current: u32,
     /// How many of it serve.
     pub ready: u32,
+    /// How many those are worth, each by the part of its share that it gets in slow start.
+    pub whole: f64,
     /// How many processors are the whole of one backend.
     pub unit: f64,
     /// The CPU that a connection costs, in seconds.
@@ -183,7 +185,7 @@ impl Evidence {
     /// Whether the backends are busy enough for more of them to be an answer to waiting: what waits for something else
     /// is not served sooner by more.
     fn is_answered_by_more(&self) -> bool {
-        let whole = self.unit * f64::from(self.ready.max(1));
+        let whole = self.unit * self.whole.max(1.0);
         self.used.is_none_or(|used| used > 0.5 * whole)
     }
 }

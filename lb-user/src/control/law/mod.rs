@@ -27,6 +27,11 @@
 //! `⌈1.05 w⌉ >= w`, and no rise follows; a second fall needs `w < 0.8 n` and ends where the first did, or is the rest of
 //! one that a limit has cut short. So from any start there is one reversal at most. Under noise, a fall needs *every* mean
 //! of the down window to be low, and in a burst there is none.
+//!
+//! # Slow start
+//! A demand is a total, whoever serves it, so wishes know nothing of slow start. But backends that get a part of their
+//! share are not busy where all that can be served is: saturation, and whether more are an answer, count each by its part
+//! ([`Inputs::whole`]), and no second push comes before what the first has asked for has half of its share.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -42,7 +47,7 @@ mod metric;
 mod stay;
 mod track;
 
-pub use judge::{Limit, Mood, Verdict, Winner, judge};
+pub use judge::{Limit, Mood, RISE_BAND, Verdict, Winner, judge};
 pub use metric::{Demand, Evidence, Metric, Seen, Sight, Wish};
 
 use cost::Cost;
@@ -76,6 +81,8 @@ const LEAST_GAP: Duration = Duration::from_secs(5);
 const SATURATED: f64 = 0.9;
 /// How long after saturation the CPU is that of what was late.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// A backend in slow start that gets so much of its share has shown by then whether it helps.
+const GROWN: f64 = 0.5;
 /// In so long what waits is to be served, with every processor that there is.
 const BACKLOG: Duration = Duration::from_secs(2);
 
@@ -192,6 +199,20 @@ pub struct Inputs {
     pub pressure: Option<f64>,
 }
 
+impl Inputs {
+    /// Returns the parts of their shares that backends get, beside those that get the most: where all have just begun,
+    /// none is spared.
+    fn parts(&self) -> impl Iterator<Item = f64> {
+        let most = self.cpu.iter().map(|one| one.part).fold(0.0, f64::max);
+        self.cpu.iter().map(move |one| if most > 0.0 { one.part / most } else { 1.0 })
+    }
+
+    /// Returns how many backends what serves is worth, each by the part of its share that it gets.
+    fn whole(&self) -> f64 {
+        f64::from(self.ready) - self.parts().map(|part| 1.0 - part).sum::<f64>()
+    }
+}
+
 /// The processors of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostUse {
@@ -210,6 +231,8 @@ pub struct CpuUse {
     pub quota: Option<f64>,
     /// How long it has been ready.
     pub age: Duration,
+    /// The part of its share of new connections that it gets: less than one in slow start.
+    pub part: f64,
 }
 
 /// Handshakes since the last tick.
@@ -328,8 +351,9 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         state.foreign.push(now, foreign, foreign, law.up_window, law.keep());
     }
 
-    let is_busy = used >= SATURATED * unit * f64::from(inputs.ready)
-        || inputs.host.is_some_and(|host| host.busy >= 0.95 * host.processors);
+    let whole = inputs.whole();
+    let is_busy =
+        used >= SATURATED * unit * whole || inputs.host.is_some_and(|host| host.busy >= 0.95 * host.processors);
     if is_busy {
         state.saturated_until = now + CATCH_UP;
     }
@@ -405,6 +429,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     Evidence {
         current: inputs.current,
         ready: inputs.ready,
+        whole,
         unit,
         cost: state.cost.known(),
         processors,
@@ -418,6 +443,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         count_before: base,
         fell_ago: state.fell.map(|fell| now.since(fell)),
         may_push: inputs.ready >= inputs.current
+            && inputs.parts().all(|part| part >= GROWN)
             && state.pushed.is_none_or(|pushed| now.since(pushed) >= law.interval.saturating_mul(LEVEL_TICKS as u32)),
     }
 }

@@ -16,8 +16,8 @@ fn second(number: u64) -> Timestamp {
 
 /// What is measured where `current` backends serve all of a demand, in processors, on a host with plenty of them.
 fn served(current: u32, cores: f64) -> Inputs {
-    let one =
-        CpuUse { cores: Some(cores / f64::from(current.max(1))), quota: Some(1.0), age: Duration::from_secs(600) };
+    let age = Duration::from_secs(600);
+    let one = CpuUse { cores: Some(cores / f64::from(current.max(1))), quota: Some(1.0), age, part: 1.0 };
     Inputs {
         current,
         ready: current,
@@ -215,6 +215,51 @@ fn late_answers_push_while_the_backends_are_busy_and_never_ask_for_fewer() {
     assert_eq!(run.count, 2, "what is in time has nothing against fewer");
 }
 
+/// Gives the last backends of all but one a tenth of their share, which is all that they are asked to do.
+fn beside_one_that_is_full(inputs: &mut Inputs, part: f64) {
+    for one in &mut inputs.cpu[1..] {
+        (one.cores, one.part) = (Some(part), part);
+    }
+    inputs.cpu[0].cores = Some(1.0);
+}
+
+#[test]
+fn who_is_spared_in_slow_start_does_not_hide_that_the_others_are_full() {
+    let mut run = Run::settled(law(4, 20), 2.0);
+    let before = run.state.cost().unwrap();
+
+    for _ in 0..60 {
+        run.tick(|inputs| beside_one_that_is_full(inputs, 0.1), 2.0);
+    }
+
+    assert_eq!(run.state.cost(), Some(before), "what waits is not paid yet");
+    let mut all = served(4, 2.0);
+    all.cpu.iter_mut().for_each(|one| one.part = 0.1);
+    assert_eq!(all.whole(), 4.0, "where all begin, each has its whole share");
+    beside_one_that_is_full(&mut all, 0.1);
+    all.cpu[0].part = 1.0;
+    assert!((all.whole() - 1.3).abs() < 1e-9);
+}
+
+#[test]
+fn no_second_push_comes_before_the_first_serves() {
+    let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let mut run = Run::settled(Law { targets, ..law(4, 20) }, 2.5);
+    let mut late = |part: f64| {
+        let change = |inputs: &mut Inputs| {
+            inputs.handshakes = Some(Handshakes { count: 50, p99: Duration::from_millis(9) });
+            inputs.cpu[4..].iter_mut().for_each(|one| (one.cores, one.part) = (Some(0.6 * part), part));
+            inputs.cpu[..4].iter_mut().for_each(|one| one.cores = Some(0.9));
+        };
+        run.tick(change, 2.5).verdict.target
+    };
+
+    let pushed: Vec<u32> = (0..3).map(|_| late(1.0)).collect();
+    assert_eq!(pushed, [4, 4, 5]);
+    assert!((0..20).all(|_| late(0.4) == 5), "a fifth has hardly begun");
+    assert_eq!(late(0.5), 7);
+}
+
 #[test]
 fn connections_that_last_are_counted() {
     let targets = Targets { connections: Some(100.0), ..Targets::default() };
@@ -275,7 +320,7 @@ fn overloaded(inputs: &mut Inputs, cores: f64) {
 /// Anything that can be measured, and what cannot.
 fn anything() -> impl Strategy<Value = Inputs> {
     let number = || prop_oneof![8 => (0.0..20.0_f64).prop_map(Some), 1 => Just(None), 1 => any::<f64>().prop_map(Some)];
-    let cpu = vec((number(), 0..30_u64), 0..12);
+    let cpu = vec((number(), 0..30_u64, 1..=10_u32), 0..12);
     let host = prop_oneof![(0.0..16.0_f64).prop_map(|busy| Some(HostUse { processors: 16.0, busy })), Just(None)];
     (0..30_u32, 0..30_u32, host, cpu, number(), number(), number(), number()).prop_map(
         |(current, ready, host, cpu, arrivals, connections, late, pressure)| Inputs {
@@ -284,7 +329,10 @@ fn anything() -> impl Strategy<Value = Inputs> {
             host,
             cpu: cpu
                 .into_iter()
-                .map(|(cores, age)| CpuUse { cores, quota: Some(1.0), age: Duration::from_secs(age) })
+                .map(|(cores, age, tenths)| {
+                    let (age, part) = (Duration::from_secs(age), f64::from(tenths) / 10.0);
+                    CpuUse { cores, quota: Some(1.0), age, part }
+                })
                 .collect(),
             arrivals: arrivals.map(|rate| rate * 50.0),
             connections: connections.map(|count| count * 10.0),

@@ -106,6 +106,27 @@ fn who_has_the_fewest_connections_goes_first_and_then_the_newest() {
 }
 
 #[test]
+fn who_is_in_slow_start_counts_by_its_part() {
+    let settings = Settings { slow_start: Duration::from_secs(20), ..Settings::new(scaling(2, 8)) };
+    let mut script = Script::running_with(settings, 2);
+    demanded(&mut script, 1.2, 0.0, 1, 30);
+    let parts = |script: &Script| {
+        let record = script.controller.snapshot(script.now).record.unwrap();
+        let parts: Vec<f64> = record.inputs.cpu.iter().map(|one| one.part).collect();
+        (parts, record.evidence.whole)
+    };
+    assert_eq!(parts(&script), (vec![1.0, 1.0], 2.0));
+
+    demanded(&mut script, 1.7, 0.0, 31, 80);
+    assert_eq!(wish(&script), 3);
+    script.tell(Event::BackendSeen(sighting(&name(3), 3)));
+    script.tell(passed(3));
+    demanded(&mut script, 1.7, 0.0, 81, 86);
+
+    assert_eq!(parts(&script), (vec![1.0, 1.0, 0.3], 2.3));
+}
+
+#[test]
 fn connections_that_nobody_has_counted_for_long_are_not_believed() {
     let targets = crate::control::law::Targets { connections: Some(10.0), ..Default::default() };
     let law = Law { targets, ..Law::new(Bounds::new(1, 8).unwrap()) };
