@@ -27,6 +27,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
+mod measure;
 mod network;
 mod perform;
 mod reload;
@@ -42,7 +43,7 @@ use crate::{
         loader::{self, Former},
         report::{Report, ServiceReport, Way},
     },
-    metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu},
+    metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu, pressure::Pressure},
     provider::{EVENT_BACKLOG, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
 };
 use network::Network;
@@ -120,6 +121,7 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
         sweeper,
         host_cpu,
         container_cpu: ContainerCpu::default(),
+        pressure: Pressure::default(),
         started_unix,
         agent_started_unix: unix_now(),
         started,
@@ -161,6 +163,7 @@ struct Agent {
     sweeper: Sweeper,
     host_cpu: HostCpu,
     container_cpu: ContainerCpu,
+    pressure: Pressure,
     answers: mpsc::UnboundedSender<Answer>,
     /// How the configuration is read again, if it can be.
     reload: Option<Reload>,
@@ -260,6 +263,9 @@ impl Agent {
         let name = service.name.clone();
         let mut service = Service::new(service, settings, provider, places, &mut self.feeds);
         service.let_go(&self.datapath.registry, self.now());
+        if let Some(metrics) = service.metrics() {
+            tracing::info!("{}scaling by {metrics}", self.prefix(&name));
+        }
         self.services.insert(name, service);
     }
 
@@ -362,11 +368,13 @@ impl Agent {
     fn on_tick(&mut self) -> Vec<(ServiceName, Event)> {
         self.sweeper.request(self.now(), self.datapath.retiring());
         self.container_cpu.sample();
-        match self.host_cpu.sample() {
-            Ok(Some(load)) => self.to_all(&Event::LoadSampled(load)),
-            Ok(None) => Vec::new(),
-            Err(error) => self.to_all(&Event::LoadUnavailable { reason: error.to_string() }),
-        }
+        let (load, mut events) = match self.host_cpu.sample() {
+            Ok(Some(load)) => (Some(load), self.to_all(&Event::LoadSampled(load))),
+            Ok(None) => (None, Vec::new()),
+            Err(error) => (None, self.to_all(&Event::LoadUnavailable { reason: error.to_string() })),
+        };
+        events.extend(self.measure(load));
+        events
     }
 
     /// Tells the controllers what has happened, and performs what they command, also about what comes of that at once.
@@ -588,6 +596,7 @@ impl Agent {
             name: name.to_string(),
             control: service.controller.snapshot(self.now()),
             target_cpu_percent: service.target_cpu_percent(),
+            metrics: service.metrics(),
         }
     }
 

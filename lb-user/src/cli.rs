@@ -22,8 +22,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish, snat,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, Percent, PublishRange,
+        Reload, RunConfig, Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish, snat,
+        suppose::Supposition,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -32,13 +33,15 @@ use crate::{
 
 mod check;
 pub mod file;
+mod simulate;
 
 pub use check::{Draft, Fault, Spot};
+pub use simulate::SimulateArgs;
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
 pub const LOG_VARIABLE: &str = "LB_LOG";
 
-const ABOUT: &str = "Balances connections over containers in the kernel, and scales them on CPU load";
+const ABOUT: &str = "Balances connections over containers in the kernel, and scales them by demand";
 
 const AFTER_HELP: &str = "\
 Environment:
@@ -51,7 +54,7 @@ Environment:
 Exit codes:
   0   done; for status: healthy
   1   it did not work; for status: degraded
-  2   for status: not running
+  2   for status and explain: not running
   64  the command line, or the file of services, makes no sense";
 
 const RUN_EXAMPLES: &str = "\
@@ -63,9 +66,9 @@ Examples:
     lb-user run --image lb-api --publish 192.0.2.1:80:5000 \\
       --health http:/healthz --cpus 0.5 --memory 64m
 
-  All 20 containers wanted at 70 % of the CPU, quick upwards and slow downwards:
-    lb-user run --image lb-api --publish 80:5000 --max 20 --target-cpu 70 \\
-      --scale-up-window 1s --scale-down-window 5m
+  Up to 20 containers of one processor, each used to 60 %, or 500 connections each:
+    lb-user run --image lb-api --publish 80:5000 --max 20 --cpus 1 \\
+      --target-cpu 60 --metric arrivals --metric container-cpu --metric connections=500
 
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
@@ -90,8 +93,8 @@ Examples:
     publish = \"6379\"
     backends = [\"10.0.0.2:6379\", \"10.0.0.3:6379\"]
 
-  Keys are the flags without dashes; backends and uplinks are plurals, as they are
-  lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
+  Keys are the flags without dashes; backends, metrics and uplinks are plurals, as
+  they are lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
   stands above the first [[service]]. `lb-user check` looks for mistakes without
   root; on SIGHUP the file is read again, and what did not change is not touched.";
 
@@ -105,6 +108,12 @@ Examples:
   lb-user status
   lb-user status --instance dns --json \\
       | jq '.frontends[].backends[] | {name, state}'";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  lb-user explain
+  lb-user explain web --if target-cpu=60 --if max=20
+  lb-user explain web --json | jq .record.verdict.wishes";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:
@@ -136,6 +145,12 @@ pub enum Verb {
     /// Show an instance; exit code 0 healthy, 1 degraded, 2 not running
     #[command(after_long_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Tell why there are as many containers as there are, and what another law would have decided
+    #[command(after_long_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
+    /// Try the scaling law on a trace of connections, beside the rules of other autoscalers; without root
+    #[command(after_long_help = simulate::EXAMPLES)]
+    Simulate(Box<SimulateArgs>),
     /// Remove an instance from the kernel, whatever state a crash left
     #[command(after_long_help = DETACH_EXAMPLES)]
     Detach(DetachArgs),
@@ -259,17 +274,34 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub max: Option<u32>,
 
-    /// CPU load of the host, in percent, at which --max containers are wanted [default: 100]
+    /// Scale by this; may be repeated [default: arrivals and container-cpu]
     ///
-    /// Below it the share of --max is wanted that the load is of it: with the defaults, one container for every 10 %.
+    /// container-cpu[=PCT]: the CPU that the containers use, of their --cpus or else of the host divided by --max.
+    /// arrivals[=PCT]: new connections a second times the CPU that one costs, as learned: more is asked for before it is
+    /// missing. connections=N: live connections, N for each container. latency[=DUR]: more while SYN-ACKs take longer
+    /// [5ms]; pressure[=PCT]: more while tasks wait for a processor [20]; both only ask for more, and hold.
+    /// The largest wish counts; for fewer, all have to agree. What others use of the host is never answered.
+    /// host-cpu[=PCT] alone: the share of --max that the load of the whole host is of PCT [100].
+    #[arg(long, value_name = "NAME[=TARGET]", help_heading = SCALING)]
+    pub metric: Vec<MetricChoice>,
+
+    /// CPU, in percent, that a container is to use of what it may [default: 70]
+    ///
+    /// It is what metrics of CPU aim at that say nothing else. With --metric host-cpu: the CPU load of the host at which
+    /// --max are wanted, by default 100: one container for every 10 %.
     #[arg(long, value_name = "PCT", help_heading = SCALING)]
     pub target_cpu: Option<Percent>,
 
-    /// Time that more containers have to be wanted before one is started [default: 3s]
+    /// Time whose mean asks for more containers; a burst does not wait for it [default: 45s]
+    ///
+    /// With --metric host-cpu: time that more have to be wanted, by default 3s.
     #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
     pub scale_up_window: Option<Duration>,
 
-    /// Time that fewer containers have to be wanted before one is drained [default: 30s]
+    /// Time that fewer containers have to be enough before one is drained [default: 2m]
+    ///
+    /// After a burst half of it has to pass, and where nobody is left all at once, two and a half times: that is an outage
+    /// more often than not. With --metric host-cpu: by default 30s.
     #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = SCALING)]
     pub scale_down_window: Option<Duration>,
 
@@ -381,6 +413,30 @@ pub struct StatusArgs {
     pub instance: InstanceName,
 
     /// Print the stable JSON document instead of the table, with exact numbers
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be said to `explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// Name of the service, where there are several
+    #[arg(value_name = "SERVICE")]
+    pub service: Option<String>,
+
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT)]
+    pub instance: InstanceName,
+
+    /// Suppose that a setting had been another; may be repeated
+    ///
+    /// target-cpu=PCT, min=N, max=N, or one of the service's metrics with another target. The same function decides on
+    /// what was measured then; the windows are those of the service. Of a service that follows host-cpu there is only its
+    /// reason to tell.
+    #[arg(long = "if", value_name = "KEY=VALUE")]
+    pub suppositions: Vec<Supposition>,
+
+    /// Print JSON, with the whole record of the decision
     #[arg(long)]
     pub json: bool,
 }
@@ -508,7 +564,10 @@ mod tests {
     #[test]
     fn every_option_of_the_contract_is_there() {
         let contract = [
-            ("run", "--image --publish --backend --instance --min --max --target-cpu --interval --scale-up-window"),
+            (
+                "run",
+                "--image --publish --backend --instance --min --max --metric --target-cpu --interval --scale-up-window",
+            ),
             (
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
@@ -518,6 +577,12 @@ mod tests {
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),
+            (
+                "simulate",
+                "--shape --trace --seed --duration --min --max --metric --target-cpu --scale-up-window --scale-down-window \
+                 --cpus --host-cpus --foreign --cost --start-time --json --output",
+            ),
+            ("explain", "--instance --if --json"),
             ("detach", "--instance --containers --verbose"),
         ];
         for (verb, options) in contract {

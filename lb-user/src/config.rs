@@ -13,12 +13,15 @@ use crate::health::HealthCheck;
 pub mod diff;
 pub mod error;
 pub mod guard;
+pub mod metric;
 pub mod publish;
 pub mod snat;
+pub mod suppose;
 pub mod value;
 
 pub use error::{AddressKind, ConfigError};
 pub use guard::{Guard, SourceRate};
+pub use metric::{Following, MetricChoice};
 pub use publish::{At, Family, Publish, PublishRange, StaticBackend};
 pub use snat::Snat;
 pub use value::{
@@ -228,7 +231,7 @@ impl Docker {
         let scaling = Scaling {
             min: 1,
             max: 1,
-            target_cpu: Percent::WHOLE,
+            following: Following::HostCpu(Percent::WHOLE),
             up_window: Duration::ZERO,
             down_window: Duration::ZERO,
         };
@@ -237,15 +240,15 @@ impl Docker {
     }
 }
 
-/// How the number of containers follows the load.
+/// How the number of containers follows demand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scaling {
     /// The fewest: `1 <= min <= max`.
     pub min: u32,
     /// The most: `min <= max <= MAX_BACKENDS_PER_FRONTEND`.
     pub max: u32,
-    /// The load of the host at which `max` are wanted.
-    pub target_cpu: Percent,
+    /// What it follows.
+    pub following: Following,
     /// How long more have to be wanted before one is started.
     pub up_window: Duration,
     /// How long fewer have to be wanted before one is stopped.

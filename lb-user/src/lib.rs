@@ -1,12 +1,13 @@
-//! The agent: watches load and Docker, starts and stops backends, writes the kernel's maps.
+//! The agent: watches demand and Docker, starts and stops backends, writes the kernel's maps.
 //!
 //! ```text
 //! cli, config ─▶ agent ─▶ control      decides: events and the time in, commands out; no I/O, no clock
 //!                  ├────▶ provider     Docker, or a fixed list
-//!                  ├────▶ metrics      the host's CPU
+//!                  ├────▶ metrics      demand: connections, CPU, latency, pressure
 //!                  ├────▶ health       active checks
 //!                  └────▶ datapath     the kernel: programs, maps, devices
 //! status ─────────────────▶ datapath   reads the pinned maps; needs no agent
+//! simulate ───────────────▶ control    the scaling law on a trace, without any of the others
 //! ```
 
 pub mod agent;
@@ -17,4 +18,5 @@ pub mod datapath;
 pub mod health;
 pub mod metrics;
 pub mod provider;
+pub mod simulate;
 pub mod status;

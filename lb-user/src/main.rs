@@ -8,7 +8,7 @@ use std::{
 use lb_user::{
     agent,
     cli::{self, Verb},
-    status,
+    simulate, status,
 };
 
 fn main() -> ExitCode {
@@ -29,6 +29,20 @@ fn main() -> ExitCode {
         Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
             Ok(exit) => exit.into(),
             Err(error) => failed(&error.into()),
+        },
+        Verb::Explain(arguments) => {
+            let (instance, service) = (arguments.instance.as_str(), arguments.service.as_deref());
+            match status::explain::show(instance, service, &arguments.suppositions, arguments.json) {
+                Ok(exit) => exit.into(),
+                Err(error) => failed(&error.into()),
+            }
+        }
+        Verb::Simulate(arguments) => match arguments.resolve() {
+            Ok(request) => match simulate::show(&request) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error.into()),
+            },
+            Err(code) => code,
         },
         Verb::Detach(arguments) => wait_for(agent::detach(arguments.instance.as_str(), arguments.containers)),
     }

@@ -27,6 +27,33 @@ const BRISK: &[&str] = &[
     "http:/healthz",
 ];
 
+/// A program that makes load until it is finished; it ends with this, also where a test fails.
+pub struct Load(Option<Child>);
+
+impl Load {
+    /// Starts the program.
+    pub fn start(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::piped()).spawn().expect("the program starts")))
+    }
+
+    /// Interrupts it, and returns what it printed.
+    pub fn finish(mut self) -> String {
+        let mut child = self.0.take().expect("it is finished once");
+        lab::interrupt(&mut child);
+        String::from_utf8_lossy(&child.wait_with_output().expect("it ends").stdout).into_owned()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // Not killed: its own children have to end with it.
+            lab::interrupt(&mut child);
+            let _nobody_asks = child.wait();
+        }
+    }
+}
+
 /// A Docker network, and a client behind a veth; both end with this.
 pub struct Site {
     name: String,
@@ -139,14 +166,14 @@ impl Site {
         command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
     }
 
-    /// As [`wrk`](Self::wrk), with a pause before every request, until it is interrupted.
-    pub fn gentle_wrk(&self, closing: bool) -> Child {
+    /// As [`wrk`](Self::wrk), with a pause before every request, until it is finished.
+    pub fn gentle_wrk(&self, closing: bool) -> Load {
         let mut command = command_in(&self.client(), "wrk");
         command.args(["-t1", "-c8", "-d3600", "--timeout", "5s", "-s"]).arg(self.script.path());
         if closing {
             command.args(["-H", "Connection: close"]);
         }
-        command.arg(self.url()).stdout(Stdio::piped()).spawn().expect("wrk starts")
+        Load::start(command.arg(self.url()))
     }
 
     /// Returns the agent's containers.

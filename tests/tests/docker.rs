@@ -11,7 +11,7 @@ use std::{
 use lb_tests::{
     agent::{Agent, assert_no_failure, binary, detach},
     lab::{self, command_in, run, wait_until},
-    site::{IMAGE, Site, docker},
+    site::{IMAGE, Load, Site, docker},
     suite::{self, Case, Need},
 };
 use nix::sys::signal::Signal;
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     suite::run(vec![
         case("containers_answer_in_turn_and_leave_nothing", containers_answer_in_turn_and_leave_nothing),
         case("load_scales_up_and_down_without_a_failed_request", load_scales_up_and_down_without_a_failed_request),
+        case("demand_is_answered_and_foreign_load_is_not", demand_is_answered_and_foreign_load_is_not),
         case("a_killed_container_is_replaced", a_killed_container_is_replaced),
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
@@ -70,20 +71,19 @@ fn containers_answer_in_turn_and_leave_nothing() {
 fn load_scales_up_and_down_without_a_failed_request() {
     let cycles: u32 = std::env::var("LB_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(2);
     let site = Site::new(2);
-    let agent = site.start(&["--min", "2", "--max", "4", "--target-cpu", "70"]);
+    let agent = site.start(&["--min", "2", "--max", "4", "--metric", "host-cpu", "--target-cpu", "70"]);
     agent.wait_ready(2);
     // Gentle enough to let the load fall, and there all the while: new connections, and connections that are kept.
     let clients = [site.gentle_wrk(true), site.gentle_wrk(false)];
     for cycle in 0..cycles {
-        let mut stress = Command::new("stress-ng").args(["--cpu", "2", "--timeout", "60s", "-q"]).spawn().unwrap();
+        let stress = Load::start(Command::new("stress-ng").args(["--cpu", "2", "--timeout", "60s", "-q"]));
         agent.wait_for("the load brings all four", Duration::from_secs(30), |status| status["scaling"]["ready"] == 4);
         let mut hosts = BTreeSet::new();
         wait_until("reloads show all four hosts", Duration::from_secs(10), || {
             hosts.insert(site.host());
             hosts.len() == 4
         });
-        lab::interrupt(&mut stress);
-        stress.wait().unwrap();
+        stress.finish();
         agent.wait_for("the rest brings two back", Duration::from_secs(60), |status| {
             let others = ["draining", "starting", "unhealthy"].iter().all(|state| status["scaling"][state] == 0);
             status["scaling"]["ready"] == 2 && others
@@ -91,10 +91,8 @@ fn load_scales_up_and_down_without_a_failed_request() {
         wait_until("two containers are left", Duration::from_secs(20), || site.containers().len() == 2);
         eprintln!("cycle {cycle}: four and two again");
     }
-    for mut client in clients {
-        lab::interrupt(&mut client);
-        let report = client.wait_with_output().unwrap();
-        let requests = assert_no_failure(&String::from_utf8_lossy(&report.stdout));
+    for client in clients {
+        let requests = assert_no_failure(&client.finish());
         eprintln!("{requests} requests, none failed");
         assert!(requests > 300 * u64::from(cycles));
     }
@@ -102,6 +100,43 @@ fn load_scales_up_and_down_without_a_failed_request() {
     let kinds: BTreeSet<&str> =
         decisions.as_array().unwrap().iter().filter_map(|decision| decision["kind"].as_str()).collect();
     assert!(kinds.contains("scale_up") && kinds.contains("scale_down"), "{kinds:?}");
+}
+
+fn demand_is_answered_and_foreign_load_is_not() {
+    let site = Site::new(9);
+    let metrics = ["--metric", "connections=4", "--metric", "arrivals"];
+    let agent = site.start(&[&["--min", "1", "--max", "3", "--cpus", "0.1"], &metrics[..]].concat());
+    agent.wait_ready(1);
+    assert_eq!(agent.status()["scaling"]["metrics"], "arrivals (70 %) and connections (4)");
+
+    let stress = Load::start(Command::new("stress-ng").args(["--cpu", "0", "--timeout", "60s", "-q"]));
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(agent.status()["scaling"]["desired"], 1, "a load of others is nothing to answer");
+    let client = site.gentle_wrk(false);
+    agent.wait_for("eight clients of a host that others use up are told so", Duration::from_secs(15), |status| {
+        let decisions = status["decisions"].as_array().cloned().unwrap_or_default();
+        decisions.iter().any(|decision| decision["kind"] == "host_saturated")
+    });
+    assert_eq!(agent.status()["scaling"]["desired"], 1, "they would share the same processors");
+
+    stress.finish();
+    let began = Instant::now();
+    agent.wait_for("processors that are free are used", Duration::from_secs(60), |status| {
+        status["scaling"]["ready"].as_u64() >= Some(2)
+    });
+    eprintln!("another served {:?} after the others' load ended", began.elapsed());
+    let words = ["explain", "--instance", site.instance(), "--json", "--if", "max=1"];
+    let explained = run(Command::new(binary()).args(words));
+    let explained: serde_json::Value = serde_json::from_str(&explained).expect("a document");
+    assert!(explained["record"]["verdict"]["target"].as_u64() >= Some(2), "{explained}");
+    assert_eq!(explained["supposed"]["verdict"]["target"], 1, "{explained}");
+    assert!(explained["record"]["evidence"]["used"].as_f64() > Some(0.0), "control groups are read: {explained}");
+    assert_eq!(explained["record"]["evidence"]["unit"], 0.1, "and their quota: {explained}");
+
+    assert_no_failure(&client.finish());
+    agent.wait_for("without clients one is enough", Duration::from_secs(60), |status| {
+        status["scaling"]["ready"] == 1 && status["scaling"]["draining"] == 0
+    });
 }
 
 fn a_killed_container_is_replaced() {

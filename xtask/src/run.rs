@@ -23,7 +23,9 @@ use crate::{
 ///
 /// What you give after `--` goes to `lb-user run`. Each of these is added unless you give that option yourself:
 ///
-///   --image lb-api:latest --publish 80:5000 --min 2 --max 10 --health http:/healthz
+///   --image lb-api:latest --publish 80:5000 --min 2 --max 10 --metric host-cpu --health http:/healthz
+///
+/// So any load of the host starts containers, as it is to be shown; --metric arrivals follows the demand alone.
 ///
 /// With --backend (static backends, no Docker) only `--publish 80` is added; with --config nothing is, and no image is made.
 #[derive(Args)]
@@ -73,11 +75,12 @@ fn as_root(agent: &Path) -> Result<Command> {
 }
 
 fn with_defaults(mut arguments: Vec<String>) -> Vec<String> {
-    const DOCKER: [(&str, &str); 5] = [
+    const DOCKER: [(&str, &str); 6] = [
         ("--image", image::IMAGE),
         ("--publish", "80:5000"),
         ("--min", "2"),
         ("--max", "10"),
+        ("--metric", "host-cpu"),
         ("--health", "http:/healthz"),
     ];
     const STATIC: [(&str, &str); 1] = [("--publish", "80")];
@@ -117,7 +120,8 @@ mod tests {
 
     #[test]
     fn nothing_given_is_the_demo() {
-        let expected = "--image lb-api:latest --publish 80:5000 --min 2 --max 10 --health http:/healthz";
+        let expected = "--image lb-api:latest --publish 80:5000 --min 2 --max 10 --metric host-cpu \
+                        --health http:/healthz";
 
         assert_eq!(with_defaults(Vec::new()), words(expected));
     }
@@ -128,7 +132,7 @@ mod tests {
 
         assert_eq!(
             arguments,
-            words("--publish=8080:5000 --max 4 --image lb-api:latest --min 2 --health http:/healthz")
+            words("--publish=8080:5000 --max 4 --image lb-api:latest --min 2 --metric host-cpu --health http:/healthz")
         );
         assert!(uses_image(&arguments));
     }

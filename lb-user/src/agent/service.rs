@@ -10,11 +10,11 @@ use std::{
 use anyhow::Result;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{ENGINE_DELAY, perform::Places};
+use super::{ENGINE_DELAY, measure::Meters, perform::Places};
 use crate::{
-    config::{self, ConfigError, Family, Publish, RunConfig, ServiceName, Source},
+    config::{self, ConfigError, Family, Following, Publish, RunConfig, ServiceName, Source},
     control::{
-        Addresses, ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp,
+        Addresses, ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp, law,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
@@ -35,6 +35,7 @@ pub struct Service {
     pub controller: Controller,
     pub provider: Arc<dyn Provider>,
     pub places: Places,
+    pub meters: Meters,
     /// Frontends that are its no longer, by name, while they may have connections left.
     pub leaving: BTreeMap<String, Leave>,
     /// Whether it is configured no longer: it ends when it is drained.
@@ -124,6 +125,7 @@ impl Service {
             controller: Controller::new(settings),
             provider,
             places,
+            meters: Meters::default(),
             leaving: BTreeMap::new(),
             is_removed: false,
             has_finished: false,
@@ -163,10 +165,23 @@ impl Service {
         Reconfiguration { reason, scaling, drain_timeout, slow_start, probe_interval, stop_patience, keep, unlisted }
     }
 
-    /// Returns the load at which the most are wanted, in percent.
+    /// Returns the load of the host at which the most are wanted, in percent, where it is followed.
     pub fn target_cpu_percent(&self) -> Option<f64> {
         match &self.config.source {
-            Source::Docker(docker) => Some(docker.scaling.target_cpu.percent()),
+            Source::Docker(docker) => match &docker.scaling.following {
+                Following::HostCpu(target) => Some(target.percent()),
+                Following::Demand(_) => None,
+            },
+            Source::Static { .. } => None,
+        }
+    }
+}
+
+impl Service {
+    /// Returns what its scaling follows, for people; nothing with static backends.
+    pub fn metrics(&self) -> Option<String> {
+        match &self.config.source {
+            Source::Docker(docker) => Some(docker.scaling.following.told()),
             Source::Static { .. } => None,
         }
     }
@@ -270,13 +285,17 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
         Source::Docker(docker) => {
             let scaling = &docker.scaling;
             let bounds = Bounds::new(scaling.min, scaling.max).expect("the configuration was checked");
-            Scaling::Auto(Law {
-                target: TargetLoad::new(scaling.target_cpu.share()).expect("the configuration was checked"),
-                up_window: scaling.up_window,
-                down_window: scaling.down_window,
-                interval: run.interval,
-                ..Law::new(bounds)
-            })
+            let (up_window, down_window, interval) = (scaling.up_window, scaling.down_window, run.interval);
+            match &scaling.following {
+                Following::HostCpu(target) => {
+                    let target = TargetLoad::new(target.share()).expect("the configuration was checked");
+                    Scaling::Auto(Law { bounds, target, up_window, down_window, interval })
+                }
+                Following::Demand(targets) => {
+                    let (targets, quota) = (**targets, docker.cpus.map(config::Cpus::count));
+                    Scaling::Demand(law::Law { bounds, targets, quota, up_window, down_window, interval })
+                }
+            }
         }
     };
     Settings {
@@ -330,6 +349,7 @@ pub fn adopt(
     if let Some(past) = former.inheritance.services.remove(name) {
         settings.adopted_generation = past.generation;
         settings.adopted_decisions = past.decisions;
+        settings.adopted_cost = past.connection_cost;
         settings.adopted_warming = past.warming;
     }
     places.adopt(registry, name);

@@ -7,11 +7,12 @@ use lb_ebpf::abi::Lifetimes;
 use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
-        At, ConfigError, Docker, Family, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND,
-        MAX_FRONTENDS, Percent, Publish, PublishRange, RunConfig, Scaling, Scheduler, Service, ServiceName, Snat,
-        Source, StaticBackend, Weight,
+        At, ConfigError, Docker, Family, Following, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL,
+        MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish, PublishRange, RunConfig, Scaling, Scheduler, Service,
+        ServiceName, Snat, Source, StaticBackend, Weight,
         publish::{self, Proto},
     },
+    control::law::{self, Law},
     datapath::layout,
     health::HealthCheck,
 };
@@ -20,9 +21,8 @@ use crate::{
 /// They are part of the help, which a test compares.
 const DEFAULT_MIN: u32 = 2;
 const DEFAULT_MAX: u32 = 10;
-const DEFAULT_TARGET_CPU: Percent = Percent::WHOLE;
-const DEFAULT_UP_WINDOW: Duration = Duration::from_secs(3);
-const DEFAULT_DOWN_WINDOW: Duration = Duration::from_secs(30);
+const HOST_CPU_WINDOWS: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
+const DEMAND_WINDOWS: (Duration, Duration) = (Law::UP_WINDOW, Law::DOWN_WINDOW);
 const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// What was said, value by value, on the command line or in a file. Every value is right; whether all of them are so
@@ -245,9 +245,11 @@ impl ServiceArgs {
         if self.scheduler == Scheduler::Weighted {
             notes.push("--scheduler weighted is round-robin for containers, because all of them have weight 1".into());
         }
+        let scaling = self.scaling(notes)?;
+        notes.extend(self.note_on_full_containers(&scaling.following));
         Ok(Docker {
             image: image.to_owned(),
-            scaling: self.scaling(notes)?,
+            scaling,
             cpus: self.cpus,
             memory: self.memory,
             env: self.env.clone(),
@@ -275,13 +277,35 @@ impl ServiceArgs {
         if self.min.is_none() && min < DEFAULT_MIN {
             notes.push(format!("--min is {min}, because --max is"));
         }
+        let following =
+            Following::new(&self.metric, self.target_cpu).map_err(|(error, place)| (error, "metric", place))?;
+        let (up_window, down_window) = default_windows(&following);
         Ok(Scaling {
             min,
             max,
-            target_cpu: self.target_cpu.unwrap_or(DEFAULT_TARGET_CPU),
-            up_window: self.scale_up_window.unwrap_or(DEFAULT_UP_WINDOW),
-            down_window: self.scale_down_window.unwrap_or(DEFAULT_DOWN_WINDOW),
+            following,
+            up_window: self.scale_up_window.unwrap_or(up_window),
+            down_window: self.scale_down_window.unwrap_or(down_window),
         })
+    }
+
+    /// Tells where containers would be full and nothing ask for more of them.
+    fn note_on_full_containers(&self, following: &Following) -> Option<String> {
+        // Below one connection for each there is no target.
+        let most = self.max_connections.filter(|most| most.get() > 1)?;
+        let Following::Demand(targets) = following else { return None };
+        let enough = format!("connections={}", (Law::TARGET.share() * f64::from(most.get())).round());
+        match targets.connections.map(|count| (count, count * (1.0 + law::RISE_BAND))) {
+            None => Some(format!(
+                "what is dropped as all containers have --max-connections {most} is no arrival and asks for no more of \
+                 them: --metric {enough} would, beside the other metrics"
+            )),
+            Some((count, asked)) if asked >= f64::from(most.get()) => Some(format!(
+                "--metric connections={count} asks for more once containers have more than {asked:.0} each, and at one frontend \
+                 --max-connections lets them have {most}: say less, such as {enough}"
+            )),
+            Some(_) => None,
+        }
     }
 
     fn fixed(&self) -> Result<Source, Wrong> {
@@ -338,6 +362,7 @@ impl ServiceArgs {
         [
             ("--min", self.min.is_some()),
             ("--max", self.max.is_some()),
+            ("--metric", !self.metric.is_empty()),
             ("--target-cpu", self.target_cpu.is_some()),
             ("--scale-up-window", self.scale_up_window.is_some()),
             ("--scale-down-window", self.scale_down_window.is_some()),
@@ -406,6 +431,14 @@ impl ServiceArgs {
     }
 }
 
+/// Returns how long more, and fewer, have to be wanted where nobody says.
+fn default_windows(following: &Following) -> (Duration, Duration) {
+    match following {
+        Following::HostCpu(_) => HOST_CPU_WINDOWS,
+        Following::Demand(_) => DEMAND_WINDOWS,
+    }
+}
+
 /// Returns the first value that was there before, with its place.
 fn first_double<T: Clone + PartialEq>(values: &[T]) -> Option<(usize, T)> {
     let doubled = |(position, value): &(usize, &T)| values[..*position].contains(*value);
@@ -434,7 +467,9 @@ mod tests {
         let words = ["lb-user", "run"].into_iter().chain(args.split_whitespace());
         match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
             Verb::Run(args) => args.check(),
-            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Detach(_)) => panic!("{args}: {other:?}"),
+            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Explain(_) | Verb::Simulate(_) | Verb::Detach(_)) => {
+                panic!("{args}: {other:?}")
+            }
         }
     }
 
@@ -457,7 +492,12 @@ mod tests {
 
         let scaling = &docker(&config).scaling;
         let seconds = Duration::from_secs;
-        assert_eq!((scaling.min, scaling.max, scaling.target_cpu.percent()), (2, 10, 100.0));
+        assert_eq!((scaling.min, scaling.max), (2, 10));
+        assert_eq!(scaling.following.told(), "arrivals (70 %) and container-cpu (70 %)");
+        assert_eq!((scaling.up_window, scaling.down_window), (seconds(45), seconds(120)));
+        let demo = run("--image lb-api --publish 80:5000 --metric host-cpu").expect("a right command line");
+        let scaling = &docker(&demo).scaling;
+        assert_eq!(scaling.following.told(), "host-cpu (100%)");
         assert_eq!((scaling.up_window, scaling.down_window), (seconds(3), seconds(30)));
         assert_eq!(docker(&config).stop_grace, seconds(10));
         assert_eq!(
@@ -500,7 +540,7 @@ mod tests {
         let help = parse_from(["lb-user", "run", "-h"]).expect_err("the help").to_string();
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
 
-        for default in ["2", "10", "100", "3s", "30s", "10s", "1s", "2s", "auto", "1048576", "default"] {
+        for default in ["2", "10", "70", "45s", "2m", "30s", "10s", "1s", "2s", "auto", "1048576", "default"] {
             assert!(help.contains(&format!("[default: {default}]")), "{default} in {help}");
         }
     }
@@ -509,7 +549,8 @@ mod tests {
     fn what_is_said_arrives() {
         let config =
             run("--image web:1 --publish 80:5000 --publish 192.0.2.1:53:5353/udp --instance web --min 3 --max 3 \
-             --target-cpu 80% --interval 500ms --scale-up-window 0s --scale-down-window 2m --uplink eth0 --uplink eth1 \
+             --metric container-cpu --metric connections=50 --target-cpu 80% --interval 500ms --scale-up-window 0s \
+             --scale-down-window 2m --uplink eth0 --uplink eth1 \
              --hook xdp --tc-attach clsact --health http:/healthz --health-interval 1s --drain-timeout 5s --cpus 0.5 \
              --memory 64m --env A=1 --env B=2 --network web --keep --complete-checksums --max-flows 4096 \
              --stop-grace 1s --scheduler least-conn --affinity 10m --slow-start 30s --max-connections 500")
@@ -601,6 +642,18 @@ mod tests {
             weighted.notes,
             ["--scheduler weighted is round-robin for containers, because all of them have weight 1"]
         );
+
+        let limited = |args: &str| {
+            let full = format!("--image lb-api --publish 80:5000 --max-connections 500 {args}");
+            run(&full).unwrap_or_else(|error| panic!("{args}: {error}")).notes
+        };
+        let silent = "what is dropped as all containers have --max-connections 500 is no arrival and asks for no more of \
+                      them: --metric connections=350 would, beside the other metrics";
+        let late = "--metric connections=460 asks for more once containers have more than 506 each, and at one frontend \
+                    --max-connections lets them have 500: say less, such as connections=350";
+        assert_eq!(limited(""), [silent]);
+        assert_eq!(limited("--metric connections=460"), [late]);
+        assert!(limited("--metric connections=450").is_empty() && limited("--metric host-cpu").is_empty());
     }
 
     #[test]
@@ -648,6 +701,9 @@ mod tests {
                 "--backend 10.0.0.2:80 --publish 80 --min 2 --target-cpu 100 --env A=1",
                 "--min, --target-cpu, --env would have no effect, the backends given by --backend are not started",
             ),
+            ("--image a --publish 80:5000 --metric latency", "latency and pressure tell that there are too few, never"),
+            ("--image a --publish 80:5000 --metric arrivals --metric host-cpu", "host-cpu is a law of its own: leave"),
+            ("--backend 10.0.0.2:80 --publish 80 --metric arrivals", "--metric would have no effect"),
             ("--backend 10.0.0.2:80 --publish 80 --max 10", "--max would have no effect"),
             ("--backend 10.0.0.2:80 --publish 80 --scale-up-window 3s", "--scale-up-window would have no effect"),
             ("--backend 10.0.0.2:80 --publish 80 --scale-down-window 3s", "--scale-down-window would have no effect"),

@@ -28,7 +28,7 @@ const SERVICE: &str = "service";
 /// The key of a service's name, which no flag gives.
 const NAME: &str = "name";
 /// Flags that may be repeated are keys with a list; where the flag is a singular, the key is its plural.
-const PLURALS: [(&str, &str); 2] = [("backend", "backends"), ("uplink", "uplinks")];
+const PLURALS: [(&str, &str); 3] = [("backend", "backends"), ("metric", "metrics"), ("uplink", "uplinks")];
 /// How much alike a key and one that exists have to be for the one to be meant by the other, from 0 to 1.
 const LIKENESS: f64 = 0.8;
 
@@ -403,6 +403,7 @@ publish = ["80:5000", "8000-8002:5000"]
 min = 3
 max = 0x10
 target-cpu = 70.5
+metrics = ["arrivals", "connections=80"]
 health = "http:/healthz"
 cpus = 0.5
 memory = "64m"
@@ -425,6 +426,7 @@ drain-timeout = "5s"
         assert_eq!(config.interval, Duration::from_millis(500));
         let [web, cache] = config.services.as_slice() else { panic!("{config:?}") };
         let flags = "run --image lb-api --publish 80:5000 --publish 8000-8002:5000 --min 3 --max 16 --target-cpu 70.5 \
+                     --metric arrivals --metric connections=80 \
                      --health http:/healthz --cpus 0.5 --memory 64m --env A=1 --env B=2 --stop-grace 1s";
         let Verb::Run(run) = parse_from(["lb-user"].into_iter().chain(flags.split_whitespace())).unwrap().verb else {
             panic!("it is run");

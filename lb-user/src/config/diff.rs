@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{RunConfig, Service, ServiceName, Source};
+use super::{Following, RunConfig, Scaling, Service, ServiceName, Source};
 
 /// What has to be done to get from one configuration to another. A service that is in neither list stays untouched.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -128,7 +128,8 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
             ("image", from.image != to.image),
             ("min", from.scaling.min != to.scaling.min),
             ("max", from.scaling.max != to.scaling.max),
-            ("target-cpu", from.scaling.target_cpu != to.scaling.target_cpu),
+            ("target-cpu", has_other_targets(&from.scaling, &to.scaling)),
+            ("metrics", has_other_metrics(&from.scaling, &to.scaling)),
             ("scale-up-window", from.scaling.up_window != to.scaling.up_window),
             ("scale-down-window", from.scaling.down_window != to.scaling.down_window),
             ("cpus", from.cpus != to.cpus),
@@ -139,6 +140,19 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ]));
     }
     keys
+}
+
+/// Whether the same metrics aim at something else.
+fn has_other_targets(from: &Scaling, to: &Scaling) -> bool {
+    from.following != to.following && !has_other_metrics(from, to)
+}
+
+fn has_other_metrics(from: &Scaling, to: &Scaling) -> bool {
+    match (&from.following, &to.following) {
+        (Following::HostCpu(_), Following::HostCpu(_)) => false,
+        (Following::Demand(from), Following::Demand(to)) => !from.metrics().eq(to.metrics()),
+        (Following::HostCpu(_), Following::Demand(_)) | (Following::Demand(_), Following::HostCpu(_)) => true,
+    }
 }
 
 fn differing<const N: usize>(keys: [(&'static str, bool); N]) -> Vec<&'static str> {
@@ -194,14 +208,16 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 10] = [
+        let rows: [Row<'_>; 12] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
-                &[("image", "target-cpu = 70\nscale-up-window = \"1s\"\nimage")],
+                &[("image", "target-cpu = 60\nscale-up-window = \"1s\"\nimage")],
                 "web",
                 &["target-cpu", "scale-up-window"],
             ),
+            (&[("image", "metrics = [\"arrivals\"]\nimage")], "web", &["metrics"]),
+            (&[("image", "metrics = [\"arrivals\", \"container-cpu=60\"]\nimage")], "web", &["target-cpu"]),
             (&[("image", "cpus = 0.5\nmemory = \"64m\"\nimage")], "web", &["cpus", "memory"]),
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),

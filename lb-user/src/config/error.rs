@@ -168,6 +168,46 @@ pub enum ConfigError {
     )]
     TooManyInServices { sum: u64 },
 
+    /// A metric that nobody knows.
+    #[error(
+        "there is no metric {given:?}: write arrivals, container-cpu, connections=100, latency=5ms or pressure=20; or \
+         host-cpu alone"
+    )]
+    Metric { given: String },
+    /// Connections without a number.
+    #[error("{given:?} does not say how many connections are enough for a container: write connections=100")]
+    ConnectionsTarget { given: String },
+    /// No time at all.
+    #[error("a latency of nothing cannot be kept to: write latency=5ms")]
+    LatencyZero,
+    /// A metric twice.
+    #[error("metric {metric} is given twice: leave one out")]
+    DuplicateMetric { metric: &'static str },
+    /// The load of the host beside other metrics.
+    #[error("host-cpu is a law of its own: leave it out, or leave the other metrics out")]
+    HostCpuAlone,
+    /// Metrics that ask for more only.
+    #[error(
+        "latency and pressure tell that there are too few, never that there are too many: give --metric arrivals, \
+         container-cpu or connections=100, too"
+    )]
+    MetricsPushOnly,
+
+    /// Something that is no setting of the law.
+    #[error(
+        "{given:?} cannot be supposed: write target-cpu=60, min=1, max=20, or one of the service's metrics with another \
+         target, such as arrivals=60"
+    )]
+    Supposition { given: String },
+    /// A metric that was not asked at the time.
+    #[error("{metric} was not measured: it can be supposed of metrics alone that the service follows")]
+    NotMeasured { metric: &'static str },
+    /// A metric that a simulation cannot show.
+    #[error(
+        "host-cpu, latency and pressure are not simulated: give --metric arrivals, container-cpu or connections=100"
+    )]
+    NotSimulated,
+
     // Values.
     /// A service without a name.
     #[error("a service needs a name: write name = \"web\"")]

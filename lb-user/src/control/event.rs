@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::Addresses;
 use super::load::CpuLoad;
+use super::measures::Measures;
 use super::passive::Answers;
 use super::settings::Reconfiguration;
 use super::time::Timestamp;
@@ -115,6 +116,8 @@ impl fmt::Display for GoneCause {
 pub enum Event {
     /// The load was measured.
     LoadSampled(CpuLoad),
+    /// The demand was measured, as far as it could be.
+    Measured(Box<Measures>),
     /// The load could not be measured.
     LoadUnavailable {
         /// Why.

@@ -64,6 +64,10 @@ pub enum DecisionKind {
     StopFailed,
     /// The kernel's maps could not be written.
     PublishFailed,
+    /// More are wanted than the host has processors for.
+    HostSaturated,
+    /// A metric is missing for so long that fewer are not thought of.
+    MetricMissing,
     /// The load cannot be read.
     LoadUnavailable,
     /// The provider cannot be reached.
@@ -94,6 +98,8 @@ impl fmt::Display for DecisionKind {
             DecisionKind::DrainTimedOut => "drain timed out",
             DecisionKind::StopFailed => "stop failed",
             DecisionKind::PublishFailed => "publish failed",
+            DecisionKind::HostSaturated => "host saturated",
+            DecisionKind::MetricMissing => "metric missing",
             DecisionKind::LoadUnavailable => "load unavailable",
             DecisionKind::ProviderLost => "provider lost",
             DecisionKind::ProviderBack => "provider back",

@@ -18,7 +18,9 @@ mod backend;
 mod crash_loop;
 mod event;
 mod history;
+pub mod law;
 mod load;
+mod measures;
 mod passive;
 pub mod policy;
 mod publisher;
@@ -34,6 +36,7 @@ pub use backend::BackendState;
 pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
+pub use measures::{CpuUsed, Measures};
 pub use passive::Answers;
 pub use report::{BackendReport, ControlReport, Phase};
 pub use settings::{Reconfiguration, Scaling, Settings};
@@ -65,6 +68,7 @@ pub struct Controller {
     load: Option<CpuLoad>,
     standing: Option<String>,
     memory: policy::Memory,
+    demand: measures::Demand,
     backends: BTreeMap<ContainerId, Backend>,
     pending: BTreeMap<u32, Timestamp>,
     crash_loop: CrashLoop,
@@ -90,7 +94,9 @@ impl Controller {
         let wish = match settings.scaling {
             Scaling::Fixed => 0,
             Scaling::Auto(law) => law.bounds.min(),
+            Scaling::Demand(law) => law.bounds.min(),
         };
+        let demand = measures::Demand::new(settings.adopted_cost);
         Controller {
             publisher: Publisher::new(settings.adopted_generation),
             history: History::new(std::mem::take(&mut settings.adopted_decisions)),
@@ -100,6 +106,7 @@ impl Controller {
             load: None,
             standing: None,
             memory: policy::Memory::default(),
+            demand,
             backends: BTreeMap::new(),
             pending: BTreeMap::new(),
             crash_loop: CrashLoop::default(),
@@ -187,6 +194,8 @@ impl Controller {
             },
             load: self.load,
             standing: self.standing.clone(),
+            record: self.demand.record.clone(),
+            changed: self.demand.changed.clone(),
             backends,
             decisions: self.history.to_vec(),
             generation: self.publisher.confirmed_generation(),
@@ -223,18 +232,22 @@ impl Controller {
     }
 
     fn is_auto(&self) -> bool {
-        matches!(self.settings.scaling, Scaling::Auto(_))
+        matches!(self.settings.scaling, Scaling::Auto(_) | Scaling::Demand(_))
     }
 
     fn law(&self) -> Option<Law> {
         match self.settings.scaling {
             Scaling::Auto(law) => Some(law),
-            Scaling::Fixed => None,
+            Scaling::Demand(_) | Scaling::Fixed => None,
         }
     }
 
     fn bounds(&self) -> Option<Bounds> {
-        self.law().map(|law| law.bounds)
+        match self.settings.scaling {
+            Scaling::Auto(law) => Some(law.bounds),
+            Scaling::Demand(law) => Some(law.bounds),
+            Scaling::Fixed => None,
+        }
     }
 
     fn ready(&self) -> usize {
@@ -263,6 +276,11 @@ impl Controller {
     fn note(&mut self, event: Event, now: Timestamp) {
         match event {
             Event::LoadSampled(load) => self.sampled(load, now),
+            Event::Measured(measures) => self.measured(&measures, now),
+            Event::LoadUnavailable { reason } if matches!(self.settings.scaling, Scaling::Demand(_)) => {
+                self.load = None;
+                self.remark(DecisionKind::LoadUnavailable, reason, now);
+            }
             Event::LoadUnavailable { reason } => {
                 self.load = None;
                 self.standing = Some(format!("{reason}: the number of backends stays as it is"));
@@ -287,6 +305,7 @@ impl Controller {
                 }
             }
             Event::Swept { began, flows, answers } => {
+                self.demand.swept = Some(now);
                 for backend in self.backends.values_mut() {
                     let count = flows.get(&backend.id).copied().unwrap_or(0);
                     backend.swept(count, began, self.settings.settle);
@@ -365,7 +384,24 @@ impl Controller {
                     self.wish = law.bounds.clamp(self.wish);
                 }
             }
-            (Scaling::Auto(_) | Scaling::Fixed, _) => {}
+            (Scaling::Demand(former), Scaling::Demand(law)) if former != law => {
+                self.settings.scaling = new.scaling;
+                // What was measured is free of targets, and so are the windows.
+                self.standing = None;
+                if self.phase == Phase::Running {
+                    self.wish = law.bounds.clamp(self.wish);
+                }
+            }
+            (Scaling::Auto(_), Scaling::Demand(_)) | (Scaling::Demand(_), Scaling::Auto(_)) => {
+                self.settings.scaling = new.scaling;
+                self.memory = policy::Memory::default();
+                self.demand = measures::Demand::new(self.demand.cost());
+                self.standing = None;
+                if let Some(bounds) = self.bounds().filter(|_| self.phase == Phase::Running) {
+                    self.wish = bounds.clamp(self.wish);
+                }
+            }
+            (Scaling::Auto(_) | Scaling::Demand(_) | Scaling::Fixed, _) => {}
         }
         self.settings.drain_timeout = new.drain_timeout;
         self.settings.slow_start = new.slow_start;
@@ -726,7 +762,13 @@ impl Controller {
             let active = self.backends.values().filter(|backend| backend.is_active()).count();
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.begin_drain(DrainCause::Excess, now);
-            let reason = format!("{} is the newest of {active}, and {} are wanted", backend.name, self.wish);
+            let reason = match backend.flows {
+                0 => format!("{} is the newest of {active}, and {} are wanted", backend.name, self.wish),
+                flows => format!(
+                    "{} has the fewest connections ({flows}) of {active}, and {} are wanted",
+                    backend.name, self.wish
+                ),
+            };
             self.remark(DecisionKind::Drain, reason, now);
         }
         if self.provider_error.is_some() {

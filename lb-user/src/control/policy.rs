@@ -92,12 +92,34 @@ impl Bounds {
 }
 
 /// The load at which `max` backends are wanted: a share, `0.0 < target <= 1.0`.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
 pub struct TargetLoad(f64);
+
+/// A number that is no [`TargetLoad`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a target has to be above 0 and at most 1")]
+pub struct NotATarget;
+
+impl From<TargetLoad> for f64 {
+    fn from(target: TargetLoad) -> f64 {
+        target.0
+    }
+}
+
+impl TryFrom<f64> for TargetLoad {
+    type Error = NotATarget;
+
+    fn try_from(share: f64) -> Result<Self, NotATarget> {
+        Self::new(share).ok_or(NotATarget)
+    }
+}
 
 impl TargetLoad {
     /// The whole of what is measured.
     pub const FULL: TargetLoad = TargetLoad(1.0);
+    /// Seven parts of ten.
+    pub const SEVENTY: TargetLoad = TargetLoad(0.7);
 
     /// Returns the target of that share, or nothing where it is outside `0.0 < share <= 1.0`.
     pub fn new(share: f64) -> Option<Self> {

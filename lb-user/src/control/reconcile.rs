@@ -43,7 +43,8 @@ pub(super) fn plan(
     Plan { cancel, start, drain: Vec::new() }
 }
 
-/// Returns all but the `keep` best: what is not ready goes first, then what is outdated, then the newest.
+/// Returns all but the `keep` best: what is not ready goes first, then what is outdated, then what has the fewest live
+/// connections, and of those the newest.
 fn victims(mut active: Vec<&Backend>, keep: usize) -> Vec<ContainerId> {
     active.sort_by_key(|b| {
         let usefulness = match b.state {
@@ -52,7 +53,7 @@ fn victims(mut active: Vec<&Backend>, keep: usize) -> Vec<ContainerId> {
             State::Ready => 2,
             State::Draining(_) | State::Stopping(_) | State::Dead(_) => unreachable!("only active backends are asked"),
         };
-        (usefulness, !b.outdated, Reverse(b.created), Reverse(b.ordinal))
+        (usefulness, !b.outdated, b.flows, Reverse(b.created), Reverse(b.ordinal))
     });
     active.iter().take(active.len().saturating_sub(keep)).map(|b| b.id.clone()).collect()
 }

@@ -6,6 +6,7 @@ use super::addresses::Addresses;
 use super::backend::BackendState;
 use super::event::{BackendName, ContainerId};
 use super::history::Decision;
+use super::law::Record;
 use super::load::CpuLoad;
 use super::time::Timestamp;
 
@@ -26,6 +27,12 @@ pub struct ControlReport {
     pub load: Option<CpuLoad>,
     /// Why the number stays as it is.
     pub standing: Option<String>,
+    /// The last decision on demand, with everything that led to it.
+    #[serde(default)]
+    pub record: Option<Record>,
+    /// The last one that changed the number.
+    #[serde(default)]
+    pub changed: Option<Record>,
     /// The backends, by ordinal.
     pub backends: Vec<BackendReport>,
     /// What was decided, oldest first.

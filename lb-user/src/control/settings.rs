@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::addresses::Addresses;
 use super::event::ContainerId;
 use super::history::Decision;
+use super::law;
 use super::policy::Law;
 use super::time::Timestamp;
 
@@ -14,8 +15,10 @@ use super::time::Timestamp;
 pub enum Scaling {
     /// Somebody else: backends come and go, none is started or stopped.
     Fixed,
-    /// The controller, by this law.
+    /// The controller, by the load of the host.
     Auto(Law),
+    /// The controller, by the demand for the service.
+    Demand(law::Law),
 }
 
 /// Everything that the controller is configured with.
@@ -60,6 +63,8 @@ pub struct Settings {
     pub adopted_generation: u64,
     /// What a former agent decided, oldest first.
     pub adopted_decisions: Vec<Decision>,
+    /// What a connection cost a former agent, in seconds of CPU.
+    pub adopted_cost: Option<f64>,
     /// How long the answer to a stop is waited for: longer than its grace and the engine's own delays.
     pub stop_patience: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
@@ -110,6 +115,7 @@ impl Settings {
             adopted_leaving: BTreeMap::new(),
             adopted_generation: 0,
             adopted_decisions: Vec::new(),
+            adopted_cost: None,
             stop_patience: Duration::from_secs(130),
             keep: false,
         }

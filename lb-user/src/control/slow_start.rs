@@ -14,6 +14,11 @@ pub(super) fn tenths(ready: Timestamp, ramp: Duration, now: Timestamp) -> u32 {
     steps.map_or(WHOLE, |steps| steps.clamp(1, u128::from(WHOLE)) as u32)
 }
 
+/// Returns tenths as a part of the whole; without any it is all.
+pub(super) fn part(tenths: Option<u32>) -> f64 {
+    f64::from(tenths.unwrap_or(WHOLE)) / f64::from(WHOLE)
+}
+
 /// Returns when it gets more; `None` if it has all.
 pub(super) fn next(ready: Timestamp, ramp: Duration, now: Timestamp) -> Option<Timestamp> {
     let tenths = tenths(ready, ramp, now);

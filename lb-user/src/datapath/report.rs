@@ -53,6 +53,9 @@ pub struct ServiceReport {
     pub control: ControlReport,
     /// The load at which the most are wanted, in percent; none with static backends.
     pub target_cpu_percent: Option<f64>,
+    /// What scaling follows, for people; none with static backends.
+    #[serde(default)]
+    pub metrics: Option<String>,
 }
 
 /// A frontend.
@@ -185,6 +188,8 @@ pub struct Past {
     pub generation: u64,
     /// What was decided, oldest first.
     pub decisions: Vec<Decision>,
+    /// What a connection costs, in seconds of CPU, as far as it was learned.
+    pub connection_cost: Option<f64>,
     /// Since when the shares of containers have been growing that have become ready.
     pub warming: BTreeMap<ContainerId, Timestamp>,
 }
@@ -203,6 +208,7 @@ impl Inheritance {
         let past = |control: &Value| Past {
             generation: control["generation"].as_u64().unwrap_or(0),
             decisions: each(&control["decisions"]),
+            connection_cost: control["record"]["evidence"]["cost"].as_f64(),
             warming: each(&control["backends"])
                 .into_iter()
                 .map(|Warming { id, warming_since }| (id, warming_since))
@@ -283,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_services_have_left_is_told_apart() {
-        let text = br#"{"services":[{"name":"web","control":{"generation":3}},{"name":"cache","control":{"generation":5}},{}]}"#;
+        let text = br#"{"services":[{"name":"web","control":{"generation":3,"record":{"evidence":{"cost":0.02}}}},{"name":"cache","control":{"generation":5}},{}]}"#;
 
         let mut inheritance = Inheritance::parse(text);
         inheritance.bequeath("web");
@@ -291,5 +297,7 @@ mod tests {
         let generations: Vec<(&str, u64)> =
             inheritance.services.iter().map(|(name, past)| (name.as_str(), past.generation)).collect();
         assert_eq!(generations, [("cache", 5), ("web", 3)]);
+        let costs: Vec<Option<f64>> = inheritance.services.values().map(|past| past.connection_cost).collect();
+        assert_eq!(costs, [None, Some(0.02)]);
     }
 }

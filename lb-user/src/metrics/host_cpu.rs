@@ -22,6 +22,11 @@ impl HostCpu {
         let system = System::new_with_specifics(kinds).map_err(|_| LoadError::Unavailable)?;
         Ok(Self { system, has_base: false })
     }
+
+    /// Returns how many processors there are.
+    pub fn processors(&self) -> usize {
+        self.system.cpus().len().max(1)
+    }
 }
 
 impl LoadSource for HostCpu {

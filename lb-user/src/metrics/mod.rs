@@ -1,9 +1,14 @@
-//! Where the load comes from: one file for each kind.
+//! Where demand is measured: one file for each kind. Live connections are counted by the sweep
+//! ([`Census`](crate::datapath::sweep::Census)), which walks the tables anyway.
 
 use crate::control::CpuLoad;
 
+pub mod arrivals;
+pub mod cgroup;
 pub mod container_cpu;
 pub mod host_cpu;
+pub mod latency;
+pub mod pressure;
 
 /// Measures a load.
 pub trait LoadSource {

@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
+pub mod explain;
 pub mod human;
 pub mod page;
 pub mod read;

@@ -55,6 +55,39 @@ pub enum StatusError {
 /// # Errors
 /// See [`StatusError`].
 pub fn read(instance: &str) -> Result<Snapshot, StatusError> {
+    let (maps, record, report) = open(instance)?;
+    let census = sweep::count(&maps, clock::ktime())?;
+    Ok(Reading { maps, record, report, census }.snapshot(instance)?)
+}
+
+/// What an agent has reported, and how old that is.
+pub struct Reported {
+    /// The services.
+    pub services: Vec<ServiceReport>,
+    /// The instance's age by then, in milliseconds.
+    age_ms: u64,
+    /// What has passed since, in milliseconds.
+    since_ms: u64,
+}
+
+impl Reported {
+    /// Returns how long ago a moment of the controllers' time was, in milliseconds.
+    pub fn age_of(&self, at: control::Timestamp) -> u64 {
+        self.age_ms.saturating_sub(at.elapsed().as_millis() as u64) + self.since_ms
+    }
+}
+
+/// Reads what the agent of an instance has reported last, be it alive or not.
+///
+/// # Errors
+/// See [`StatusError`].
+pub fn report(instance: &str) -> Result<Reported, StatusError> {
+    let (_, record, report) = open(instance)?;
+    let since_ms = clock::ktime().saturating_sub(record.heartbeat) / 1_000_000;
+    Ok(Reported { services: report.services, age_ms: report.age_ms, since_ms })
+}
+
+fn open(instance: &str) -> Result<(Maps, AgentRecord, Report), StatusError> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(StatusError::NotRoot);
     }
@@ -67,8 +100,7 @@ pub fn read(instance: &str) -> Result<Snapshot, StatusError> {
     let maps = Maps::open(&pins)?;
     let (record, text) = maps.read_report()?;
     let report = Report::parse(&text).ok_or_else(|| StatusError::NoReport { instance: instance.to_owned() })?;
-    let census = sweep::count(&maps, clock::ktime())?;
-    Ok(Reading { maps, record, report, census }.snapshot(instance)?)
+    Ok((maps, record, report))
 }
 
 struct Reading {
@@ -172,6 +204,7 @@ impl Reading {
                 draining: count(control::BackendState::Draining),
                 unhealthy: count(control::BackendState::Unhealthy),
                 target_cpu_percent: told.target_cpu_percent,
+                metrics: told.metrics.clone(),
                 standing: control.standing.clone(),
             },
             frontends: own.map(|frontend| frontend.name.clone()).collect(),
@@ -352,6 +385,7 @@ impl Scaling {
             draining: sum(|scaling| scaling.draining),
             unhealthy: sum(|scaling| scaling.unhealthy),
             target_cpu_percent: None,
+            metrics: None,
             standing: None,
         }
     }
@@ -413,7 +447,19 @@ mod tests {
     fn scaling(max: Option<u32>, ready: u32) -> Scaling {
         let standing = Some("enough".to_owned());
         let (starting, draining, unhealthy, target_cpu_percent) = (0, 1, 0, Some(70.0));
-        Scaling { min: max, max, desired: 3, ready, starting, draining, unhealthy, target_cpu_percent, standing }
+        let metrics = Some("host-cpu (70%)".to_owned());
+        Scaling {
+            min: max,
+            max,
+            desired: 3,
+            ready,
+            starting,
+            draining,
+            unhealthy,
+            target_cpu_percent,
+            metrics,
+            standing,
+        }
     }
 
     #[test]

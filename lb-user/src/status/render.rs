@@ -122,9 +122,14 @@ fn backends(scaling: &Scaling) -> String {
 
 /// Returns what scaling aims at; nothing is aimed at with static backends.
 fn law(scaling: &Scaling) -> Option<String> {
-    let (min, max, target) = (scaling.min?, scaling.max?, scaling.target_cpu_percent?);
+    let (min, max) = (scaling.min?, scaling.max?);
     let standing = scaling.standing.as_deref().map(|reason| format!(": {}", clean(reason))).unwrap_or_default();
-    Some(format!("scaling: {min} to {max}, all of them at {} CPU{standing}", percent(target)))
+    let aim = match (scaling.target_cpu_percent, &scaling.metrics) {
+        (Some(target), _) => format!("all of them at {} CPU", percent(target)),
+        (None, Some(metrics)) => format!("by {}", clean(metrics)),
+        (None, None) => return None,
+    };
+    Some(format!("scaling: {min} to {max}, {aim}{standing}"))
 }
 
 fn block(page: &mut Page, frontend: &Frontend) {

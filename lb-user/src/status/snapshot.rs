@@ -153,9 +153,13 @@ pub struct Scaling {
     pub draining: u32,
     /// How many fail their health checks.
     pub unhealthy: u32,
-    /// The CPU load of the host at which `max` are wanted, above 0 to 100; null with static backends, and for several
-    /// services together.
+    /// The CPU load of the host at which `max` are wanted, above 0 to 100; null where that is not what is followed, and for
+    /// several services together.
     pub target_cpu_percent: Option<f64>,
+    /// What the number follows, for people: `arrivals (70 %) and container-cpu (70 %)`; null with static backends, and for
+    /// several services together.
+    #[serde(default)]
+    pub metrics: Option<String>,
     /// Why the number does not change, for people; null while it does, and for several services together.
     pub standing: Option<String>,
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod demand;
+
 /// A controller with a clock. Backends are called `a`, `b`, `c` … by their ordinals.
 struct Script {
     controller: Controller,

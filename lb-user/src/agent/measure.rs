@@ -1,0 +1,94 @@
+//! What is measured for services that scale by demand, once a tick.
+
+use std::collections::BTreeMap;
+
+use lb_ebpf::abi::{BackendId, Handshakes};
+
+use super::{Agent, chain};
+use crate::{
+    config::{Following, ServiceName, Source},
+    control::{CpuLoad, CpuUsed, Event, Measures, law::HostUse},
+    datapath::DatapathError,
+    metrics::{arrivals::Arrivals, latency::Latency},
+};
+
+/// What a service's counters were at the last tick.
+#[derive(Debug, Default)]
+pub struct Meters {
+    arrivals: Arrivals,
+    latency: Latency,
+}
+
+/// What the kernel has counted for each backend of a service, by id and generation.
+#[derive(Default)]
+struct Counted {
+    connections: BTreeMap<(BackendId, u32), u64>,
+    handshakes: BTreeMap<(BackendId, u32), Handshakes>,
+}
+
+impl Agent {
+    /// Measures the demand for every service that scales by it. The containers' CPU was sampled a moment ago, and so was
+    /// the load of the host if it is known.
+    pub(super) fn measure(&mut self, load: Option<CpuLoad>) -> Vec<(ServiceName, Event)> {
+        let by_demand = |source: &Source| match source {
+            Source::Docker(docker) => match &docker.scaling.following {
+                Following::Demand(targets) => Some(**targets),
+                Following::HostCpu(_) => None,
+            },
+            Source::Static { .. } => None,
+        };
+        let scaled =
+            |service: &super::Service| Some(by_demand(&service.config.source)?).filter(|_| !service.is_removed);
+        let services: Vec<_> =
+            self.services.iter().filter_map(|(name, service)| Some((name.clone(), scaled(service)?))).collect();
+        if services.iter().any(|(_, targets)| targets.pressure.is_some()) {
+            self.pressure.sample(self.container_cpu.groups());
+        }
+        let processors = self.host_cpu.processors() as f64;
+        let host = load.map(|load| HostUse { processors, busy: load.share() * processors });
+        let mut events = Vec::new();
+        for (name, targets) in services {
+            let counted = match self.counted(&name, targets.latency.is_some()) {
+                Ok(counted) => Some(counted),
+                Err(error) => {
+                    tracing::debug!("count the connections of {name}: {}", chain(&error));
+                    None
+                }
+            };
+            let now = self.now();
+            let Some(service) = self.services.get_mut(&name) else { continue };
+            let backends = service.controller.snapshot(now).backends;
+            let cpu: BTreeMap<_, CpuUsed> = backends
+                .iter()
+                .filter_map(|backend| Some((backend.id.clone(), self.container_cpu.used(&backend.id)?)))
+                .collect();
+            let pressure = targets.pressure.and_then(|_| self.pressure.of(backends.iter().map(|backend| &backend.id)));
+            let (arrivals, handshakes) = match counted {
+                Some(counted) => {
+                    let handshakes = targets.latency.and_then(|_| service.meters.latency.sample(counted.handshakes));
+                    (service.meters.arrivals.sample(counted.connections), handshakes)
+                }
+                None => {
+                    service.meters.arrivals.lose();
+                    service.meters.latency.lose();
+                    (None, None)
+                }
+            };
+            events.push((name, Event::Measured(Box::new(Measures { host, cpu, arrivals, handshakes, pressure }))));
+        }
+        events
+    }
+
+    fn counted(&self, name: &ServiceName, with_handshakes: bool) -> Result<Counted, DatapathError> {
+        let mut counted = Counted::default();
+        for backend in self.datapath.registry.backends_of(name.as_str()) {
+            let key = (backend.id, backend.generation);
+            let traffic = self.datapath.maps.traffic(backend.id)?;
+            counted.connections.insert(key, traffic.connections + traffic.local_connections);
+            if with_handshakes {
+                counted.handshakes.insert(key, self.datapath.maps.handshakes(backend.id)?);
+            }
+        }
+        Ok(counted)
+    }
+}

@@ -1,0 +1,191 @@
+//! The metrics, what is known of each, and how many backends it wants.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Law, TargetLoad};
+
+/// What demand is measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// The CPU that new connections will cost.
+    Arrivals,
+    /// The CPU that containers use.
+    ContainerCpu,
+    /// Live connections.
+    Connections,
+    /// The time from SYN to SYN-ACK.
+    Latency,
+    /// Tasks that wait for a processor.
+    Pressure,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Metric; 5] =
+        [Metric::Arrivals, Metric::ContainerCpu, Metric::Connections, Metric::Latency, Metric::Pressure];
+
+    /// Returns its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Metric::ContainerCpu => "container-cpu",
+            Metric::Arrivals => "arrivals",
+            Metric::Connections => "connections",
+            Metric::Latency => "latency",
+            Metric::Pressure => "pressure",
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is known at one tick, free of targets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The count that stands.
+    pub current: u32,
+    /// How many of it serve.
+    pub ready: u32,
+    /// How many those are worth, each by the part of its share that it gets in slow start.
+    pub whole: f64,
+    /// How many processors are the whole of one backend.
+    pub unit: f64,
+    /// The CPU that a connection costs, in seconds.
+    pub cost: Option<f64>,
+    /// The processors of the host.
+    pub processors: Option<f64>,
+    /// How many of them others keep busy.
+    pub foreign: Option<f64>,
+    /// How many of them the backends keep busy.
+    pub used: Option<f64>,
+    /// What each metric tells.
+    pub sights: Vec<Sight>,
+    /// How long there has been no gap.
+    pub seen_for: Duration,
+    /// How long the last burst still forbids fewer.
+    pub burst_for: Duration,
+    /// How long the last gap still does.
+    pub hold_for: Duration,
+    /// How long a demand that was gone all at once still does.
+    pub outage_for: Duration,
+    /// The smallest count of the last seconds, from which growth is counted.
+    pub count_before: u32,
+    /// How long ago the count fell last.
+    pub fell_ago: Option<Duration>,
+    /// Whether what was asked for by a push serves by now.
+    pub may_push: bool,
+}
+
+/// What one metric tells.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sight {
+    /// Which.
+    pub metric: Metric,
+    /// What.
+    pub seen: Seen,
+}
+
+/// What is known of one metric.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seen {
+    /// A demand, in the metric's own unit.
+    Demand(Demand),
+    /// A level that says only whether all is well.
+    Level {
+        /// At this tick.
+        latest: f64,
+        /// What it did not fall below in the last ticks.
+        lasting: f64,
+    },
+    /// Nothing, as too little has happened.
+    Learning {
+        /// How many connections have.
+        connections: u64,
+    },
+    /// Nothing, as it cannot be measured.
+    Missing {
+        /// For how many ticks.
+        ticks: u32,
+    },
+}
+
+/// A demand.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Demand {
+    /// The mean of the last seconds.
+    pub fast: f64,
+    /// The mean of the up window.
+    pub slow: f64,
+    /// The highest such mean of the down window.
+    pub peak: f64,
+}
+
+/// How many backends a metric wants.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Wish {
+    /// Which.
+    pub metric: Metric,
+    /// By the last seconds.
+    pub fast: Option<f64>,
+    /// At least.
+    pub up: Option<f64>,
+    /// At most; none where it does not agree to fewer.
+    pub down: Option<f64>,
+    /// Whether it has nothing to say, and so nothing against fewer.
+    pub abstains: bool,
+}
+
+impl Evidence {
+    /// Returns what a metric wants under a law.
+    pub fn wish(&self, law: &Law, sight: &Sight) -> Wish {
+        let metric = sight.metric;
+        let silent = Wish { metric, fast: None, up: None, down: None, abstains: true };
+        let Some(target) = self.one_carries(law, metric).filter(|target| *target > 0.0) else { return silent };
+        match sight.seen {
+            Seen::Demand(demand) => Wish {
+                fast: Some(demand.fast / target),
+                up: Some(demand.slow / target),
+                down: Some(demand.peak.max(demand.fast) / target),
+                abstains: false,
+                ..silent
+            },
+            Seen::Level { lasting, .. } if lasting > target && self.is_answered_by_more() => {
+                let pushed = f64::from(self.current) + f64::from(self.current.div_ceil(4));
+                Wish { up: self.may_push.then_some(pushed), abstains: false, ..silent }
+            }
+            // What is late at half the target may well be beyond it with fewer.
+            Seen::Level { latest, .. } if latest > target / 2.0 && self.is_answered_by_more() => {
+                Wish { abstains: false, ..silent }
+            }
+            Seen::Level { .. } | Seen::Learning { .. } => silent,
+            Seen::Missing { .. } => Wish { abstains: false, ..silent },
+        }
+    }
+
+    /// Returns what one backend is to carry, in the metric's own unit.
+    pub fn one_carries(&self, law: &Law, metric: Metric) -> Option<f64> {
+        let targets = &law.targets;
+        match metric {
+            Metric::ContainerCpu => targets.container_cpu.map(|target| target.share() * self.unit),
+            Metric::Arrivals => targets.arrivals.and_then(|target| Some(target.share() * self.unit / self.cost?)),
+            Metric::Connections => targets.connections,
+            Metric::Latency => targets.latency.map(|target| target.as_secs_f64()),
+            Metric::Pressure => targets.pressure.map(TargetLoad::share),
+        }
+    }
+
+    /// Whether the backends are busy enough for more of them to be an answer to waiting: what waits for something else
+    /// is not served sooner by more.
+    fn is_answered_by_more(&self) -> bool {
+        let whole = self.unit * self.whole.max(1.0);
+        self.used.is_none_or(|used| used > 0.5 * whole)
+    }
+}

@@ -1,0 +1,448 @@
+//! The law by itself: rows for each rule, and what holds whatever is measured.
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+const COST: f64 = 0.020;
+
+fn law(min: u32, max: u32) -> Law {
+    Law { quota: Some(1.0), ..Law::new(Bounds::new(min, max).unwrap()) }
+}
+
+fn second(number: u64) -> Timestamp {
+    Timestamp::new(Duration::from_secs(number))
+}
+
+/// What is measured where `current` backends serve all of a demand, in processors, on a host with plenty of them.
+fn served(current: u32, cores: f64) -> Inputs {
+    let age = Duration::from_secs(600);
+    let one = CpuUse { cores: Some(cores / f64::from(current.max(1))), quota: Some(1.0), age, part: 1.0 };
+    Inputs {
+        current,
+        ready: current,
+        host: Some(HostUse { processors: 64.0, busy: cores }),
+        cpu: vec![one; current as usize],
+        arrivals: Some(cores / COST),
+        connections: Some(cores / COST * 0.1),
+        handshakes: None,
+        pressure: None,
+    }
+}
+
+/// A service whose backends start at once, and whose clock ticks once a second.
+struct Run {
+    law: Law,
+    state: State,
+    now: u64,
+    count: u32,
+}
+
+impl Run {
+    fn new(law: Law, count: u32) -> Self {
+        Self { law, state: State::default(), now: 0, count }
+    }
+
+    fn tick(&mut self, change: impl FnOnce(&mut Inputs), cores: f64) -> Record {
+        let mut inputs = served(self.count, cores);
+        change(&mut inputs);
+        let record = decide(&self.law, &inputs, &mut self.state, second(self.now));
+        self.now += 1;
+        self.count = record.verdict.target;
+        record
+    }
+
+    /// Ticks with these demands, and returns the counts.
+    fn over(&mut self, demands: impl IntoIterator<Item = f64>) -> Vec<u32> {
+        demands.into_iter().map(|cores| self.tick(|_| {}, cores).verdict.target).collect()
+    }
+
+    fn settled(law: Law, cores: f64) -> Self {
+        let count = law.bounds.min();
+        let mut run = Self::new(law, count);
+        run.over(std::iter::repeat_n(cores, 250));
+        run
+    }
+}
+
+fn reversals(counts: &[u32]) -> usize {
+    let steps: Vec<bool> = counts.windows(2).filter(|two| two[0] != two[1]).map(|two| two[0] < two[1]).collect();
+    steps.windows(2).filter(|two| two[0] != two[1]).count()
+}
+
+#[test]
+fn the_count_is_the_demand_over_what_one_is_to_carry() {
+    for (cores, expected) in [(0.0, 1), (0.5, 1), (0.75, 1), (0.9, 2), (1.5, 3), (3.0, 5), (6.0, 9), (40.0, 20)] {
+        assert_eq!(Run::settled(law(1, 20), cores).count, expected, "{cores} cores");
+    }
+}
+
+#[test]
+fn what_arrives_is_answered_in_the_second_in_which_it_does() {
+    let mut run = Run::settled(law(1, 20), 1.2);
+
+    // What two backends show of ten processors' demand is that they are busy.
+    let record = run.tick(|inputs| inputs.cpu.iter_mut().for_each(|one| one.cores = Some(1.0)), 10.0);
+
+    assert_eq!((record.verdict.target, record.verdict.mood), (15, Mood::Burst));
+    assert_eq!(record.verdict.winner, Some(Winner::Metric(Metric::Arrivals)));
+    assert!(record.verdict.reason.contains("burst: arrivals wants 14.3 at once: 2 -> 15"), "{}", record.verdict.reason);
+}
+
+#[test]
+fn cpu_that_is_used_up_is_a_burst_where_nothing_counts_the_demand() {
+    let targets = Targets { container_cpu: Some(Law::TARGET), ..Targets::default() };
+    let mut run = Run::settled(Law { targets, ..law(1, 20) }, 1.2);
+
+    let counts: Vec<u32> = (0..12)
+        .map(|_| {
+            let count = f64::from(run.count);
+            run.tick(|_| {}, count).verdict.target
+        })
+        .collect();
+
+    assert!(counts.is_sorted() && counts[2] == 3 && counts[11] >= 12, "{counts:?}");
+}
+
+#[test]
+fn a_fall_waits_for_its_window_and_goes_step_by_step() {
+    let mut run = Run::settled(law(1, 20), 8.0);
+    assert_eq!(run.count, 12);
+
+    let counts = run.over(std::iter::repeat_n(1.5, 400));
+
+    let first = counts.iter().position(|&count| count < 12).unwrap();
+    assert!((120..=170).contains(&first), "{first}");
+    let steps: Vec<u32> = counts.windows(2).filter(|two| two[0] != two[1]).map(|two| two[1]).collect();
+    assert_eq!(steps, [11, 9, 7, 6, 5, 4, 3], "{steps:?}");
+    assert_eq!(reversals(&counts), 0);
+}
+
+#[test]
+fn a_demand_that_is_gone_all_at_once_is_an_outage_at_first() {
+    let mut run = Run::settled(law(1, 20), 4.0);
+    assert_eq!(run.count, 6);
+
+    let out = run.over(std::iter::repeat_n(0.0, 240));
+    assert!(out.iter().all(|&count| count == 6), "{out:?}");
+    let record = run.tick(|_| {}, 0.0);
+    assert!(record.verdict.limits.contains(&Limit::Outage), "{:?}", record.verdict);
+    assert!(run.over(std::iter::repeat_n(4.0, 200)).iter().all(|&count| count == 6));
+
+    let gone = run.over(std::iter::repeat_n(0.0, 600));
+    assert_eq!(gone[290], 6, "two and a half windows");
+    assert_eq!(gone.last(), Some(&1));
+}
+
+#[test]
+fn growth_outside_of_a_burst_is_limited() {
+    let record = Run::new(law(1, 64), 2).tick(|_| {}, 30.0);
+    let mut evidence = record.evidence;
+    evidence.ready = 60;
+
+    let verdict = judge(&law(1, 64), &evidence);
+
+    assert_eq!((verdict.target, verdict.limits), (6, vec![Limit::UpRate]));
+}
+
+#[test]
+fn foreign_load_is_told_apart_and_not_answered() {
+    let mut run = Run::settled(law(1, 20), 2.0);
+    assert_eq!(run.count, 3);
+
+    let foreign = |inputs: &mut Inputs| {
+        let own: f64 = inputs.cpu.iter().filter_map(|one| one.cores).sum();
+        inputs.host = Some(HostUse { processors: 8.0, busy: own + 4.2 });
+    };
+    let quiet: Vec<u32> = (0..60).map(|_| run.tick(foreign, 2.0).verdict.target).collect();
+    assert!(quiet.iter().all(|&count| count == 3), "a load of others alone starts nothing: {quiet:?}");
+
+    let record = (0..60).map(|_| run.tick(foreign, 3.5)).last().unwrap();
+    assert_eq!((record.verdict.target, record.verdict.mood), (4, Mood::HostSaturated));
+    assert_eq!(record.verdict.limits, [Limit::Host]);
+    let told =
+        "host saturated: foreign load 4.2 of 8 processors; 5 wanted, and more than 4 would share the same: 4 stay";
+    assert!(record.verdict.reason.ends_with(told), "{}", record.verdict.reason);
+}
+
+#[test]
+fn a_backend_that_is_not_measured_uses_nothing_upwards_and_everything_downwards() {
+    let mut run = Run::settled(law(1, 20), 4.0);
+    let blind = |inputs: &mut Inputs| inputs.cpu[0].cores = None;
+
+    let counts: Vec<u32> = (0..300).map(|_| run.tick(blind, 2.6).verdict.target).collect();
+
+    assert!(counts.iter().all(|&count| count <= 6) && reversals(&counts) == 0, "{counts:?}");
+    let evidence = run.tick(blind, 2.6).evidence;
+    let cpu = evidence.sights.iter().find(|sight| sight.metric == Metric::ContainerCpu).unwrap();
+    let Seen::Demand(demand) = cpu.seen else { panic!("{cpu:?}") };
+    assert!(demand.slow < 2.6 && demand.peak > 3.0, "{demand:?}");
+}
+
+#[test]
+fn a_gap_in_the_ticks_forgets_what_was_before_it() {
+    let mut run = Run::settled(law(1, 20), 4.0);
+    run.over(std::iter::repeat_n(1.0, 100));
+    run.now += 60;
+
+    let counts = run.over(std::iter::repeat_n(1.0, 119));
+
+    assert!(counts.iter().all(|&count| count == 6), "nothing is known of the gap: {counts:?}");
+    assert!(run.over(std::iter::repeat_n(1.0, 30)).iter().any(|&count| count < 6));
+    assert!(run.state.cost().is_some(), "what a connection costs is no matter of time");
+}
+
+#[test]
+fn late_answers_push_while_the_backends_are_busy_and_never_ask_for_fewer() {
+    let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let mut run = Run::settled(Law { targets, ..law(1, 20) }, 4.0);
+    let late = |ms: u64| {
+        move |inputs: &mut Inputs| inputs.handshakes = Some(Handshakes { count: 50, p99: Duration::from_millis(ms) })
+    };
+    run.over([4.0; 3]);
+    for _ in 0..3 {
+        run.tick(late(2), 4.0);
+    }
+    assert_eq!(run.count, 6);
+
+    let pushed: Vec<u32> = (0..3).map(|_| run.tick(late(9), 4.0).verdict.target).collect();
+    assert_eq!(pushed, [6, 6, 8]);
+    let idle: Vec<u32> = (0..10).map(|_| run.tick(late(9), 1.0).verdict.target).collect();
+    assert_eq!(idle, [8; 10], "whoever is idle and late waits for something else");
+    for _ in 0..600 {
+        run.tick(late(2), 1.0);
+    }
+    assert_eq!(run.count, 2, "what is in time has nothing against fewer");
+}
+
+/// Gives the last backends of all but one a tenth of their share, which is all that they are asked to do.
+fn beside_one_that_is_full(inputs: &mut Inputs, part: f64) {
+    for one in &mut inputs.cpu[1..] {
+        (one.cores, one.part) = (Some(part), part);
+    }
+    inputs.cpu[0].cores = Some(1.0);
+}
+
+#[test]
+fn who_is_spared_in_slow_start_does_not_hide_that_the_others_are_full() {
+    let mut run = Run::settled(law(4, 20), 2.0);
+    let before = run.state.cost().unwrap();
+
+    for _ in 0..60 {
+        run.tick(|inputs| beside_one_that_is_full(inputs, 0.1), 2.0);
+    }
+
+    assert_eq!(run.state.cost(), Some(before), "what waits is not paid yet");
+    let mut all = served(4, 2.0);
+    all.cpu.iter_mut().for_each(|one| one.part = 0.1);
+    assert_eq!(all.whole(), 4.0, "where all begin, each has its whole share");
+    beside_one_that_is_full(&mut all, 0.1);
+    all.cpu[0].part = 1.0;
+    assert!((all.whole() - 1.3).abs() < 1e-9);
+}
+
+#[test]
+fn no_second_push_comes_before_the_first_serves() {
+    let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let mut run = Run::settled(Law { targets, ..law(4, 20) }, 2.5);
+    let mut late = |part: f64| {
+        let change = |inputs: &mut Inputs| {
+            inputs.handshakes = Some(Handshakes { count: 50, p99: Duration::from_millis(9) });
+            inputs.cpu[4..].iter_mut().for_each(|one| (one.cores, one.part) = (Some(0.6 * part), part));
+            inputs.cpu[..4].iter_mut().for_each(|one| one.cores = Some(0.9));
+        };
+        run.tick(change, 2.5).verdict.target
+    };
+
+    let pushed: Vec<u32> = (0..3).map(|_| late(1.0)).collect();
+    assert_eq!(pushed, [4, 4, 5]);
+    assert!((0..20).all(|_| late(0.4) == 5), "a fifth has hardly begun");
+    assert_eq!(late(0.5), 7);
+}
+
+#[test]
+fn connections_that_last_are_counted() {
+    let targets = Targets { connections: Some(100.0), ..Targets::default() };
+    let law = Law { targets, ..law(1, 20) };
+    let mut run = Run::new(law, 1);
+
+    for _ in 0..200 {
+        run.tick(|inputs| inputs.connections = Some(950.0), 0.0);
+    }
+    assert_eq!(run.count, 10);
+}
+
+#[test]
+fn without_a_quota_a_backend_has_its_share_of_the_host() {
+    let mut run = Run::new(Law { quota: None, ..law(1, 10) }, 1);
+    let shared = |inputs: &mut Inputs| {
+        inputs.cpu.iter_mut().for_each(|one| one.quota = None);
+        inputs.host = Some(HostUse { processors: 2.0, busy: 0.7 });
+    };
+
+    let record = (0..60).map(|_| run.tick(shared, 0.7)).last().unwrap();
+
+    assert_eq!(record.evidence.unit, 0.2);
+    assert_eq!(run.count, 5, "0.7 of two processors at 70 % are five of ten: {}", record.verdict.reason);
+}
+
+#[test]
+fn another_law_judges_the_same_evidence() {
+    let mut run = Run::settled(law(1, 20), 3.0);
+    let record = run.tick(|_| {}, 3.0);
+    assert_eq!(record.verdict.target, 5);
+    assert_eq!(record.under(&record.law), record.verdict);
+
+    let half = TargetLoad::new(0.4);
+    let stricter = Law { targets: Targets { container_cpu: half, arrivals: half, ..record.law.targets }, ..record.law };
+    assert_eq!(record.under(&stricter).target, 8);
+
+    let text = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+}
+
+#[test]
+fn a_day_passes_with_its_two_reversals() {
+    let mut run = Run::settled(law(1, 20), 4.0);
+
+    let counts = run.over((0..86_400).map(|at| 4.0 + 3.2 * (f64::from(at) / 86_400.0 * std::f64::consts::TAU).sin()));
+
+    assert_eq!(reversals(&counts), 2, "up, down and up again");
+    assert_eq!((counts.iter().max(), counts.iter().min()), (Some(&10), Some(&2)));
+}
+
+/// A demand that is there all the time, with what backends can do of it.
+fn overloaded(inputs: &mut Inputs, cores: f64) {
+    let each = (cores / f64::from(inputs.ready.max(1))).min(1.0);
+    inputs.cpu.iter_mut().for_each(|one| one.cores = Some(each));
+}
+
+/// Anything that can be measured, and what cannot.
+fn anything() -> impl Strategy<Value = Inputs> {
+    let number = || prop_oneof![8 => (0.0..20.0_f64).prop_map(Some), 1 => Just(None), 1 => any::<f64>().prop_map(Some)];
+    let cpu = vec((number(), 0..30_u64, 1..=10_u32), 0..12);
+    let host = prop_oneof![(0.0..16.0_f64).prop_map(|busy| Some(HostUse { processors: 16.0, busy })), Just(None)];
+    (0..30_u32, 0..30_u32, host, cpu, number(), number(), number(), number()).prop_map(
+        |(current, ready, host, cpu, arrivals, connections, late, pressure)| Inputs {
+            current,
+            ready: ready.min(current),
+            host,
+            cpu: cpu
+                .into_iter()
+                .map(|(cores, age, tenths)| {
+                    let (age, part) = (Duration::from_secs(age), f64::from(tenths) / 10.0);
+                    CpuUse { cores, quota: Some(1.0), age, part }
+                })
+                .collect(),
+            arrivals: arrivals.map(|rate| rate * 50.0),
+            connections: connections.map(|count| count * 10.0),
+            handshakes: late.map(|late| Handshakes {
+                count: 3,
+                p99: Duration::try_from_secs_f64(late / 1000.0).unwrap_or_default(),
+            }),
+            pressure,
+        },
+    )
+}
+
+fn all_metrics(min: u32, max: u32) -> Law {
+    let targets = Targets {
+        container_cpu: Some(Law::TARGET),
+        arrivals: Some(Law::TARGET),
+        connections: Some(20.0),
+        latency: Some(Duration::from_millis(5)),
+        pressure: TargetLoad::new(0.2),
+    };
+    Law { targets, ..law(min, max) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_constant_demand_leads_to_one_reversal_at_most(cores in 0.0..30.0_f64, from in 1..25_u32) {
+        let mut run = Run::new(law(1, 25), from);
+        let counts: Vec<u32> = (0..900)
+            .map(|_| run.tick(|inputs| overloaded(inputs, cores), cores).verdict.target)
+            .collect();
+
+        prop_assert!(reversals(&counts) <= 1, "{:?}", counts);
+        prop_assert_eq!(counts[600], counts[899]);
+        prop_assert!(f64::from(run.count) >= (cores / 0.7 / 1.1 - 1e-6).min(25.0), "{} for {}", run.count, cores);
+    }
+
+    #[test]
+    fn a_rising_demand_never_lowers_the_count(mut demands in vec(0.0..20.0_f64, 1..400)) {
+        demands.sort_by(f64::total_cmp);
+        let counts = Run::settled(law(1, 40), demands[0]).over(demands);
+
+        prop_assert!(counts.is_sorted(), "{:?}", counts);
+    }
+
+    #[test]
+    fn a_falling_demand_never_raises_the_count(mut demands in vec(0.0..20.0_f64, 1..400)) {
+        demands.sort_by(|one, other| other.total_cmp(one));
+        let counts = Run::settled(law(1, 40), demands[0]).over(demands);
+
+        prop_assert!(counts.iter().rev().is_sorted(), "{:?}", counts);
+    }
+
+    #[test]
+    fn nothing_that_is_measured_leads_out_of_the_bounds_or_beyond_the_host(
+        all in vec(anything(), 1..200),
+        min in 1..6_u32,
+        more in 0..20_u32,
+    ) {
+        let law = all_metrics(min, min + more);
+        let mut state = State::default();
+        for (number, inputs) in (0..).zip(&all) {
+            let Record { evidence, verdict, .. } = decide(&law, inputs, &mut state, second(number));
+
+            prop_assert!((min..=min + more).contains(&verdict.target), "{:?}", verdict);
+            if let (Some(processors), Some(foreign)) = (evidence.processors, evidence.foreign) {
+                let fit = ((processors - foreign) / evidence.unit + 0.5).floor() as u32;
+                let is_grown = verdict.target > law.bounds.clamp(inputs.current);
+                prop_assert!(!is_grown || verdict.target <= fit.max(min), "{:?}", verdict);
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_burst_and_without_a_measurement_none_goes(all in vec(anything(), 1..300)) {
+        let law = Law { down_window: Duration::from_secs(5), ..all_metrics(1, 30) };
+        let mut state = State::default();
+        for (number, inputs) in (0..).zip(&all) {
+            let inputs = Inputs { current: inputs.current.max(1), ..inputs.clone() };
+            let Record { evidence, verdict, .. } = decide(&law, &inputs, &mut state, second(number));
+            let is_missing = evidence.sights.iter().any(|sight| matches!(sight.seen, Seen::Missing { .. }));
+
+            if verdict.in_burst || !evidence.burst_for.is_zero() || is_missing {
+                prop_assert!(verdict.target >= inputs.current, "{:?}", verdict);
+            }
+        }
+    }
+
+    #[test]
+    fn a_metric_that_is_missing_never_makes_fewer(metric in 0..2_u8, cores in 0.0..10.0_f64, gone in 1..400_usize) {
+        let mut run = Run::settled(law(1, 20), cores);
+        let before = run.count;
+
+        for _ in 0..gone {
+            let verdict = run.tick(|inputs| match metric {
+                0 => inputs.arrivals = None,
+                _ => inputs.cpu.iter_mut().for_each(|one| one.cores = None),
+            }, 0.0).verdict;
+
+            prop_assert!(verdict.target >= before, "{:?}", verdict);
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_stays_small(demands in vec(0.0..20.0_f64, 1500)) {
+        let mut run = Run::new(law(1, 40), 1);
+        run.over(demands);
+
+        let most = run.law.keep().as_secs() as usize + 2;
+        prop_assert!(run.state.arrivals.len() <= most && run.state.counts.len() <= 6);
+    }
+}

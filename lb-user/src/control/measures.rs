@@ -1,0 +1,129 @@
+//! What is measured of a service's demand, and the decisions on it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::backend::State;
+use super::event::ContainerId;
+use super::history::DecisionKind;
+use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record};
+use super::settings::Scaling;
+use super::slow_start;
+use super::time::Timestamp;
+use super::{Controller, Phase};
+
+/// How long the connections that a sweep has counted are those that there are.
+const SWEEP_AGE: Duration = Duration::from_secs(5);
+
+/// What was measured at one tick; what could not be is missing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measures {
+    /// The processors of the host.
+    pub host: Option<HostUse>,
+    /// The CPU of the service's containers, as far as it is known.
+    pub cpu: BTreeMap<ContainerId, CpuUsed>,
+    /// Connections that were begun since the last tick.
+    pub arrivals: Option<f64>,
+    /// How they were answered.
+    pub handshakes: Option<Handshakes>,
+    /// The share of the time in which tasks waited for a processor.
+    pub pressure: Option<f64>,
+}
+
+/// The CPU of one container.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CpuUsed {
+    /// Processors used since the last tick.
+    pub cores: f64,
+    /// How many it may use, where that is limited.
+    pub quota: Option<f64>,
+}
+
+/// What is known of the demand.
+#[derive(Debug, Default)]
+pub(super) struct Demand {
+    state: law::State,
+    /// The last decision.
+    pub record: Option<Record>,
+    /// The last one that changed the number.
+    pub changed: Option<Record>,
+    /// When connections were counted last.
+    pub swept: Option<Timestamp>,
+}
+
+impl Demand {
+    /// Creates one that knows nothing, but perhaps what a connection costs.
+    pub fn new(cost: Option<f64>) -> Self {
+        let mut demand = Demand::default();
+        if let Some(cost) = cost {
+            demand.state.adopt_cost(cost);
+        }
+        demand
+    }
+
+    /// Returns what a connection costs, in seconds of CPU.
+    pub fn cost(&self) -> Option<f64> {
+        self.state.cost()
+    }
+}
+
+impl Controller {
+    /// Decides by what was measured.
+    pub(super) fn measured(&mut self, measures: &Measures, now: Timestamp) {
+        let Scaling::Demand(law) = self.settings.scaling else { return };
+        if self.phase != Phase::Running {
+            return;
+        }
+        let inputs = self.inputs(measures, now);
+        let record = law::decide(&law, &inputs, &mut self.demand.state, now);
+        let before = self.demand.record.replace(record.clone());
+        let verdict = record.verdict.clone();
+        if verdict.target != self.wish {
+            let from = std::mem::replace(&mut self.wish, verdict.target);
+            let kind = if verdict.target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
+            self.standing = None;
+            self.demand.changed = Some(record);
+            self.record(kind, from, verdict.reason, now);
+            return;
+        }
+        let is_new = before.is_none_or(|before| before.verdict.mood != verdict.mood);
+        match verdict.mood {
+            Mood::HostSaturated if is_new => {
+                self.remark(DecisionKind::HostSaturated, verdict.reason.clone(), now);
+            }
+            Mood::Degraded if is_new => self.remark(DecisionKind::MetricMissing, verdict.reason.clone(), now),
+            Mood::HostSaturated
+            | Mood::Degraded
+            | Mood::Steady
+            | Mood::ScalingUp
+            | Mood::Burst
+            | Mood::Holding
+            | Mood::ScalingDown => {}
+        }
+        self.standing = Some(verdict.reason);
+    }
+
+    fn inputs(&self, measures: &Measures, now: Timestamp) -> Inputs {
+        let ready = || self.backends.values().filter(|backend| backend.state == State::Ready);
+        let cpu = ready().map(|backend| {
+            let used = measures.cpu.get(&backend.id);
+            CpuUse {
+                cores: used.map(|used| used.cores),
+                quota: used.and_then(|used| used.quota),
+                age: backend.life(now).unwrap_or_default(),
+                part: slow_start::part(backend.tenths(self.settings.slow_start, now)),
+            }
+        });
+        let is_fresh = self.demand.swept.is_some_and(|swept| now.since(swept) <= SWEEP_AGE);
+        Inputs {
+            current: self.wish,
+            ready: ready().count() as u32,
+            host: measures.host,
+            cpu: cpu.collect(),
+            arrivals: measures.arrivals,
+            connections: is_fresh.then(|| ready().map(|backend| backend.flows as f64).sum()),
+            handshakes: measures.handshakes,
+            pressure: measures.pressure,
+        }
+    }
+}

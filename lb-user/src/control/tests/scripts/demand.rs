@@ -1,0 +1,182 @@
+//! Scaling by demand: what is measured, what is decided, and who goes.
+
+use super::*;
+use crate::control::law::{HostUse, Law, Limit, Mood};
+use crate::control::policy::TargetLoad;
+
+const QUOTA: f64 = 1.0;
+
+fn scaling(min: u32, max: u32) -> Scaling {
+    Scaling::Demand(Law { quota: Some(QUOTA), ..Law::new(Bounds::new(min, max).unwrap()) })
+}
+
+/// What is measured where ready backends share a demand in processors, of which a connection costs a fiftieth.
+fn measured(script: &Script, cores: f64, foreign: f64) -> Measures {
+    let backends = script.controller.snapshot(script.now).backends;
+    let ready: Vec<_> = backends.iter().filter(|backend| backend.state == BackendState::Ready).collect();
+    let each = cores / ready.len().max(1) as f64;
+    let used = CpuUsed { cores: each.min(QUOTA), quota: Some(QUOTA) };
+    let cpu: BTreeMap<ContainerId, CpuUsed> = ready.iter().map(|backend| (backend.id.clone(), used)).collect();
+    let own: f64 = cpu.values().map(|used| used.cores).sum();
+    Measures {
+        host: Some(HostUse { processors: 8.0, busy: own + foreign }),
+        cpu,
+        arrivals: Some(cores * 50.0),
+        handshakes: None,
+        pressure: None,
+    }
+}
+
+/// Measures once a second, from `from` to `to`, and returns what that led to.
+fn demanded(script: &mut Script, cores: f64, foreign: f64, from: u64, to: u64) -> Vec<Command> {
+    let second = |second: u64| {
+        script.at(second * 1000);
+        let measures = measured(script, cores, foreign);
+        script.effect(Event::Measured(Box::new(measures)))
+    };
+    (from..=to).flat_map(second).collect()
+}
+
+fn running(min: u32, max: u32, ready: u32) -> Script {
+    Script::running_with(Settings::new(scaling(min, max)), ready)
+}
+
+fn wish(script: &Script) -> u32 {
+    script.controller.snapshot(script.now).desired
+}
+
+#[test]
+fn demand_starts_what_it_needs_and_those_on_their_way_are_not_asked_for_twice() {
+    let mut script = running(1, 8, 2);
+    assert_eq!(demanded(&mut script, 1.2, 0.0, 1, 30), []);
+
+    let commands = demanded(&mut script, 3.0, 0.0, 31, 60);
+
+    assert_eq!(commands, [start(3), start(4), start(5)]);
+    assert_eq!(wish(&script), 5);
+    let report = script.controller.snapshot(script.now);
+    let changed = report.changed.unwrap();
+    assert_eq!((changed.verdict.mood, changed.inputs.current, changed.inputs.ready), (Mood::Burst, 2, 2));
+    assert!(report.record.unwrap().at > changed.at, "what stands is recorded, too");
+}
+
+#[test]
+fn the_load_of_the_host_decides_nothing_and_is_shown() {
+    let mut script = running(1, 8, 2);
+
+    assert_eq!(script.loaded(100.0, 1, 60), []);
+
+    assert_eq!(wish(&script), 2);
+    assert_eq!(script.controller.snapshot(script.now).load, CpuLoad::from_percent(100.0));
+    script.effect(Event::LoadUnavailable { reason: "gone".into() });
+    assert_eq!(script.controller.snapshot(script.now).standing, None);
+}
+
+#[test]
+fn a_host_that_others_use_up_is_told_once_and_not_answered() {
+    let mut script = running(1, 8, 2);
+    demanded(&mut script, 1.2, 6.3, 1, 30);
+    script.kinds();
+
+    assert_eq!(demanded(&mut script, 1.8, 6.3, 31, 120), []);
+
+    assert_eq!(script.kinds(), [DecisionKind::HostSaturated]);
+    let record = script.controller.snapshot(script.now).record.unwrap();
+    assert_eq!(record.verdict.limits, [Limit::Host]);
+}
+
+#[test]
+fn who_has_the_fewest_connections_goes_first_and_then_the_newest() {
+    let mut script = running(1, 8, 4);
+    script.effect(swept(900, &[(1, 5), (2, 1), (3, 5), (4, 5)]));
+    script.kinds();
+
+    for second in 1..=200 {
+        demanded(&mut script, 0.6, 0.0, second, second);
+        script.effect(swept(second * 1000, &[(1, 5), (2, 1), (3, 5), (4, 5)]));
+        if wish(&script) < 4 {
+            break;
+        }
+    }
+
+    use BackendState::{Draining, Ready};
+    assert_eq!(script.states(), [Ready, Draining, Ready, Ready]);
+    let told = script.controller.snapshot(script.now).decisions.pop().unwrap().reason;
+    assert_eq!(told, "lb-test-2 has the fewest connections (1) of 4, and 3 are wanted");
+}
+
+#[test]
+fn who_is_in_slow_start_counts_by_its_part() {
+    let settings = Settings { slow_start: Duration::from_secs(20), ..Settings::new(scaling(2, 8)) };
+    let mut script = Script::running_with(settings, 2);
+    demanded(&mut script, 1.2, 0.0, 1, 30);
+    let parts = |script: &Script| {
+        let record = script.controller.snapshot(script.now).record.unwrap();
+        let parts: Vec<f64> = record.inputs.cpu.iter().map(|one| one.part).collect();
+        (parts, record.evidence.whole)
+    };
+    assert_eq!(parts(&script), (vec![1.0, 1.0], 2.0));
+
+    demanded(&mut script, 1.7, 0.0, 31, 80);
+    assert_eq!(wish(&script), 3);
+    script.tell(Event::BackendSeen(sighting(&name(3), 3)));
+    script.tell(passed(3));
+    demanded(&mut script, 1.7, 0.0, 81, 86);
+
+    assert_eq!(parts(&script), (vec![1.0, 1.0, 0.3], 2.3));
+}
+
+#[test]
+fn connections_that_nobody_has_counted_for_long_are_not_believed() {
+    let targets = crate::control::law::Targets { connections: Some(10.0), ..Default::default() };
+    let law = Law { targets, ..Law::new(Bounds::new(1, 8).unwrap()) };
+    let mut script = Script::running_with(Settings::new(Scaling::Demand(law)), 2);
+    script.effect(swept(0, &[(1, 30), (2, 30)]));
+    demanded(&mut script, 0.0, 0.0, 1, 4);
+    assert_eq!(wish(&script), 6);
+    script.kinds();
+
+    demanded(&mut script, 0.0, 0.0, 7, 400);
+
+    assert_eq!(wish(&script), 6);
+    assert!(script.kinds().contains(&DecisionKind::MetricMissing));
+}
+
+#[test]
+fn another_target_takes_effect_at_once_and_keeps_what_was_measured() {
+    let mut script = running(1, 8, 4);
+    demanded(&mut script, 2.6, 0.0, 1, 130);
+    assert_eq!(wish(&script), 4);
+    let before = script.controller.snapshot(script.now).record.unwrap().evidence.cost.unwrap();
+
+    let Scaling::Demand(mut law) = scaling(1, 8) else { panic!("it is by demand") };
+    law.targets.container_cpu = TargetLoad::new(0.5);
+    script.effect(Event::Reconfigured(Box::new(reconfigured(Scaling::Demand(law)))));
+    demanded(&mut script, 2.6, 0.0, 131, 131);
+
+    assert_eq!(wish(&script), 6);
+    let after = script.controller.snapshot(script.now).record.unwrap().evidence.cost.unwrap();
+    assert!((before - 0.02).abs() < 1e-9 && (after - before).abs() < 1e-9);
+}
+
+#[test]
+fn the_law_can_be_exchanged_for_that_of_the_host_and_back() {
+    let mut script = running(1, 8, 2);
+    demanded(&mut script, 1.2, 0.0, 1, 30);
+
+    script.effect(Event::Reconfigured(Box::new(reconfigured(Scaling::Auto(law(3, 8))))));
+    assert_eq!(wish(&script), 3);
+    script.loaded(100.0, 31, 40);
+    assert_eq!(wish(&script), 8);
+    script.effect(Event::Reconfigured(Box::new(reconfigured(scaling(1, 4)))));
+
+    assert_eq!(wish(&script), 4);
+}
+
+#[test]
+fn what_a_connection_cost_a_former_agent_is_known_at_once() {
+    let settings = Settings { adopted_cost: Some(0.02), ..Settings::new(scaling(1, 8)) };
+    let mut script = Script::running_with(settings, 2);
+
+    assert_eq!(demanded(&mut script, 3.0, 0.0, 1, 3), [start(3), start(4), start(5)]);
+}

@@ -1,0 +1,341 @@
+//! Why there are as many backends as there are: the last decision with everything that led to it, and what another law
+//! would have decided.
+
+use std::io::Write as _;
+
+use comfy_table::{Cell, CellAlignment};
+use serde::Serialize;
+
+use super::{
+    Exit, Style,
+    human::{age, clean, list},
+    page::{Page, Paint},
+    read::{self, StatusError},
+};
+use crate::{
+    config::{
+        ConfigError,
+        suppose::{Supposition, suppose},
+    },
+    control::{
+        Timestamp,
+        law::{Demand, Law, Metric, Record, Seen, Sight, Verdict, Wish},
+    },
+    datapath::report::ServiceReport,
+};
+
+/// Why nothing can be explained.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// The instance cannot be read.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// There is no such service.
+    #[error("there is no service {given}: {}", list(there))]
+    NoService {
+        /// Which was asked for.
+        given: String,
+        /// Which there are.
+        there: Vec<String>,
+    },
+    /// It could be any of several.
+    #[error("there are several services: name one of {}", list(there))]
+    WhichService {
+        /// Which there are.
+        there: Vec<String>,
+    },
+    /// Nothing has been decided by demand.
+    #[error("service {service} has no decision by demand: {why}")]
+    NoRecord {
+        /// Which.
+        service: String,
+        /// Why not.
+        why: String,
+    },
+    /// The law could not be as it is supposed to.
+    #[error(transparent)]
+    Supposed(#[from] ConfigError),
+}
+
+/// A decision, explained.
+#[derive(Debug, Serialize)]
+struct Explanation<'a> {
+    schema: u32,
+    service: &'a str,
+    age_ms: u64,
+    record: &'a Record,
+    changed_age_ms: Option<u64>,
+    changed: Option<&'a Record>,
+    supposed: Option<Supposed>,
+}
+
+/// What another law would have decided.
+#[derive(Debug, Serialize)]
+struct Supposed {
+    what: Vec<String>,
+    law: Law,
+    verdict: Verdict,
+}
+
+/// Prints the last decision of a service, or of the only one.
+///
+/// # Errors
+/// If there is none, or the law could not be as it is supposed to.
+pub fn show(instance: &str, service: Option<&str>, all: &[Supposition], as_json: bool) -> Result<Exit, ExplainError> {
+    let report = match read::report(instance) {
+        Ok(report) => report,
+        Err(StatusError::NotRunning(absent)) => {
+            eprint!("{absent}");
+            return Ok(Exit::NotRunning);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let told = chosen(&report.services, service)?;
+    let explanation = explain(told, all, |at| report.age_of(at))?;
+    let text = match as_json {
+        true => {
+            serde_json::to_string_pretty(&explanation).expect("keys are text and numbers are finite or null") + "\n"
+        }
+        false => page(&explanation, Style::of_stdout()),
+    };
+    // Whoever closes the pipe has read enough.
+    let _reader_left = std::io::stdout().write_all(text.as_bytes());
+    Ok(Exit::Healthy)
+}
+
+fn chosen<'a>(services: &'a [ServiceReport], name: Option<&str>) -> Result<&'a ServiceReport, ExplainError> {
+    let there = || services.iter().map(|service| service.name.clone()).collect();
+    match (name, services) {
+        (Some(name), _) => services
+            .iter()
+            .find(|service| service.name == name)
+            .ok_or_else(|| ExplainError::NoService { given: name.to_owned(), there: there() }),
+        (None, [only]) => Ok(only),
+        (None, _) => Err(ExplainError::WhichService { there: there() }),
+    }
+}
+
+fn explain<'a>(
+    told: &'a ServiceReport,
+    all: &[Supposition],
+    age_ms: impl Fn(Timestamp) -> u64,
+) -> Result<Explanation<'a>, ExplainError> {
+    let control = &told.control;
+    let Some(record) = &control.record else {
+        let why = match (&control.standing, control.max) {
+            (_, None) => "its backends are not scaled".to_owned(),
+            (Some(standing), _) if told.target_cpu_percent.is_some() => format!("it follows host-cpu: {standing}"),
+            (_, _) if told.target_cpu_percent.is_some() => "it follows host-cpu".to_owned(),
+            (_, _) => "nothing was measured yet".to_owned(),
+        };
+        return Err(ExplainError::NoRecord { service: told.name.clone(), why });
+    };
+    let supposed = match all {
+        [] => None,
+        all => {
+            let law = suppose(record, all)?;
+            Some(Supposed { what: all.iter().map(ToString::to_string).collect(), law, verdict: record.under(&law) })
+        }
+    };
+    let changed = control.changed.as_ref().filter(|changed| changed.at != record.at);
+    Ok(Explanation {
+        schema: 1,
+        service: &told.name,
+        age_ms: age_ms(record.at),
+        record,
+        changed_age_ms: changed.map(|changed| age_ms(changed.at)),
+        changed,
+        supposed,
+    })
+}
+
+fn page(explanation: &Explanation<'_>, style: Style) -> String {
+    let Explanation { service, age_ms, record, changed, changed_age_ms, supposed, .. } = explanation;
+    let Record { law, evidence, verdict, .. } = record;
+    let mut page = Page::new(style);
+    page.parts(
+        Paint::Strong,
+        2,
+        &[
+            format!("service {}", clean(service)),
+            format!("{} wanted, {} serve", verdict.target, evidence.ready),
+            verdict.mood.to_string(),
+            format!("decided {} ago", age(*age_ms)),
+        ],
+    );
+    let bounds = format!("{} to {} backends", law.bounds.min(), law.bounds.max());
+    let mut facts = vec![bounds, format!("one may use {:.2} processors", evidence.unit)];
+    facts.extend(
+        evidence.processors.zip(evidence.foreign).map(|(processors, foreign)| {
+            format!("host of {processors:.0} processors, {foreign:.1} of them foreign load")
+        }),
+    );
+    facts.extend(evidence.cost.map(|cost| format!("a connection costs {:.2} ms of CPU", cost * 1000.0)));
+    facts.push(format!("windows {:?} up, {:?} down", law.up_window, law.down_window));
+    page.parts(Paint::Plain, 2, &facts);
+    page.gap();
+    let mut table = page.new_table();
+    table.set_header(["METRIC", "LAST SECONDS", "UP WINDOW", "PEAK", "ONE CARRIES", "WANTS AT LEAST", "AT MOST"]);
+    for (sight, wish) in evidence.sights.iter().zip(&verdict.wishes) {
+        table.add_row(row(sight, wish, evidence.one_carries(law, sight.metric)));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    page.table(table);
+    page.gap();
+    page.line(Paint::Plain, &format!("reason: {}", clean(&verdict.reason)), 8);
+    if !verdict.limits.is_empty() {
+        page.line(Paint::Worse, &format!("limits: {}", list(verdict.limits.iter().map(|limit| limit.name()))), 8);
+    }
+    if let Some((changed, ms)) = changed.zip(*changed_age_ms) {
+        let (from, to) = (changed.evidence.current, changed.verdict.target);
+        let reason = clean(&changed.verdict.reason);
+        page.line(Paint::Plain, &format!("last change {} ago, {from} -> {to}: {reason}", age(ms)), 2);
+    }
+    if let Some(Supposed { what, verdict: other, .. }) = supposed {
+        page.gap();
+        let (what, target) = (clean(&what.join(", ")), other.target);
+        let instead = match other.target == verdict.target {
+            true => format!("{target} as well"),
+            false => format!("{target} instead of {}", verdict.target),
+        };
+        page.line(Paint::Strong, &format!("if {what}: {instead}"), 2);
+        page.line(Paint::Plain, &format!("  {}", clean(&other.reason)), 2);
+    }
+    page.into_text()
+}
+
+fn row(sight: &Sight, wish: &Wish, carries: Option<f64>) -> Vec<Cell> {
+    let shown = |value: f64| match sight.metric {
+        Metric::ContainerCpu => format!("{value:.2} cores"),
+        Metric::Arrivals => format!("{value:.1}/s"),
+        Metric::Connections => format!("{value:.1}"),
+        Metric::Latency => format!("{:.2} ms", value * 1000.0),
+        Metric::Pressure => format!("{:.0} %", value * 100.0),
+    };
+    let [fast, slow, peak] = match sight.seen {
+        Seen::Demand(Demand { fast, slow, peak }) => [fast, slow, peak].map(shown),
+        Seen::Level { latest, lasting } => [shown(latest), shown(lasting), "-".to_owned()],
+        Seen::Learning { connections: 0 } => ["begins".to_owned(), "-".to_owned(), "-".to_owned()],
+        Seen::Learning { connections } => [format!("learns ({connections})"), "-".to_owned(), "-".to_owned()],
+        Seen::Missing { ticks } => [format!("missing ({ticks} ticks)"), "-".to_owned(), "-".to_owned()],
+    };
+    let count = |wish: Option<f64>| wish.map_or_else(|| "-".to_owned(), |wish| format!("{wish:.2}"));
+    let carries = carries.map_or_else(|| "-".to_owned(), shown);
+    let down = if wish.abstains { "abstains".to_owned() } else { count(wish.down) };
+    [sight.metric.to_string(), fast, slow, peak, carries, count(wish.up), down].into_iter().map(Cell::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::{
+        ControlReport, Phase,
+        law::{self, CpuUse, HostUse, Inputs},
+        policy::Bounds,
+    };
+
+    /// A service for which 150 connections of 20 ms came each second, for a minute.
+    fn told(name: &str) -> ServiceReport {
+        let law = Law { quota: Some(1.0), ..Law::new(Bounds::new(1, 8).unwrap()) };
+        let (mut state, mut current) = (law::State::default(), 2);
+        let (mut last, mut changed) = (None, None);
+        for second in 0..60 {
+            let age = Duration::from_secs(60);
+            let one = CpuUse { cores: Some(3.0 / f64::from(current)), quota: Some(1.0), age, part: 1.0 };
+            let inputs = Inputs {
+                current,
+                ready: current,
+                host: Some(HostUse { processors: 8.0, busy: 4.0 }),
+                cpu: vec![one; current as usize],
+                arrivals: Some(150.0),
+                connections: Some(15.0),
+                ..Inputs::default()
+            };
+            let record = law::decide(&law, &inputs, &mut state, Timestamp::new(Duration::from_secs(second)));
+            current = record.verdict.target;
+            changed = if record.evidence.current == current { changed } else { Some(record.clone()) };
+            last = Some(record);
+        }
+        let control = ControlReport {
+            at: Timestamp::ZERO,
+            phase: Phase::Running,
+            min: Some(1),
+            max: Some(8),
+            desired: current,
+            load: None,
+            standing: None,
+            record: last,
+            changed,
+            backends: Vec::new(),
+            decisions: Vec::new(),
+            generation: None,
+            problems: Vec::new(),
+        };
+        ServiceReport { name: name.into(), control, target_cpu_percent: None, metrics: None }
+    }
+
+    fn shown(words: &[&str]) -> String {
+        let all: Vec<Supposition> = words.iter().map(|word| word.parse().unwrap()).collect();
+        let report = told("web");
+        let explanation = explain(&report, &all, |at| 60_000 - at.elapsed().as_millis() as u64).unwrap();
+        page(&explanation, Style { width: 120, colours: false })
+    }
+
+    #[test]
+    fn the_last_decision_is_told_with_what_led_to_it() {
+        let page = shown(&[]);
+
+        for line in [
+            "service web  ·  5 wanted, 5 serve  ·  steady  ·  decided 1 s ago",
+            "host of 8 processors, 1.0 of them foreign load\n  a connection costs 20.00 ms of CPU",
+            "METRIC         LAST SECONDS   UP WINDOW        PEAK  ONE CARRIES  WANTS AT LEAST  AT MOST",
+            "arrivals            150.0/s     150.0/s     150.0/s       35.0/s            4.29     4.29",
+            "container-cpu    3.00 cores  3.00 cores  3.00 cores   0.70 cores            4.29     4.29",
+            "2 -> 5",
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
+        assert!(!page.contains("if "), "{page}");
+    }
+
+    #[test]
+    fn what_another_law_would_have_decided_is_told() {
+        let page = shown(&["target-cpu=50", "max=6"]);
+        assert!(page.contains("if target-cpu=50, max=6: 6 instead of 5\n"), "{page}");
+
+        let page = shown(&["min=2"]);
+        assert!(page.contains("if min=2: 5 as well\n"), "{page}");
+    }
+
+    #[test]
+    fn a_service_without_a_decision_says_why() {
+        let why = |change: fn(&mut ServiceReport)| {
+            let mut report = told("web");
+            report.control.record = None;
+            change(&mut report);
+            explain(&report, &[], |_| 0).unwrap_err().to_string()
+        };
+
+        assert_eq!(why(|_| {}), "service web has no decision by demand: nothing was measured yet");
+        assert!(why(|report| report.control.max = None).ends_with("its backends are not scaled"));
+        let host = why(|report| {
+            report.target_cpu_percent = Some(100.0);
+            report.control.standing = Some("2 stay".into());
+        });
+        assert!(host.ends_with("it follows host-cpu: 2 stay"), "{host}");
+    }
+
+    #[test]
+    fn one_of_several_services_has_to_be_named() {
+        let services = [told("web"), told("cache")];
+
+        assert_eq!(chosen(&services, Some("cache")).unwrap().name, "cache");
+        assert_eq!(chosen(&services[..1], None).unwrap().name, "web");
+        assert!(chosen(&services, None).unwrap_err().to_string().contains("web, cache"));
+        assert!(chosen(&services, Some("x")).unwrap_err().to_string().starts_with("there is no service x"));
+    }
+}
