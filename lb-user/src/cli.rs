@@ -229,6 +229,9 @@ pub struct ServiceArgs {
 
     /// What makes a backend healthy: it accepts a connection, answers GET PATH with 200 to 399, or just runs
     /// [default: tcp, or none if every frontend is UDP]
+    ///
+    /// A container is asked at its address of each family that is published: by tcp at all ports, by http at one. It gets
+    /// clients of those families in which it passes.
     #[arg(long, value_name = "tcp|http:PATH|none", help_heading = HEALTH)]
     pub health: Option<HealthCheck>,
 

@@ -73,15 +73,20 @@ impl Addresses {
         }
     }
 
+    /// Returns the families of which there is one.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        [Family::V4, Family::V6].into_iter().filter(|family| self.of_family(*family).is_some())
+    }
+
     /// Returns those of both, where they are in `other` instead of here.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self { v4: self.v4.or(other.v4), v6: self.v6.or(other.v6) }
     }
 
-    /// Returns one of them: IPv4 if it is there.
-    pub fn first(&self) -> Option<IpAddr> {
-        self.of_family(Family::V4).or(self.of_family(Family::V6))
+    /// Returns each of them, IPv4 first.
+    pub fn each(&self) -> impl Iterator<Item = IpAddr> {
+        [Family::V4, Family::V6].into_iter().filter_map(|family| self.of_family(family))
     }
 
     /// Returns whether all of these are those of `other`.
@@ -115,7 +120,10 @@ mod tests {
         assert!(!both.are_of(&v4) && !v6.are_of(&v4));
         assert!(!Addresses::from(IpAddr::from([198, 19, 0, 3])).are_of(&both));
         assert_eq!(both.to_string(), "198.19.0.2, 2001:db8::2");
-        assert_eq!((both.first(), v6.first()), (Some([198, 19, 0, 2].into()), v6.of_family(Family::V6)));
+        assert_eq!(
+            both.each().chain(v6.each()).map(Family::of).collect::<Vec<_>>(),
+            [Family::V4, Family::V6, Family::V6]
+        );
         assert_eq!(Addresses::of(None, None), None);
     }
 }

@@ -1,7 +1,9 @@
 //! The publication: one on its way at most, the latest wish next, and nothing believed before it is confirmed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::addresses::Family;
 use super::event::{ContainerId, Publication};
 use super::retry::{Errand, Pace};
 use super::time::Timestamp;
@@ -39,10 +41,13 @@ impl Publisher {
     pub fn offer(
         &mut self,
         ready: Vec<ContainerId>,
+        deaf: BTreeSet<(ContainerId, Family)>,
         draining: Vec<ContainerId>,
         now: Timestamp,
     ) -> Option<Publication> {
-        let same = |publication: &Publication| publication.ready == ready && publication.draining == draining;
+        let same = |publication: &Publication| {
+            (&publication.ready, &publication.deaf, &publication.draining) == (&ready, &deaf, &draining)
+        };
         let errand = match &self.open {
             Some(open) if now < open.errand.due() && (open.on_its_way || same(&open.publication)) => return None,
             None if self.confirmed.as_ref().is_some_and(same) => return None,
@@ -50,7 +55,7 @@ impl Publisher {
             None => Errand::new(now),
         };
         self.generation += 1;
-        let publication = Publication { generation: self.generation, ready, draining };
+        let publication = Publication { generation: self.generation, ready, deaf, draining };
         let mut open = Open { publication: publication.clone(), errand, on_its_way: true };
         open.errand.sent(PATIENCE, now);
         self.open = Some(open);
@@ -109,7 +114,7 @@ mod tests {
     }
 
     fn offer(publisher: &mut Publisher, ready: &[&str], at_ms: u64) -> Option<u64> {
-        publisher.offer(ids(ready), Vec::new(), Timestamp::from_millis(at_ms)).map(|p| p.generation)
+        publisher.offer(ids(ready), BTreeSet::new(), Vec::new(), Timestamp::from_millis(at_ms)).map(|p| p.generation)
     }
 
     #[test]

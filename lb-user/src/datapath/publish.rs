@@ -437,11 +437,11 @@ impl Datapath {
                 unreachable.insert(member.container.clone(), error);
             }
         }
+        unreachable.retain(|container, _| ready.iter().any(|member| member.container == *container));
         let ready: Vec<&Member> = ready.iter().filter(|member| !unreachable.contains_key(&member.container)).collect();
         let draining: Vec<&Member> = draining.iter().collect();
         let plan = self.registry.plan(service, &ready, &draining)?;
         self.registry.announce(&plan);
-        unreachable.retain(|container, _| !draining.iter().any(|member| member.container == *container));
         Ok(Prepared { plan, unreachable })
     }
 
