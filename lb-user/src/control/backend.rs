@@ -210,14 +210,14 @@ impl Backend {
     }
 
     /// Takes over what the provider shows of a running backend. One with another address is another server: it has to
-    /// pass its checks again, and what flows led to the old address are lost.
+    /// pass its checks again, and what flows led to the old address are lost. A further one changes nothing of that.
     pub fn sight(&mut self, sighting: Sighting, now: Timestamp) {
         self.name = sighting.name;
         self.ordinal = sighting.ordinal;
         self.created = sighting.created;
         self.outdated = sighting.outdated;
         self.sighted = true;
-        let moved = self.address.zip(sighting.address).is_some_and(|(own, seen)| own != seen);
+        let moved = self.address.zip(sighting.address).is_some_and(|(own, seen)| !own.are_of(&seen));
         if sighting.address.is_some() {
             self.address = sighting.address;
         }

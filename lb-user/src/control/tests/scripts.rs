@@ -1113,3 +1113,16 @@ fn a_backend_that_was_served_in_one_family_goes_on_and_the_other_follows() {
     script.confirm(1);
     assert_eq!(script.effect(heard(1, &[(V4, true), (V6, true)])), [publish(2, &[1], &[])]);
 }
+
+#[test]
+fn a_backend_that_gets_another_address_keeps_what_it_has() {
+    let mut script = Script::running(1, 1, 1);
+
+    let commands = script.effect(Event::BackendSeen(dual("a", 1)));
+
+    assert_eq!(commands, [publish_but(3, &[1], &[(1, V6)])]);
+    assert_eq!(script.states(), [BackendState::Ready]);
+    script.confirm(3);
+    script.tick();
+    assert_eq!(script.effect(heard(1, &[(V4, true), (V6, true)])), [publish(4, &[1], &[])]);
+}

@@ -221,7 +221,12 @@ impl World {
             (3, Some(id)) => self.notice(after, Event::BackendGone { id, cause: GoneCause::Paused }),
             (4, Some(id)) => {
                 let real = self.containers.get_mut(&id).expect("it is there");
-                real.sighting.address = Some(IpAddr::from([198, 19, 9, self.created as u8]).into());
+                let v4 = real.sighting.address.and_then(|address| address.of_family(Family::V4));
+                // It moves, or comes to an address of the other family, too.
+                real.sighting.address = match (v4, self.chance.one_in(2)) {
+                    (Some(v4), true) => Some(Addresses::from(v4).or(v6_of(self.created))),
+                    (Some(_) | None, _) => Some(IpAddr::from([198, 19, 9, self.created as u8]).into()),
+                };
                 self.created += 1;
                 if real.sighting.running {
                     let sighting = real.sighting.clone();
@@ -326,7 +331,7 @@ impl World {
     fn note_seen(&mut self, sighting: &Sighting) {
         self.pending.remove(&sighting.ordinal);
         let former = self.addresses.get(&sighting.id).copied();
-        let has_moved = former.flatten().zip(sighting.address).is_some_and(|(own, seen)| own != seen);
+        let has_moved = former.flatten().zip(sighting.address).is_some_and(|(own, seen)| !own.are_of(&seen));
         if !sighting.running || has_moved {
             self.note_gone(&sighting.id);
         }
