@@ -84,6 +84,11 @@ impl Addresses {
         Self { v4: self.v4.or(other.v4), v6: self.v6.or(other.v6) }
     }
 
+    /// Returns those of some families; `None` if there is none.
+    pub fn only(&self, is_wanted: impl Fn(Family) -> bool) -> Option<Self> {
+        Self::of(self.v4.filter(|_| is_wanted(Family::V4)), self.v6.filter(|_| is_wanted(Family::V6)))
+    }
+
     /// Returns each of them, IPv4 first.
     pub fn each(&self) -> impl Iterator<Item = IpAddr> {
         [Family::V4, Family::V6].into_iter().filter_map(|family| self.of_family(family))
