@@ -45,6 +45,7 @@ impl fmt::Display for Family {
 
 /// The addresses of one backend, one at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Addresses {
     v4: Option<Ipv4Addr>,
     v6: Option<Ipv6Addr>,
@@ -56,6 +57,37 @@ impl From<IpAddr> for Addresses {
             IpAddr::V4(address) => Self { v4: Some(address), v6: None },
             IpAddr::V6(address) => Self { v4: None, v6: Some(address) },
         }
+    }
+}
+
+/// Addresses as they are written in reports: those of agents that know one family only are readable, and so are theirs here.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    One(IpAddr),
+    Several(Vec<IpAddr>),
+}
+
+impl From<Addresses> for Written {
+    fn from(addresses: Addresses) -> Self {
+        let all: Vec<IpAddr> = addresses.each().collect();
+        match all.as_slice() {
+            [one] => Self::One(*one),
+            _ => Self::Several(all),
+        }
+    }
+}
+
+impl TryFrom<Written> for Addresses {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        let all = match written {
+            Written::One(address) => vec![address],
+            Written::Several(addresses) => addresses,
+        };
+        let joined = all.into_iter().map(Self::from).reduce(Self::or);
+        joined.ok_or("a list of addresses without any")
     }
 }
 
@@ -130,5 +162,18 @@ mod tests {
             [Family::V4, Family::V6, Family::V6]
         );
         assert_eq!(Addresses::of(None, None), None);
+    }
+
+    #[test]
+    fn one_address_is_written_as_agents_read_it_that_know_no_other() {
+        let both = r#"["198.19.0.2","2001:db8::2"]"#;
+        for text in [r#""198.19.0.2""#, r#""2001:db8::2""#, both] {
+            let addresses: Addresses = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+
+            assert_eq!(serde_json::to_string(&addresses).unwrap(), text);
+        }
+        let read: Addresses = serde_json::from_str(both).unwrap();
+        assert_eq!(read.to_string(), "198.19.0.2, 2001:db8::2");
+        assert!(serde_json::from_str::<Addresses>("[]").is_err());
     }
 }
