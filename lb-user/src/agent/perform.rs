@@ -246,7 +246,7 @@ impl Agent {
         let Some(service) = self.services.get(name) else { return };
         let place = service.places.of.get(&id);
         let address = place.and_then(|place| place.address);
-        let way = place.and_then(|place| place.way.as_ref());
+        let way = place.and_then(|place| place.way.clone());
         let barred = place.map(|place| place.barred.clone()).unwrap_or_default();
         let trust = match place.filter(|_| way.is_some()).and_then(|place| place.found) {
             // One that has barred a family is looked at again, as that may have been but slow to answer.
@@ -259,7 +259,7 @@ impl Agent {
         let name = name.clone();
         tokio::spawn(async move {
             let outcome = match address {
-                Some(address) => examine(address, trust, barred, endpoints, &links, &check).await,
+                Some(address) => examine(address, trust, (way.as_ref(), barred), endpoints, &links, &check).await,
                 None => Err("it has no address".to_owned()),
             };
             let _nobody_listens = answers.send(Answer::Probed { service: name, id, outcome });
@@ -363,16 +363,16 @@ pub struct Examined {
 async fn examine(
     address: Addresses,
     trust: Trust,
-    barred: Barred,
+    (former, barred): (Option<&Way>, Barred),
     endpoints: BTreeMap<Family, BTreeSet<SocketAddr>>,
     links: &Links,
     check: &HealthCheck,
 ) -> Result<Examined, String> {
     let found = match trust {
         Trust::Fresh => None,
-        Trust::Old => find_way(address, links, Belief::Kept).await.ok(),
+        Trust::Old => find_way(address, former, links, Belief::Kept).await.ok(),
         // First of all: until the kernel has found it, no check can pass either.
-        Trust::None => Some(find_way(address, links, Belief::Lost).await?),
+        Trust::None => Some(find_way(address, former, links, Belief::Lost).await?),
     };
     let barred = found.as_ref().map_or(&barred, |found| &found.barred);
     let heard: Heard = join_all(endpoints.into_iter().map(async |(family, endpoints)| {
@@ -397,23 +397,16 @@ async fn ask(check: &HealthCheck, endpoints: BTreeSet<SocketAddr>) -> Result<(),
     Ok(())
 }
 
-/// Finds the way to a backend, by each of its addresses.
-async fn find_way(address: Addresses, links: &Links, belief: Belief) -> Result<Found, String> {
+/// Finds the way to a backend, by each of its addresses. What does not have to be another than on the former way is not.
+async fn find_way(address: Addresses, former: Option<&Way>, links: &Links, belief: Belief) -> Result<Found, String> {
     let paths = join_all(address.each().map(async |address| {
         let path = links.resolve(address, belief).await.map_err(|error| chain(&error));
         (address, path)
     }));
     let (path, barred) = common(paths.await)?;
-    let own = links.addresses(path.l3_ifindex).await.map_err(|error| chain(&error))?;
-    let v4 = own.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    });
-    let v6 = own.iter().find_map(|address| match address {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(address) => Some(*address),
-    });
-    Ok(Found { way: Way::new(path, (v4, v6)), barred })
+    let former = former.map_or((None, None), |way| (way.host_address, way.host_address_v6));
+    let stand_ins = links.stand_ins(path.l3_ifindex, former).await.map_err(|error| chain(&error))?;
+    Ok(Found { way: Way::new(path, stand_ins), barred })
 }
 
 /// Returns the path to the first address that has one, and why the families of those are barred that have none, or another.
