@@ -78,7 +78,7 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
     let host_cpu = HostCpu::new()?;
     let (fleet, providers) = service::connect(&mut config).await?;
     let links = Arc::new(Links::open()?);
-    let network = Network::find(&config, &links).await?;
+    let mut network = Network::find(&config, &links).await?;
     let opening = Opening {
         instance: config.instance.as_str(),
         max_flows: config.max_flows,

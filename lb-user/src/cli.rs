@@ -282,6 +282,9 @@ pub struct InstanceArgs {
     pub keep: bool,
 
     /// Interface by which clients come; may be repeated [default: those of the default routes]
+    ///
+    /// Of each family that is published: those of its default routes, or else those that have an address of it. With --hook
+    /// xdp, one that is so for IPv6 alone and cannot do XDP is left out.
     #[arg(long, value_name = "IFACE", value_parser = value::parse_interface, help_heading = DATAPATH)]
     pub uplink: Vec<String>,
 

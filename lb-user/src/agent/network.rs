@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Hook, RunConfig, Service, ServiceName},
+    config::{Family, Hook, RunConfig, Service, ServiceName},
     control::Event,
     datapath::{
         Datapath, DatapathError,
@@ -30,7 +30,13 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 pub struct Network {
     uplinks: Vec<Link>,
     bridges: Vec<Bridge>,
-    addresses: BTreeSet<IpAddr>,
+    /// The addresses of the uplinks, by their index.
+    addresses: BTreeMap<u32, Vec<IpAddr>>,
+    /// Uplinks that are such for the sake of one family alone, while the other has uplinks of its own: they keep nothing from
+    /// being served.
+    dispensable: BTreeSet<u32>,
+    /// Those of them that cannot do what the hook asks for.
+    unfit: BTreeSet<u32>,
     existing: BTreeMap<u32, String>,
     problems: Vec<String>,
 }
@@ -57,10 +63,17 @@ impl Network {
     async fn look(config: &RunConfig, links: &Links) -> Result<Self, LinkError> {
         let existing = links.all().await?;
         let mut problems = Vec::new();
+        let mut dispensable = BTreeSet::new();
         let uplinks = if config.uplinks.is_empty() {
             let backends: Vec<IpAddr> =
                 config.services.iter().flat_map(Service::static_backends).map(SocketAddr::ip).collect();
-            links.uplinks(&backends).await?
+            let mut of_each = Vec::new();
+            for family in families(config) {
+                of_each.push(links.uplinks(family, &backends).await?);
+            }
+            let (uplinks, others) = union(of_each);
+            dispensable = others;
+            uplinks
         } else {
             let mut named = Vec::new();
             for name in &config.uplinks {
@@ -76,47 +89,87 @@ impl Network {
         }
         let mut bridges = links.bridges().await?;
         bridges.retain(|bridge| uplinks.iter().all(|uplink| uplink.index != bridge.index));
-        let mut addresses = BTreeSet::new();
+        let mut addresses = BTreeMap::new();
         for uplink in &uplinks {
-            addresses.extend(links.addresses(uplink.index).await?);
+            addresses.insert(uplink.index, links.addresses(uplink.index).await?);
         }
-        addresses.extend(bridges.iter().flat_map(|bridge| bridge.addresses.iter().copied()));
         let existing = existing.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Self { uplinks, bridges, addresses, existing, problems })
+        Ok(Self { uplinks, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, problems })
     }
 
     /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
     ///
     /// # Errors
     /// If another instance has a frontend, or the kernel refuses.
-    pub fn attach(&self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
-        for link in &self.uplinks {
+    pub fn attach(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
+        for link in self.uplinks.clone() {
             if matches!(config.hook, Hook::Xdp) {
-                loader::check_xdp(link, config.complete_checksums)?;
+                let outcome = loader::check_xdp(&link, config.complete_checksums);
+                self.dispense(link.index, outcome)?;
             }
         }
         let _nobody_else_takes_one = pins::lock_frontends()?;
-        let wishes = self.wishes(config);
-        for wish in &wishes {
+        for wish in &self.wishes(config) {
             datapath.check_others(wish)?;
         }
-        for device in self.front_devices() {
-            self.open(datapath, config, device)?;
-        }
+        self.open_all(datapath, config).into_iter().collect::<Result<(), _>>()?;
         datapath.open_cgroup()?;
-        datapath.serve(&wishes)?;
+        datapath.serve(&self.wishes(config))?;
         self.close_others(datapath)
+    }
+
+    /// Opens every door, and leaves out uplinks that are dispensable and unfit.
+    fn open_all(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Vec<Result<(), DatapathError>> {
+        let devices: Vec<(u32, Result<(), DatapathError>)> =
+            self.front_devices().map(|device| (device.ifindex, self.open(datapath, config, device))).collect();
+        devices.into_iter().map(|(ifindex, outcome)| self.dispense(ifindex, outcome)).collect()
+    }
+
+    /// Leaves an uplink out that cannot do XDP, if it is dispensable, instead of failing.
+    fn dispense(&mut self, ifindex: u32, outcome: Result<(), DatapathError>) -> Result<(), DatapathError> {
+        match outcome {
+            Err(error @ (DatapathError::Xdp { .. } | DatapathError::XdpOnVeth { .. }))
+                if self.dispensable.contains(&ifindex) =>
+            {
+                tracing::warn!(
+                    "{}; clients do not come by it, as it is an uplink of one family alone",
+                    super::chain(&error)
+                );
+                self.leave_out(ifindex);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn leave_out(&mut self, unfit: u32) {
+        self.uplinks.retain(|uplink| uplink.index != unfit);
+        self.addresses.remove(&unfit);
+        self.unfit.insert(unfit);
+    }
+
+    /// Leaves out what was found to be unfit before, as long as it is there and is dispensable.
+    fn remember_unfit(&mut self, former: &Self) {
+        for &unfit in former.unfit.intersection(&self.dispensable.clone()) {
+            if former.existing.get(&unfit) == self.existing.get(&unfit) {
+                self.leave_out(unfit);
+            }
+        }
+    }
+
+    /// Returns the addresses of uplinks and bridges.
+    fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let of_bridges = self.bridges.iter().flat_map(|bridge| &bridge.addresses);
+        self.addresses.values().flatten().chain(of_bridges).copied().collect()
     }
 
     /// Follows what has changed: as [`attach`](Self::attach), but what fails keeps nothing else from being done. Returns
     /// what is wrong.
-    fn follow(&self, datapath: &mut Datapath, config: &RunConfig) -> Vec<String> {
+    fn follow(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Vec<String> {
         let mut problems = Vec::new();
         let mut note =
             |outcome: Result<(), DatapathError>| problems.extend(outcome.err().map(|error| super::chain(&error)));
-        for device in self.front_devices() {
-            note(self.open(datapath, config, device));
-        }
+        self.open_all(datapath, config).into_iter().for_each(&mut note);
         // The loop waits for nobody: who holds the lock is starting, or is hanging.
         match pins::try_lock_frontends() {
             Ok(Some(_nobody_else_takes_one)) => {
@@ -172,6 +225,7 @@ impl Network {
     }
 
     fn wishes(&self, config: &RunConfig) -> Vec<FrontendWish> {
+        let own = self.own_addresses();
         let frontends =
             config.services.iter().flat_map(|service| service.frontends.iter().map(move |publish| (service, publish)));
         frontends
@@ -179,7 +233,7 @@ impl Network {
                 service: service.name.to_string(),
                 name: publish.name(),
                 proto: publish.proto,
-                addresses: loader::answering(publish.at, publish.port.get(), &self.addresses),
+                addresses: loader::answering(publish.at, publish.port.get(), &own),
                 guard: service.guard.clone(),
             })
             .collect()
@@ -213,6 +267,28 @@ impl Network {
     }
 }
 
+/// Returns the families of which there are frontends; both where that is not known.
+fn families(config: &RunConfig) -> BTreeSet<Family> {
+    let both = [Family::V4, Family::V6];
+    let is_served = |family: &Family| {
+        config.frontends().all(|publish| publish.family().is_none())
+            || config.frontends().any(|publish| publish.family().is_none_or(|of| of == *family))
+    };
+    both.into_iter().filter(is_served).collect()
+}
+
+/// Puts the uplinks of families together, by rising index; returns also the indices of those that are not of the first family
+/// that has any.
+fn union(of_each: Vec<Vec<Link>>) -> (Vec<Link>, BTreeSet<u32>) {
+    let mut of_each = of_each.into_iter().filter(|links| !links.is_empty());
+    let mut all = of_each.next().unwrap_or_default();
+    let needed: BTreeSet<u32> = all.iter().map(|link| link.index).collect();
+    all.extend(of_each.flatten().filter(|link| !needed.contains(&link.index)));
+    all.sort_by_key(|link| link.index);
+    let dispensable = all.iter().map(|link| link.index).filter(|index| !needed.contains(index)).collect();
+    (all, dispensable)
+}
+
 impl Agent {
     /// Looks at interfaces and addresses, beside the loop.
     pub(super) fn look_at_network(&mut self) {
@@ -238,7 +314,8 @@ impl Agent {
                 return Vec::new();
             }
         };
-        if network.addresses != self.network.addresses {
+        network.remember_unfit(&self.network);
+        if network.own_addresses() != self.network.own_addresses() {
             tracing::info!("the host's addresses have changed; the frontends follow");
         }
         let lost = self.datapath.forget_doors_except(&network.existing);
@@ -276,5 +353,76 @@ impl Agent {
             }
         }
         self.network.problems = problems;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::file::parse, datapath::links::LinkKind};
+
+    fn link(index: u32, kind: LinkKind) -> Link {
+        Link {
+            index,
+            name: format!("if{index}"),
+            kind,
+            mac: None,
+            framing: Framing::Ethernet,
+            up: true,
+            mtu: 1500,
+            controller: None,
+            peer_elsewhere: false,
+        }
+    }
+
+    fn network(of_each: Vec<Vec<Link>>) -> Network {
+        let (uplinks, dispensable) = union(of_each);
+        let addresses = uplinks.iter().map(|link| (link.index, vec![IpAddr::from([198, 18, 0, link.index as u8])]));
+        let existing = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
+        Network { addresses: addresses.collect(), dispensable, existing, uplinks, ..Network::default() }
+    }
+
+    fn indices(network: &Network) -> Vec<u32> {
+        network.uplinks.iter().map(|link| link.index).collect()
+    }
+
+    #[test]
+    fn uplinks_of_ipv6_come_beside_those_of_ipv4() {
+        let [physical, veth] = [link(2, LinkKind::Physical), link(3, LinkKind::Veth)];
+
+        let both = network(vec![vec![physical.clone()], vec![veth.clone(), physical.clone()]]);
+        assert_eq!((indices(&both), both.dispensable), (vec![2, 3], [3].into()));
+        let only = network(vec![Vec::new(), vec![veth]]);
+        assert_eq!((indices(&only), only.dispensable), (vec![3], [].into()), "there is no other");
+    }
+
+    #[test]
+    fn an_uplink_of_ipv6_alone_that_cannot_do_xdp_is_left_out() {
+        let [physical, veth] = [link(2, LinkKind::Physical), link(3, LinkKind::Veth)];
+        let look = || network(vec![vec![physical.clone()], vec![veth.clone()]]);
+        let refusal = |link: &Link| loader::check_xdp(link, false);
+        let mut found = look();
+
+        assert!(found.dispense(3, refusal(&veth)).is_ok());
+        assert!(found.dispense(2, refusal(&veth)).is_err(), "that of IPv4 cannot be done without");
+
+        assert_eq!(indices(&found), [2]);
+        assert_eq!(found.own_addresses(), [IpAddr::from([198, 18, 0, 2])].into());
+        let mut next = look();
+        next.remember_unfit(&found);
+        assert_eq!(indices(&next), [2], "nor is it tried again every few seconds");
+    }
+
+    #[test]
+    fn uplinks_are_looked_for_of_the_families_that_are_served() {
+        let of = |publish: &str, backend: &str| {
+            let text = format!("[[service]]\nname = \"a\"\npublish = \"{publish}\"\nbackends = [{backend}]\n");
+            let config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+            families(&config).into_iter().collect::<Vec<_>>()
+        };
+
+        assert_eq!(of("80", "\"198.18.2.11:80\""), [Family::V4]);
+        assert_eq!(of("80", "\"[2001:db8::2]:80\""), [Family::V6]);
+        assert_eq!(of("80", "\"198.18.2.11:80\", \"[2001:db8::2]:80\""), [Family::V4, Family::V6]);
     }
 }

@@ -15,6 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use self::netlink::{Neighbour, Netlink, NextHop};
+use crate::control::Family;
 
 mod netlink;
 
@@ -265,13 +266,13 @@ impl Links {
         }
     }
 
-    /// Returns the interfaces by which clients come: those of the default routes, or where there is none, those that
-    /// are up and have a global address, except loopback, bridges, ports, and those that lead to `backends`.
+    /// Returns the interfaces by which clients of a family come: those of its default routes, or where there is none, those
+    /// that are up and have a global address of it, except loopback, bridges, ports, and those that lead to `backends`.
     ///
     /// # Errors
     /// `Netlink`.
-    pub async fn uplinks(&self, backends: &[IpAddr]) -> Result<Vec<Link>, LinkError> {
-        let defaults = self.netlink.default_devices().await?;
+    pub async fn uplinks(&self, family: Family, backends: &[IpAddr]) -> Result<Vec<Link>, LinkError> {
+        let defaults = self.netlink.default_devices(family).await?;
         let links = self.all().await?;
         if !defaults.is_empty() {
             return Ok(links.into_iter().filter(|link| defaults.contains(&link.index)).collect());
@@ -283,7 +284,9 @@ impl Links {
                 leading_away.push(device);
             }
         }
-        let addressed: Vec<u32> = self.netlink.addresses().await?.into_iter().map(|found| found.device).collect();
+        let addresses = self.netlink.addresses().await?;
+        let of_family = |found: &HostAddress| Family::of(found.address) == family;
+        let addressed: Vec<u32> = addresses.into_iter().filter(of_family).map(|found| found.device).collect();
         Ok(links
             .into_iter()
             .filter(Link::may_be_uplink)

@@ -20,6 +20,8 @@ use rtnetlink::{
 };
 use tokio::{sync::Mutex, task::JoinHandle};
 
+use crate::control::Family;
+
 use super::{Framing, HostAddress, Link, LinkError, LinkKind, Mac, Standing};
 
 /// The pauses between two looks at a neighbour that is being asked for; their sum is the time that it has.
@@ -96,19 +98,18 @@ impl Netlink {
         }
     }
 
-    /// Returns the devices of the default routes in the main table.
-    pub async fn default_devices(&self) -> Result<Vec<u32>, LinkError> {
-        let mut devices = Vec::new();
-        for question in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-        {
-            let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
-            let routes = answers.iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            });
-            devices.extend(routes.flat_map(default_devices_of));
-        }
-        Ok(devices)
+    /// Returns the devices of a family's default routes in the main table.
+    pub async fn default_devices(&self, family: Family) -> Result<Vec<u32>, LinkError> {
+        let question = match family {
+            Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
+        let routes = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        Ok(routes.flat_map(default_devices_of).collect())
     }
 
     pub async fn links(&self) -> Result<Vec<Link>, LinkError> {
