@@ -167,7 +167,9 @@ pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
     /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host; of IPv4 and of IPv6,
-    /// as far as backends have such addresses. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets.
+    /// as far as backends have such addresses: then it is two frontends, and each backend counts in both. 0.0.0.0 and [::]
+    /// are one of the two; an IPv6 address stands in brackets. Which families the network of containers has is asked when
+    /// the agent starts, and on SIGHUP if settings of the containers have changed.
     /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or
     /// 8000-8010:5000.
     #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", help_heading = FRONTENDS)]
