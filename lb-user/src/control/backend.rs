@@ -396,8 +396,8 @@ impl Backend {
 
     /// Returns the families of its addresses, each with whether it is served while the backend is ready.
     pub fn families(&self) -> impl Iterator<Item = (Family, bool)> {
-        let of = self.address.into_iter().flat_map(|address| address.families().collect::<Vec<_>>());
-        of.map(|family| (family, self.families.serves(family)))
+        let has = |family: &Family| self.address.is_some_and(|address| address.of_family(*family).is_some());
+        [Family::V4, Family::V6].into_iter().filter(has).map(|family| (family, self.families.serves(family)))
     }
 
     /// Returns what is wrong with it, for people; that of one family if there is nothing else.

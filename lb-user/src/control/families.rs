@@ -52,7 +52,7 @@ impl Side {
 #[must_use]
 pub(super) enum Verdict {
     Passes,
-    /// It passes, and is put aside for its clients' sake where it does.
+    /// It passes where it is put aside for its clients' sake, and nowhere else.
     Aside,
 }
 
@@ -105,10 +105,10 @@ impl Families {
         let judged: Vec<&Side> = self.sides.values().filter(|side| side.serves || !serves_any).collect();
         if judged.iter().any(|side| side.passes > 0) {
             Ok(Verdict::Passes)
-        } else if judged.iter().any(|side| side.failures == 0) {
-            Ok(Verdict::Aside)
         } else if judged.is_empty() {
             Err(NO_FRONTEND.to_owned())
+        } else if judged.iter().all(|side| side.failures == 0) {
+            Ok(Verdict::Aside)
         } else {
             Err(judged.iter().filter_map(|side| side.error.as_deref()).collect::<Vec<_>>().join("; "))
         }
@@ -172,7 +172,8 @@ impl Families {
         side.passes = 0;
         side.error = Some(reason.clone());
         let others = self.sides.iter().filter(|(other, _)| **other != family);
-        let is_served = others.into_iter().any(|(_, side)| side.serves && !side.passive.is_aside(now));
+        let does_well = |side: &Side| side.serves && side.failures == 0 && !side.passive.is_aside(now);
+        let is_served = others.into_iter().any(|(_, side)| does_well(side));
         (!is_served).then_some(reason)
     }
 

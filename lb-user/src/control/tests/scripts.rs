@@ -1126,3 +1126,21 @@ fn a_backend_that_gets_another_address_keeps_what_it_has() {
     script.tick();
     assert_eq!(script.effect(heard(1, &[(V4, true), (V6, true)])), [publish(4, &[1], &[])]);
 }
+
+#[test]
+fn a_backend_that_refuses_in_one_family_and_fails_in_the_other_falls() {
+    let mut script = running_dual(2);
+    let counted = |began: u64, refused: u64| Event::Swept {
+        began: ms(began),
+        flows: BTreeMap::new(),
+        answers: [((id("b"), V4), Answers { accepted: 0, refused, waiting: 0 })].into(),
+    };
+    script.at(1_000).effect(counted(900, 0));
+    script.at(2_000).tick();
+    script.tell(heard(2, &[(V4, true), (V6, false)]));
+
+    let commands = script.at(2_500).effect(counted(2_400, 5));
+
+    assert_eq!(commands, [publish(4, &[1], &[2])]);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Unhealthy]);
+}
