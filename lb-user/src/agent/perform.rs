@@ -433,10 +433,14 @@ fn common(paths: Vec<(IpAddr, Result<Path, String>)>) -> Result<(Path, Barred), 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
+        agent::service::{Feeds, settings},
         cli::file::parse,
         datapath::links::{Framing, Reach},
+        provider::fixed::FixedProvider,
     };
 
     fn path(port: u32) -> Path {
@@ -487,5 +491,44 @@ mod tests {
         assert_eq!(asked("publish = [\"80:5000\", \"81:5001\"]\nhealth = \"http:/\""), "IPv4 5000, IPv6 5000");
         assert_eq!(asked("publish = [\"[::]:80:5000\"]\nhealth = \"http:/\""), "IPv6 5000");
         assert_eq!(asked("publish = [\"0.0.0.0:80:5000\", \"[::]:53:53/udp\"]"), "IPv4 5000, IPv6 ");
+    }
+
+    #[tokio::test]
+    async fn a_member_has_no_endpoint_of_a_family_in_which_it_is_deaf() {
+        let text = "[[service]]\nname = \"a\"\nimage = \"lb-api\"\npublish = \"80:5000\"\n";
+        let mut config = parse(text).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
+        let (id, address) = (ContainerId::from("c"), Addresses::from(IpAddr::from([198, 18, 2, 2])));
+        let both = address.or(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]).into());
+        let mut places = Places::default();
+        places.located(&id, both);
+        places.reached(&id, Found { way: Way::new(path(7), (None, None)), barred: Barred::new() });
+        let settings = settings(&config.services[0], &config);
+        let (sender, _told) = tokio::sync::mpsc::channel(1);
+        let provider = Arc::new(FixedProvider::new(&[]));
+        let service = Service::new(config.services[0].clone(), settings, provider, places, &mut Feeds::new(sender));
+        let listens = |is_deaf: fn(IpAddr) -> bool| {
+            let member = service.member(&Registry::default(), &id, is_deaf);
+            member.map(|member| member.endpoints.into_values().map(|at| at.to_string()).collect::<Vec<_>>().join(" "))
+        };
+
+        assert_eq!(listens(|_| false).as_deref(), Ok("198.18.2.2:5000 [2001:db8::2]:5000"));
+        assert_eq!(listens(|address| address.is_ipv6()).as_deref(), Ok("198.18.2.2:5000"));
+        assert_eq!(listens(|address| address.is_ipv4()).as_deref(), Ok("[2001:db8::2]:5000"));
+        assert!(listens(|_| true).is_err());
+    }
+
+    #[test]
+    fn a_further_address_is_looked_for_and_the_way_is_kept() {
+        let (id, v4) = (ContainerId::from("c"), Addresses::from(IpAddr::from([198, 18, 2, 2])));
+        let mut places = Places::default();
+        places.located(&id, v4);
+        places.reached(&id, Found { way: Way::new(path(7), (None, None)), barred: Barred::new() });
+        places.located(&id, v4);
+        assert!(places.of[&id].found.is_some());
+
+        places.located(&id, v4.or(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]).into()));
+
+        assert!(places.of[&id].found.is_none() && places.of[&id].way.is_some());
     }
 }

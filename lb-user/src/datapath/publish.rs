@@ -606,6 +606,31 @@ mod tests {
     }
 
     #[test]
+    fn a_member_leaves_one_frontend_and_stays_in_another() {
+        let mut registry = registry();
+        let row = FrontendRow { name: "[::]:80/tcp".into(), ..registry.frontends[&0].clone() };
+        registry.frontends.insert(1, row);
+        let v4 = member("a", "198.19.0.2:5000");
+        let v6 = Member {
+            endpoints: [("[::]:80/tcp".to_owned(), "[2001:db8::2]:5000".parse().unwrap())].into(),
+            ..v4.clone()
+        };
+        let both =
+            Member { endpoints: v4.endpoints.clone().into_iter().chain(v6.endpoints.clone()).collect(), ..v4.clone() };
+        let plan = registry.plan(WEB, &[&both], &[]).unwrap();
+        settle(&mut registry, plan);
+
+        let plan = registry.plan(WEB, &[&v4], &[&v6]).unwrap();
+
+        assert_eq!(
+            (plan.ended.as_slice(), plan.backends.as_slice()),
+            ([].as_slice(), [].as_slice()),
+            "its flows go on"
+        );
+        assert_eq!(plan.slots, [(1, SlotRange { base: plan.slots[0].1.base, len: 0 }, Vec::new())], "and no more come");
+    }
+
+    #[test]
     fn a_backend_has_the_hosts_address_of_its_own_family() {
         let way = Way {
             host_address: Some([198, 19, 0, 1].into()),
