@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {
@@ -14,12 +14,20 @@ pub mod map {
     pub const ADDRESSES: &str = "ADDRESSES";
     /// `FrontendId → Frontend`. Hash, replaced value by value. Writer: agent. Full: the agent refuses the frontend.
     pub const FRONTENDS: &str = "FRONTENDS";
-    /// `SlotIndex → BackendId` (u32). Array. Writer: agent. Full: the agent refuses the publication.
+    /// `SlotIndex → Slot`: the frontends' layouts. Array. Writer: agent. Full: the agent refuses the publication.
     pub const SLOTS: &str = "SLOTS";
     /// `BackendId → Backend`. Array. Writer: agent. Full: the agent refuses the publication.
     pub const BACKENDS: &str = "BACKENDS";
     /// `FrontendId → next ticket` (u64). Array. Writer: datapath.
     pub const CURSORS: &str = "CURSORS";
+    /// `AffinityKey → AffinityEntry`: the backends that clients keep. LRU hash. Writer: datapath. Full: the oldest goes; its
+    /// client is given a backend like any other.
+    pub const AFFINITIES: &str = "AFFINITIES";
+    /// `BackendId → connections begun less those whose end was seen` (u64, wraps). Array. Writer: datapath.
+    pub const TALLIES: &str = "TALLIES";
+    /// `BackendId → by how much its tally exceeds the connections under way` (u64, wraps), as of the last sweep: what idled
+    /// out, was pushed out or ended unseen. Array. Writer: agent.
+    pub const TALLY_ERRORS: &str = "TALLY_ERRORS";
     /// `FlowKey as the client sends it → FlowEntry`, TCP connections of clients that have proven to be real, while they
     /// last. Hash. Writer: datapath; the agent deletes what idled out. Full: a connection stays in `HALF_OPEN` and works
     /// on, counted as `flow_table_full`.
@@ -73,12 +81,15 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 28] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
         BACKENDS,
         CURSORS,
+        AFFINITIES,
+        TALLIES,
+        TALLY_ERRORS,
         FLOWS,
         REPLIES,
         HALF_OPEN,
@@ -141,7 +152,9 @@ pub const MAX_ADDRESSES: u32 = 8192;
 /// Backends at most, over all frontends, draining ones included.
 pub const MAX_BACKENDS: u32 = 4096;
 /// Places in all slot ranges, live and spare.
-pub const MAX_SLOTS: u32 = 65_536;
+pub const MAX_SLOTS: u32 = 262_144;
+/// Clients at most whose backends are kept in mind.
+pub const MAX_AFFINITIES: u32 = 65_536;
 /// Proven flows at most, unless the agent is told otherwise.
 pub const DEFAULT_FLOWS: u32 = 1_048_576;
 /// Connections at most that are not proven, or over.
@@ -206,15 +219,25 @@ impl Address {
         self.words
     }
 
-    /// Returns whether packets of IPv6 may have this address, and it means the same host on every link: it is neither one
-    /// of a link (`fe80::/10`) nor one of those that mean none, this host, or an IPv4 address (all below `0:0:1::`).
+    /// Returns whether packets of IPv6 may have this address, and it means the same one host on every link: it is neither
+    /// one of a link (`fe80::/10`) or of many hosts (`ff00::/8`) nor one of those that mean none, this host, or an IPv4
+    /// address (all below `0:0:1::`).
     ///
     /// # Source
-    /// RFC 4291, 2.5.
+    /// RFC 4291, 2.5 and 2.7.
     #[inline(always)]
     pub const fn is_routable_v6(self) -> bool {
         let first = u32::from_be(self.words[0]);
-        first != 0 && first >> 22 != 0xfe80 >> 6
+        first != 0 && first >> 24 != 0xff && !self.is_of_link()
+    }
+
+    /// Returns whether this is an IPv6 address of one link alone.
+    ///
+    /// # Source
+    /// RFC 4291, 2.5.6.
+    #[inline(always)]
+    pub const fn is_of_link(self) -> bool {
+        u32::from_be(self.words[0]) >> 22 == 0xfe80 >> 6
     }
 
     /// Returns whether this is no address at all.
@@ -236,6 +259,13 @@ impl Address {
     /// Maps an IPv4 address given as its four bytes.
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
         Self::from_v4_wire(u32::from_ne_bytes(bytes))
+    }
+
+    /// Returns its four words as numbers, the same on every machine.
+    #[inline(always)]
+    pub const fn numbers(self) -> [u32; 4] {
+        let [a, b, c, d] = self.words;
+        [u32::from_be(a), u32::from_be(b), u32::from_be(c), u32::from_be(d)]
     }
 
     /// Returns the IPv4 address as the word in which it stands in a packet, whatever the rest says.
@@ -422,24 +452,42 @@ impl FlowKey {
     }
 }
 
-/// A frontend: where its backends stand in `SLOTS`, and how one of them is chosen.
+/// A frontend: where its layout stands in `SLOTS`, and how a backend is chosen there.
 ///
 /// # Shape
-/// `0` slot range 8, `8` scheduler 1, `9` padding 7. The slot range is one word so that a reader sees both its halves
-/// from the same publication.
+/// `0` slot range 8, `8` scheduler 1, `9` padding 3, `12` affinity 4, `16` connections at most 4, `20` padding 4. The slot
+/// range is one word so that a reader sees both its halves from the same publication.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
     slots: u64,
     scheduler: u8,
-    _pad: [u8; 7],
+    _pad: [u8; 3],
+    affinity_ms: u32,
+    max_connections: u32,
+    _rest: [u8; 4],
 }
 
 impl Frontend {
-    /// Makes a frontend whose backends are `len` slots from `base` on.
+    /// Makes a frontend whose layout is `len` slots from `base` on.
     #[inline(always)]
     pub const fn new(slots: SlotRange, scheduler: Scheduler) -> Self {
-        Self { slots: (slots.base as u64) << 32 | slots.len as u64, scheduler: scheduler as u8, _pad: [0; 7] }
+        let slots = (slots.base as u64) << 32 | slots.len as u64;
+        Self { slots, scheduler: scheduler as u8, _pad: [0; 3], affinity_ms: 0, max_connections: 0, _rest: [0; 4] }
+    }
+
+    /// Says for how long after its last connection began a client keeps its backend; zero: no longer than the connection.
+    #[must_use]
+    pub const fn keeping_clients(mut self, affinity_ms: u32) -> Self {
+        self.affinity_ms = affinity_ms;
+        self
+    }
+
+    /// Says how many connections of each backend may be under way; zero: any number.
+    #[must_use]
+    pub const fn limited_to(mut self, max_connections: u32) -> Self {
+        self.max_connections = max_connections;
+        self
     }
 
     /// Returns its slots.
@@ -453,6 +501,36 @@ impl Frontend {
     pub const fn scheduler(&self) -> Scheduler {
         Scheduler::from_number(self.scheduler)
     }
+
+    /// Returns for how long a client keeps its backend, in milliseconds.
+    pub const fn affinity_ms(&self) -> u32 {
+        self.affinity_ms
+    }
+
+    /// Returns how many connections of each backend may be under way; zero: any number.
+    #[inline(always)]
+    pub const fn max_connections(&self) -> u32 {
+        self.max_connections
+    }
+
+    /// Returns for how long a client keeps its backend, in nanoseconds.
+    #[inline(always)]
+    pub const fn affinity_ns(&self) -> KtimeNs {
+        self.affinity_ms as u64 * 1_000_000
+    }
+}
+
+/// A place in a frontend's layout.
+///
+/// # Shape
+/// `0` backend 4, `4` weight 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    /// The backend.
+    pub backend: BackendId,
+    /// How many connections it should have beside those of the others, for schedulers that compare.
+    pub weight: u32,
 }
 
 /// A run of places in `SLOTS`.
@@ -470,13 +548,46 @@ pub struct SlotRange {
 pub enum Scheduler {
     /// Strictly in turn.
     RoundRobin = 0,
+    /// In turn, by weight: the layout has each backend as often as its weight says.
+    Weighted = 1,
+    /// The fewest connections under way for its weight.
+    LeastConn = 2,
+    /// Of two that are drawn, the one with fewer connections under way for its weight.
+    RandomTwo = 3,
+    /// By the client's address, in a layout that changes little when a backend comes or goes.
+    SourceHash = 4,
+    /// The same by both addresses and ports.
+    Maglev = 5,
 }
 
 impl Scheduler {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::RoundRobin, Self::Weighted, Self::LeastConn, Self::RandomTwo, Self::SourceHash, Self::Maglev];
+
     /// Reads a scheduler's number; an unknown one is served round robin.
     #[inline(always)]
-    pub const fn from_number(_number: u8) -> Self {
-        Self::RoundRobin
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Weighted,
+            2 => Self::LeastConn,
+            3 => Self::RandomTwo,
+            4 => Self::SourceHash,
+            5 => Self::Maglev,
+            _ => Self::RoundRobin,
+        }
+    }
+
+    /// Returns the name by which it is asked for and shown.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::Weighted => "weighted",
+            Self::LeastConn => "least-conn",
+            Self::RandomTwo => "random-two",
+            Self::SourceHash => "source-hash",
+            Self::Maglev => "maglev",
+        }
     }
 }
 
@@ -524,7 +635,7 @@ impl HandOff {
 pub struct Backend {
     /// Its address.
     pub address: Address,
-    /// The host's address on the network of the backend: the source that a backend sees when it is its own client.
+    /// An address of the host: the source that a backend sees when it is its own client, or with [`BACKEND_SNAT`].
     pub host_address: Address,
     /// The frontend it serves.
     pub frontend: FrontendId,
@@ -546,6 +657,10 @@ pub struct Backend {
 
 /// Flag of [`Backend`]: the device takes XDP frames directly (its far side runs NAPI).
 pub const BACKEND_XDP_REDIRECT: u8 = 1;
+/// Flag of [`Backend`]: it has left the slots, and clients that would keep it are given another.
+pub const BACKEND_LEAVING: u8 = 2;
+/// Flag of [`Backend`]: it knows every client by the host's address, to which its replies come from anywhere.
+pub const BACKEND_SNAT: u8 = 4;
 
 impl Backend {
     /// Makes an active backend; the parts that concern its link are set by [`Backend::reached_by`].
@@ -590,6 +705,20 @@ impl Backend {
         self
     }
 
+    /// Says that it has left the slots.
+    #[must_use]
+    pub const fn leaving(mut self) -> Self {
+        self.flags |= BACKEND_LEAVING;
+        self
+    }
+
+    /// Says that it knows every client by the host's address.
+    #[must_use]
+    pub const fn hiding_clients(mut self) -> Self {
+        self.flags |= BACKEND_SNAT;
+        self
+    }
+
     /// Returns the same id, free: no flow of the present generation is served any longer.
     #[must_use]
     pub const fn freed(mut self) -> Self {
@@ -613,6 +742,26 @@ impl Backend {
     #[inline(always)]
     pub const fn hand_off(&self) -> HandOff {
         HandOff::from_number(self.hand_off)
+    }
+
+    /// Returns whether it has left the slots.
+    #[inline(always)]
+    pub const fn is_leaving(&self) -> bool {
+        self.flags & BACKEND_LEAVING != 0
+    }
+
+    /// Returns 1 if packets are redirected to it, and 0 if they are left to the kernel's routing. Computed without a branch,
+    /// which the verifier would follow through all that comes after.
+    #[inline(always)]
+    pub const fn is_redirected_to(&self) -> u8 {
+        const _: () = assert!(HandOff::Routing as u8 == 0 && HandOff::Peer as u8 == 1 && HandOff::Neighbour as u8 == 2);
+        self.hand_off.wrapping_add(1) >> 1 & 1
+    }
+
+    /// Returns whether it knows every client by the host's address.
+    #[inline(always)]
+    pub const fn hides_clients(&self) -> bool {
+        self.flags & BACKEND_SNAT != 0
     }
 
     /// Returns whether its device takes XDP frames directly.
@@ -906,6 +1055,40 @@ impl ReplyEntry {
     }
 }
 
+/// A client that keeps its backend at a frontend.
+///
+/// # Shape
+/// `0` client 16, `16` frontend 4.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AffinityKey {
+    client: Address,
+    frontend: FrontendId,
+}
+
+impl AffinityKey {
+    /// Joins the parts of a key.
+    #[inline(always)]
+    pub const fn new(client: Address, frontend: FrontendId) -> Self {
+        Self { client, frontend }
+    }
+}
+
+/// The backend that a client keeps.
+///
+/// # Shape
+/// `0` seen 8, `8` backend 4, `12` generation 4.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct AffinityEntry {
+    /// When the client's last connection began.
+    pub seen: KtimeNs,
+    /// The backend.
+    pub backend: BackendId,
+    /// Its generation.
+    pub generation: u32,
+}
+
 /// What the fragments of a datagram have in common.
 ///
 /// # Shape
@@ -1152,7 +1335,8 @@ const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
-    assert!(size_of::<Frontend>() == 16);
+    assert!(size_of::<Frontend>() == 24 && offset_of!(Frontend, max_connections) == 16 && size_of::<Slot>() == 8);
+    assert!(size_of::<AffinityKey>() == 20 && size_of::<AffinityEntry>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
     assert!(size_of::<FragmentKey>() == 40 && size_of::<FragmentEntry>() == 56);
     assert!(size_of::<FlowEntry>() == 32 && offset_of!(FlowEntry, ingress) == 30);
@@ -1167,8 +1351,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, Guard, Handshakes,
-        Lifetimes, LocalFlow, LocalKey, RateKey, ReplyEntry, Source, Traffic,
+        AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+        Frontend, Guard, Handshakes, Lifetimes, LocalFlow, LocalKey, RateKey, ReplyEntry, Slot, Source, Traffic,
     };
 
     macro_rules! pod {
@@ -1178,6 +1362,8 @@ mod pod {
         )*};
     }
     pod!(
+        AffinityEntry,
+        AffinityKey,
         AgentRecord,
         Backend,
         Endpoint,
@@ -1193,6 +1379,7 @@ mod pod {
         LocalKey,
         RateKey,
         ReplyEntry,
+        Slot,
         Source,
         Traffic
     );
@@ -1340,7 +1527,7 @@ mod tests {
         for text in ["2001:db8::1", "fd00::1", "64:ff9b::1", "fec0::1", "fe7f::1"] {
             assert!(routable(text), "{text}");
         }
-        for text in ["::", "::1", "::ffff:198.18.0.1", "::198.18.0.1", "fe80::1", "febf::1"] {
+        for text in ["::", "::1", "::ffff:198.18.0.1", "::198.18.0.1", "fe80::1", "febf::1", "ff02::1", "ff0e::1"] {
             assert!(!routable(text), "{text}");
         }
     }
@@ -1350,6 +1537,14 @@ mod tests {
         let range = SlotRange { base: 0xdead_beef, len: 7 };
 
         assert_eq!(Frontend::new(range, Scheduler::RoundRobin).slots(), range);
+    }
+
+    #[test]
+    fn schedulers_survive_their_numbers_and_an_unknown_one_is_round_robin() {
+        for scheduler in Scheduler::ALL {
+            assert_eq!(Scheduler::from_number(scheduler as u8), scheduler);
+        }
+        assert_eq!(Scheduler::from_number(200), Scheduler::RoundRobin);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use crate::{
     abi::{Address, FlowKey, Port, Proto},
     checksum::Delta,
-    nat::{self, TCP_CHECK, UDP_CHECK},
+    nat::{self, Hops, TCP_CHECK, UDP_CHECK},
     packet::{Chain, Network, PacketWindow, Part, Version},
     verdict::PassReason,
     wire::{ExtensionHdr, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, IcmpHdr, Ipv4Hdr, Ipv6Hdr, Ports},
@@ -151,13 +151,13 @@ impl IcmpError {
     }
 
     /// Writes other addresses and ports, outside and inside. All checksums are whole: nobody leaves that of ICMP to a
-    /// device. Returns by how much the sum of the whole packet differs: by the hop limit of IPv6.
+    /// device. Its time to live is so much less. Returns by how much the sum of the whole packet differs: by the hop limit of IPv6.
     ///
     /// # Source
     /// RFC 5508, 4; the pseudo-header of ICMPv6: RFC 4443, 2.3.
     #[inline(always)]
     #[must_use]
-    pub fn apply<W: PacketWindow>(&self, window: &W, to: &Translated) -> Option<Delta> {
+    pub fn apply<W: PacketWindow>(&self, window: &W, to: &Translated, hops: Hops) -> Option<Delta> {
         let none = Port::new(0);
         let from = FlowKey::new(self.source, none, self.destination, none, self.proto);
         let outside = FlowKey::new(to.source, none, to.destination, none, self.proto);
@@ -179,8 +179,8 @@ impl IcmpError {
         let check = window.read::<u16>(check_at)?;
         window.write(check_at, changed.and(pseudo_header).apply(check))?;
         match self.version {
-            Version::V4 => nat::apply_v4(window, self.l3, &outside, addresses).map(|()| Delta::ZERO),
-            Version::V6 => nat::apply_v6(window, self.l3, &outside),
+            Version::V4 => nat::apply_v4(window, self.l3, (&outside, hops), addresses).map(|()| Delta::ZERO),
+            Version::V6 => nat::apply_v6(window, self.l3, (&outside, hops)),
         }
     }
 
@@ -359,7 +359,7 @@ mod tests {
                 ),
             };
 
-            error.apply(&frame, &to).unwrap();
+            error.apply(&frame, &to, Hops::ONE).unwrap();
 
             let after = parse(&frame).unwrap();
             prop_assert_eq!((after.source, after.destination, after.about), (to.source, to.destination, to.about));
@@ -388,7 +388,7 @@ mod tests {
                 ),
             };
 
-            error.apply(&frame, &to).unwrap();
+            error.apply(&frame, &to, Hops::ONE).unwrap();
 
             let after = parse(&frame).unwrap();
             prop_assert_eq!((after.source, after.destination, after.about), (to.source, to.destination, to.about));

@@ -5,7 +5,7 @@
 //! ```text
 //!  a SYN        uplink ─▶ hooks::tc_ingress | hooks::xdp_ingress
 //!                           packet::Headers::parse          one bounds check
-//!                           pipeline::ingress               no flow; frontend; ticket; slot; backend
+//!                           pipeline::ingress               no flow; frontend; scheduler; slot; backend
 //!                             HALF_OPEN, HALF_OPEN_REPLIES  both halves, the reply's key claimed
 //!                           nat::apply_*                    destination rewritten, checksums by difference
 //!                           redirect_peer                   into the container's namespace

@@ -6,7 +6,7 @@
 //! kernel knows (TC), its helpers change it; where nobody does (XDP), the uplink must deliver whole checksums.
 
 use crate::{
-    abi::{FlowKey, Proto},
+    abi::{Backend, FlowKey, Proto},
     checksum::Delta,
     packet::{Headers, PacketWindow, Version},
     wire::{Ipv4Hdr, Ipv6Hdr, Ports},
@@ -30,6 +30,33 @@ const IPV6_NEXT: usize = core::mem::offset_of!(Ipv6Hdr, next);
 /// Offsets of the addresses in an IPv6 header.
 const IPV6_SOURCE: usize = core::mem::offset_of!(Ipv6Hdr, source);
 const IPV6_DESTINATION: usize = core::mem::offset_of!(Ipv6Hdr, destination);
+
+/// How many routers a packet passes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hops(u16);
+
+impl Hops {
+    /// One: this is a router.
+    pub const ONE: Self = Self(1);
+
+    /// Returns how many there are on the way to a backend: the kernel's routing counts itself.
+    #[inline(always)]
+    pub const fn to(backend: &Backend) -> Self {
+        Self(backend.is_redirected_to() as u16)
+    }
+
+    /// Takes them off the word in which the time to live comes first.
+    #[inline(always)]
+    const fn off_first(self, word: u16) -> u16 {
+        u16::from_be(word).wrapping_sub(self.0 << 8).to_be()
+    }
+
+    /// The same where it comes second.
+    #[inline(always)]
+    const fn off_second(self, word: u16) -> u16 {
+        u16::from_be(word).wrapping_sub(self.0).to_be()
+    }
+}
 
 /// By how much the checksum of TCP or UDP has to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,29 +106,29 @@ impl Change {
 }
 
 /// Writes addresses, ports and the IP header's checksum, and returns what remains to be done to the checksum of TCP or
-/// UDP. The time to live is one less: this is a router.
+/// UDP. The time to live is so much less.
 #[inline(always)]
 #[must_use]
-pub fn apply_headers<W: PacketWindow>(window: &W, headers: &Headers, to: &FlowKey) -> Option<Change> {
+pub fn apply_headers<W: PacketWindow>(window: &W, headers: &Headers, to: &FlowKey, hops: Hops) -> Option<Change> {
     let l3 = headers.l3;
     // Asked of the packet, where the verifier does not know the answer: it would follow both versions through all that
     // comes before.
     let change = match Version::at(window, l3)? {
         Version::V4 => {
             let change = Change::between_v4(&headers.key, to);
-            apply_v4(window, l3, to, change.addresses)?;
+            apply_v4(window, l3, (to, hops), change.addresses)?;
             change
         }
         Version::V6 => {
             let change = Change::between_v6(&headers.key, to);
-            Change { header: apply_v6(window, l3, to)?.and(change.addresses), ..change }
+            Change { header: apply_v6(window, l3, (to, hops))?.and(change.addresses), ..change }
         }
     };
     window.write(headers.l4, Ports::of(to))?;
     Some(change)
 }
 
-/// Writes the addresses of an IP header, takes one off its time to live, and changes its checksum if it has one. Returns
+/// Writes the addresses of an IP header, takes hops off its time to live, and changes its checksum if it has one. Returns
 /// by how much its sum differs, [`Change::header`].
 #[inline(always)]
 #[must_use]
@@ -109,31 +136,31 @@ pub fn apply_network<W: PacketWindow>(
     window: &W,
     (version, l3): (Version, usize),
     from: &FlowKey,
-    to: &FlowKey,
+    (to, hops): (&FlowKey, Hops),
 ) -> Option<Delta> {
     let addresses = Change::between(version, from, to).addresses;
     match version {
-        Version::V4 => apply_v4(window, l3, to, addresses).map(|()| Delta::ZERO),
-        Version::V6 => apply_v6(window, l3, to).map(|hop| hop.and(addresses)),
+        Version::V4 => apply_v4(window, l3, (to, hops), addresses).map(|()| Delta::ZERO),
+        Version::V6 => apply_v6(window, l3, (to, hops)).map(|hop| hop.and(addresses)),
     }
 }
 
-/// Writes the addresses of an IPv4 header, takes one off its time to live, and changes its checksum.
+/// Writes the addresses of an IPv4 header, takes hops off its time to live, and changes its checksum.
 #[inline(always)]
 #[must_use]
-pub fn apply_v4<W: PacketWindow>(window: &W, l3: usize, to: &FlowKey, addresses: Delta) -> Option<()> {
+pub fn apply_v4<W: PacketWindow>(window: &W, l3: usize, (to, hops): (&FlowKey, Hops), addresses: Delta) -> Option<()> {
     let old = window.read::<u16>(l3 + IPV4_TTL)?;
-    let new = u16::from_be(old).wrapping_sub(1 << 8).to_be();
+    let new = hops.off_first(old);
     window.write(l3 + IPV4_TTL, new)?;
     apply_addresses_v4(window, l3, to, addresses.replace16(old, new)).map(|_| ())
 }
 
-/// Writes the addresses of an IPv6 header and takes one off its hop limit; returns by how much that changes its sum.
+/// Writes the addresses of an IPv6 header and takes hops off its hop limit; returns by how much that changes its sum.
 #[inline(always)]
 #[must_use]
-pub fn apply_v6<W: PacketWindow>(window: &W, l3: usize, to: &FlowKey) -> Option<Delta> {
+pub fn apply_v6<W: PacketWindow>(window: &W, l3: usize, (to, hops): (&FlowKey, Hops)) -> Option<Delta> {
     let old = window.read::<u16>(l3 + IPV6_NEXT)?;
-    let new = u16::from_be(old).wrapping_sub(1).to_be();
+    let new = hops.off_second(old);
     window.write(l3 + IPV6_NEXT, new)?;
     apply_addresses_v6(window, l3, to)?;
     Some(Delta::ZERO.replace16(old, new))
@@ -173,8 +200,8 @@ fn apply_addresses_v4<W: PacketWindow>(window: &W, l3: usize, to: &FlowKey, chan
 /// Rewrites a packet whose checksum is whole.
 #[inline(always)]
 #[must_use]
-pub fn apply_whole<W: PacketWindow>(window: &W, headers: &Headers, to: &FlowKey) -> Option<()> {
-    let change = apply_headers(window, headers, to)?;
+pub fn apply_whole<W: PacketWindow>(window: &W, headers: &Headers, to: &FlowKey, hops: Hops) -> Option<()> {
+    let change = apply_headers(window, headers, to, hops)?;
     let all = change.addresses.and(change.ports);
     match headers.proto {
         Proto::Tcp => {
@@ -222,6 +249,22 @@ mod tests {
         sum(&[&frame[22..54], &[0, 0, 0, 20, 0, 0, 0, 6], &frame[54..74]])
     }
 
+    #[test]
+    fn only_routing_counts_itself() {
+        use crate::abi::HandOff;
+        let hops = |hand_off| {
+            let backend = Backend::new(0, 1, Address::from_v4([198, 18, 2, 11]), Port::new(80));
+            Hops::to(&backend.reached_by(hand_off, 1, [0; 6], [0; 6]))
+        };
+        assert_eq!([HandOff::Routing, HandOff::Peer, HandOff::Neighbour].map(hops), [Hops(0), Hops::ONE, Hops::ONE]);
+        let frame = tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x10);
+        let headers = Headers::parse(&frame).unwrap();
+
+        apply_whole(&frame, &headers, &headers.key, Hops(0)).unwrap();
+
+        assert_eq!(frame.0, tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x10).0, "nothing else is touched");
+    }
+
     proptest! {
         #[test]
         fn a_segment_over_ipv6_keeps_a_right_checksum(
@@ -237,7 +280,7 @@ mod tests {
             to.destination = Address::from(std::net::Ipv6Addr::from(bytes));
             to.destination_port = Port::new(ports[2]);
 
-            apply_whole(&frame, &headers, &to).unwrap();
+            apply_whole(&frame, &headers, &to, Hops::ONE).unwrap();
 
             let rewritten = Headers::parse(&frame).unwrap();
             prop_assert_eq!(rewritten.key, to);
@@ -255,7 +298,7 @@ mod tests {
             (to.destination, to.destination_port) = (Address::from(std::net::Ipv6Addr::from(bytes)), Port::new(port));
             let before = sum(&[&frame.0[14..54]]);
 
-            let change = apply_headers(&frame, &headers, &to).unwrap();
+            let change = apply_headers(&frame, &headers, &to, Hops::ONE).unwrap();
 
             // As the kernel adds it to a sum that it has of the device.
             let as_held = |sum: u32| u64::from((sum as u16).to_be());
@@ -278,10 +321,10 @@ mod tests {
             to.destination = Address::from_v4(backend);
             to.destination_port = Port::new(ports[2]);
 
-            apply_whole(&frame, &headers, &to).unwrap();
+            apply_whole(&frame, &headers, &to, Hops::ONE).unwrap();
             let rewritten = Headers::parse(&frame).unwrap();
             prop_assert_eq!(rewritten.key, to);
-            apply_whole(&frame, &rewritten, &headers.key).unwrap();
+            apply_whole(&frame, &rewritten, &headers.key, Hops::ONE).unwrap();
 
             let before = u16::from_be_bytes([original[24], original[25]]);
             let after = u16::from_be_bytes([frame.0[24], frame.0[25]]);

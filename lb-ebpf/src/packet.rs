@@ -131,7 +131,7 @@ impl Chain {
     /// fragment header is no header.
     ///
     /// # Errors
-    /// [`PassReason::Extensions`] if there are more than are followed; [`PassReason::Malformed`] if the packet ends before.
+    /// [`PassReason::Extensions`] if there are more than are followed, or one leads elsewhere; [`PassReason::Malformed`] if the packet ends before.
     ///
     /// # Source
     /// RFC 8200, 4. A fragment header of a packet that is whole is allowed: RFC 6946.
@@ -152,6 +152,9 @@ impl Chain {
                 chain.part = Part::of(header.is_later(), header.has_more());
                 chain.id = header.id;
                 chain.len += size_of::<ExtensionHdr>();
+            } else if header.has_segments_left(chain.protocol) {
+                // Its destination is on the way only, and not the one that its checksum is about (RFC 8200, 8.1).
+                return Err(PassReason::Extensions);
             } else {
                 chain.len += header.header_len();
             }
@@ -605,6 +608,9 @@ pub(crate) mod tests {
         assert_eq!(read(&[options(60, 20), options(43, 20)]), Err(PassReason::Extensions), "too long together");
         assert_eq!(read(&six), Err(PassReason::Extensions), "too many");
         assert_eq!(read(&[fragment_header(0), fragment_header(0)]), Err(PassReason::Extensions));
+        let mut routed = options(43, 3);
+        routed.1[3] = 1;
+        assert_eq!(read(&[options(0, 1), routed]), Err(PassReason::Extensions), "to be sent on from here");
         assert_eq!(read(&[options(51, 1)]), Err(PassReason::Protocol), "authenticated");
         assert_eq!(read(&[options(50, 1)]), Err(PassReason::Protocol), "encrypted");
         assert_eq!(read(&[options(59, 1)]), Err(PassReason::Protocol), "nothing follows");

@@ -8,20 +8,20 @@
 //!    the proven ones, where no flood can push it out. When it is over it moves back, where it ages out by itself, so
 //!    that the table of the proven holds what lives, with or without an agent. Its old place is kept for that as long as
 //!    nobody else needs it.
-//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the next backend in turn; the reply's key is
-//!    claimed, so that no two flows share one; where the client's port is taken on the backend's side, the flow gets
-//!    another.
+//! 4. A beginning: a SYN, or any datagram. If the guard lets its client in: the backend that the client keeps, or that the
+//!    scheduler chooses; the reply's key is claimed, so that no two flows share one; where the client's port is taken on
+//!    the backend's side, the flow gets another.
 //! 5. Anything else is left to the host, which answers with RST: the honest answer.
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey, FrontendId, HandOff, KtimeNs,
-        Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
+        Address, AffinityEntry, AffinityKey, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+        Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
     },
     guard::{self, Admission},
     icmp::{IcmpError, Translated},
     packet::Headers,
-    sched,
+    sched::{self, NOBODY},
     tables::{FirstFragment, Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
     tcp_state::{Direction, Flags, Seen, State},
     verdict::{DropReason, Event, PassReason, Verdict},
@@ -62,9 +62,10 @@ pub struct ToClient {
 
 /// How many source ports are tried when the client's own is taken on the backend's side.
 const PORT_TRIES: u32 = 8;
-/// Ports that are given to a flow whose own is taken: 16384 to 32767, below what Linux gives to sockets by itself
-/// (`net.ipv4.ip_local_port_range`), so that none of the host's own connections to the backend is met.
-const OTHER_PORTS: u16 = 0x4000;
+/// Ports that are given to a flow whose own is taken, or is not to be seen: below what Linux gives to sockets by itself
+/// (`net.ipv4.ip_local_port_range`), so that none of the host's own connections to the backend is met, and above those of
+/// servers.
+const OTHER_PORTS: core::ops::Range<u16> = 1024..32_768;
 /// How long a SYN waits for its backend before a repetition takes the next one: the second repetition of a client that
 /// keeps to RFC 6298 (1 s, then 2 s more).
 const SILENCE_NS: KtimeNs = 2_500_000_000;
@@ -211,7 +212,9 @@ pub fn ingress_error<'t, T: Tables>(
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
     let about = FlowKey::new(backend.address, backend.port, client, port, error.proto);
-    Ok((Translated { source: error.source, destination: backend.address, about }, backend))
+    // An address of the link that it came by says nothing on another, and no router sends it on.
+    let source = if error.source.is_of_link() { key.destination } else { error.source };
+    Ok((Translated { source, destination: backend.address, about }, backend))
 }
 
 /// Decides to which client an ICMP error that entered from a backend goes: to the one that sent what it is about. Returns
@@ -234,8 +237,9 @@ pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) 
     if is_at_its_end(error.ttl) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
-    // A router behind the device speaks for itself.
-    let source = if error.source == backend.address { about.destination } else { error.source };
+    // A router behind the device speaks for itself, if others know its address.
+    let source =
+        if error.source == backend.address || error.source.is_of_link() { about.destination } else { error.source };
     tables.count(Event::IcmpError);
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
@@ -308,7 +312,7 @@ pub fn ingress<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T)
     };
     let known = match going_on(table, packet, arrival, tables) {
         GoingOn::Yes(known) => known,
-        GoingOn::No | GoingOn::Orphan => match begin(packet, arrival, tables)? {
+        GoingOn::No | GoingOn::Orphan(_) => match begin(packet, arrival, tables)? {
             Begun::Before(known) => known,
             Begun::Now(to) => return Ok(to),
         },
@@ -328,15 +332,16 @@ enum GoingOn<'tables> {
     Yes(Known<'tables>),
     /// There is none, or the packet begins another under its key.
     No,
-    /// Its backend is gone, or does not answer.
-    Orphan,
+    /// Its backend is gone ([`NOBODY`]), or that of this number does not answer.
+    Orphan(BackendId),
 }
 
 /// Looks for the packet's flow in a table.
 #[inline(always)]
 fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tables: &'t T) -> GoingOn<'t> {
     let Some(flow) = tables.flow(table, &packet.key) else { return GoingOn::No };
-    let serving = match tables.backend(flow.backend()) {
+    let id = flow.backend();
+    let serving = match tables.backend(id) {
         Some(backend) if backend.serves(flow.generation()) => Some(backend),
         Some(_) | None => None,
     };
@@ -346,8 +351,8 @@ fn going_on<'t, T: Tables>(table: Table, packet: &Headers, arrival: Arrival, tab
         return GoingOn::No;
     }
     match serving {
-        None => GoingOn::Orphan,
-        Some(_) if silent => GoingOn::Orphan,
+        None => GoingOn::Orphan(NOBODY),
+        Some(_) if silent => GoingOn::Orphan(id),
         Some(_) if over => GoingOn::No,
         Some(backend) => GoingOn::Yes(Known { table, flow, backend }),
     }
@@ -370,7 +375,7 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
         Proto::Tcp => Table::HalfOpen,
         Proto::Udp => Table::Datagrams,
     };
-    let mut orphan = false;
+    let (mut orphan, mut silent) = (false, NOBODY);
     match going_on(table, packet, arrival, tables) {
         GoingOn::Yes(known) if is_shut_out(packet, &known, tables) => match packet.flags.opens() {
             true => orphan = true,
@@ -382,29 +387,34 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
                 // It may have moved. What this very segment does, such as a FIN, belongs to the entry of now.
                 return match going_on(Table::Proven, packet, arrival, tables) {
                     GoingOn::Yes(proven) => Ok(Begun::Before(proven)),
-                    GoingOn::No | GoingOn::Orphan => Ok(Begun::Before(known)),
+                    GoingOn::No | GoingOn::Orphan(_) => Ok(Begun::Before(known)),
                 };
             }
             Proto::Udp => return Ok(Begun::Before(known)),
         },
-        GoingOn::Orphan => orphan = true,
+        GoingOn::Orphan(id) => (orphan, silent) = (true, id),
         GoingOn::No => {}
     }
     // A second look: the flow may have moved between the tables, from under the two looks above.
     if matches!(packet.proto, Proto::Tcp) {
         match going_on(Table::Proven, packet, arrival, tables) {
             GoingOn::Yes(known) => return Ok(Begun::Before(known)),
-            GoingOn::Orphan => orphan = true,
+            GoingOn::Orphan(_) => orphan = true,
             GoingOn::No => {}
         }
         if !packet.flags.opens() {
             return Err(Verdict::Pass(if orphan { PassReason::BackendGone } else { PassReason::NoFlow }));
         }
     }
+    // The host stands in for a client by a port that one of its frontends has: this is the reply, and the reply door's. Of
+    // TCP, nothing but a SYN comes so far.
+    if matches!(packet.proto, Proto::Udp) && tables.reply(Table::Datagrams, &packet.key).is_some() {
+        return Err(Verdict::Pass(PassReason::NotOurs));
+    }
     if orphan {
         tables.count(Event::Rescheduled);
     }
-    schedule(packet, arrival, frontend, tables)
+    schedule(packet, arrival, (frontend, silent), tables)
 }
 
 /// Takes a connection that is not among the proven one step further.
@@ -656,7 +666,11 @@ fn retire<T: Tables>(
         Some(_) | None => tables.put_flow(Table::HalfOpen, key, flow) == Insert::Done,
     };
     if reply_is_back && flow_is_back {
-        tables.remove_flow(Table::Proven, key);
+        let id = flow.backend();
+        // Of two processors that get here at once, one has ended it.
+        if tables.remove_flow(Table::Proven, key) {
+            tables.ended(id);
+        }
         tables.remove_reply(Table::Proven, reply_key);
     }
 }
@@ -883,31 +897,141 @@ fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
     FlowKey::new(client, flow.seen_client_port(), backend.address, backend.port, packet.proto)
 }
 
-/// Chooses the backend whose turn it is.
+/// Chooses the backend of a client that begins a connection, another than `but` where there is one: the one that it keeps,
+/// or the scheduler's choice.
 ///
 /// # Errors
-/// Why there is none.
+/// The verdict, if there is none.
 #[inline(always)]
-pub fn choose<T: Tables>(frontend: FrontendId, tables: &T) -> Result<(BackendId, &Backend), PassReason> {
-    // Twice: between reading the slot range and the backend, a publication may have replaced both.
-    for _ in 0..2 {
-        let Some(entry) = tables.frontend(frontend) else { return Err(PassReason::NoBackend) };
-        let slots = entry.slots();
-        if slots.len == 0 {
-            return Err(PassReason::NoBackend);
+pub fn choose<'t, T: Tables>(
+    frontend: FrontendId,
+    client: &FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+    tables: &'t T,
+) -> Result<(BackendId, &'t Backend), Verdict> {
+    let kept = tables.kept(frontend, client, but, now);
+    let id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but, now) };
+    match tables.backend(id) {
+        Some(backend) if backend.is_active() && backend.frontend == frontend => {
+            if kept == NOT_YET {
+                tables.keep(frontend, client, (id, backend.generation), now);
+            }
+            Ok((id, backend))
         }
-        let Some(place) = sched::pick(entry.scheduler(), tables.ticket(frontend), slots.len) else {
-            return Err(PassReason::NoBackend);
-        };
-        if let Some(id) = tables.slot(slots.base.wrapping_add(place))
+        None if id == NOBODY => Err(Verdict::Pass(PassReason::NoBackend)),
+        None if id == FULL => Err(Verdict::Drop(DropReason::BackendsFull)),
+        Some(_) | None => Err(Verdict::Pass(PassReason::StaleSlot)),
+    }
+}
+
+/// From this number on they are no backends'.
+const FIRST_OF_NONE: BackendId = NOBODY - 2;
+/// Clients of the frontend keep their backends, and this one has none.
+const NOT_YET: BackendId = NOBODY - 1;
+/// No backend could be chosen for a publication that goes on.
+const STALE: BackendId = NOBODY - 1;
+/// All that were looked at have as many connections as they may.
+const FULL: BackendId = NOBODY - 2;
+/// How often the next in turn is taken where the choice has come to nothing: between reading the slot range and the backend,
+/// a publication may have replaced both; or nobody was found but the one that does not answer.
+const TURNS: u32 = 3;
+/// How many slots in a row are looked at for a backend that may have one more connection, where the scheduler has found none.
+/// A SYN that is repeated begins at another.
+const SPARE_LOOKS: u32 = 64;
+
+/// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves,
+/// [`NOBODY`] if clients of the frontend keep none. From here on it is kept anew.
+#[inline(always)]
+pub fn kept<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
+    let entry = match tables.frontend(frontend) {
+        Some(entry) if entry.affinity_ns() != 0 => entry,
+        Some(_) | None => return NOBODY,
+    };
+    if let Some(kept) = tables.affinity(&AffinityKey::new(client.source, frontend)) {
+        let (id, generation) = (kept.backend(), kept.generation());
+        if now.saturating_sub(kept.seen()) <= entry.affinity_ns()
+            && id != but
+            && let Some(backend) = tables.backend(id)
+            && backend.serves(generation)
+            && backend.frontend == frontend
+            && !backend.is_leaving()
+            && !sched::is_full(id, limit(&entry, now, tables), tables)
+        {
+            kept.set_seen(now);
+            return id;
+        }
+    }
+    NOT_YET
+}
+
+/// Notes which backend a client keeps.
+#[inline(always)]
+pub fn keep<T: Tables>(
+    frontend: FrontendId,
+    client: &FlowKey,
+    (backend, generation): (BackendId, u32),
+    now: KtimeNs,
+    tables: &T,
+) {
+    let key = AffinityKey::new(client.source, frontend);
+    tables.put_affinity(&key, &AffinityEntry { seen: now, backend, generation });
+}
+
+/// Returns how many connections of each backend of a frontend may be under way; zero: any number. So it is while nobody
+/// sweeps, or connections that ended unseen would fill the backends for ever.
+#[inline(always)]
+fn limit<T: Tables>(frontend: &Frontend, now: KtimeNs, tables: &T) -> u32 {
+    match frontend.max_connections() {
+        0 => 0,
+        limit if tables.is_swept(now) => limit,
+        _ => 0,
+    }
+}
+
+/// Returns the number of the backend that the scheduler chooses, [`NOBODY`], [`STALE`] or [`FULL`].
+#[inline(always)]
+pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
+    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+    if entry.slots().len == 0 {
+        return NOBODY;
+    }
+    let limit = limit(&entry, now, tables);
+    // A number, and no `Option`: of one that is none, LLVM stores what it leaves undefined, and the verifier of 6.18 says
+    // "R4 !read_ok".
+    let mut id = sched::pick((frontend, &entry), client, but, limit, tables).unwrap_or(NOBODY);
+    for turn in 0..=TURNS {
+        if (id != but || turn == TURNS)
             && let Some(backend) = tables.backend(id)
             && backend.is_active()
             && backend.frontend == frontend
         {
-            return Ok((id, backend));
+            if sched::is_full(id, limit, tables) {
+                return spare((frontend, &entry), but, limit, tables);
+            }
+            return id;
+        }
+        let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+        id = sched::next((frontend, &entry), tables).unwrap_or(NOBODY);
+    }
+    STALE
+}
+
+/// Looks for a backend that may have one more connection, from the slot on whose turn it is.
+#[inline(always)]
+fn spare<T: Tables>((id, frontend): (FrontendId, &Frontend), but: BackendId, limit: u32, tables: &T) -> BackendId {
+    let ticket = tables.ticket(id);
+    for look in 0..SPARE_LOOKS {
+        if let Some(id) = sched::at(ticket.wrapping_add(u64::from(look)), frontend, tables)
+            && id != but
+            && !sched::is_full(id, limit, tables)
+            && let Some(backend) = tables.backend(id)
+            && backend.is_active()
+        {
+            return id;
         }
     }
-    Err(PassReason::StaleSlot)
+    FULL
 }
 
 /// Begins a flow.
@@ -915,7 +1039,7 @@ pub fn choose<T: Tables>(frontend: FrontendId, tables: &T) -> Result<(BackendId,
 fn schedule<'t, T: Tables>(
     packet: &Headers,
     arrival: Arrival,
-    frontend: FrontendId,
+    (frontend, silent): (FrontendId, BackendId),
     tables: &'t T,
 ) -> Result<Begun<'t>, Verdict> {
     match guard::admit(&packet.key.source, frontend, arrival.now, tables) {
@@ -923,14 +1047,12 @@ fn schedule<'t, T: Tables>(
         Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
         Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
     }
-    let (id, backend) = match choose(frontend, tables) {
-        Ok(chosen) => chosen,
-        Err(reason) => return Err(Verdict::Pass(reason)),
-    };
+    let (id, backend) = choose(frontend, &packet.key, silent, arrival.now, tables)?;
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
-    // 5.3.8): it sees the host instead, by a port that is not one of the host's own.
-    let (client, wanted, stand_in) = if backend.address == packet.key.source {
+    // 5.3.8): it sees the host instead, by a port that is not one of the host's own. So does a backend whose replies would
+    // not come back otherwise.
+    let (client, wanted, stand_in) = if backend.hides_clients() || backend.address == packet.key.source {
         // Routing refuses the host's own address as a source that came from elsewhere.
         if backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing) {
             return Err(Verdict::Drop(DropReason::NoStandIn));
@@ -959,11 +1081,12 @@ fn schedule<'t, T: Tables>(
         Insert::Exists => {
             return match going_on(table, packet, arrival, tables) {
                 GoingOn::Yes(known) => Ok(Begun::Before(known)),
-                GoingOn::No | GoingOn::Orphan => Err(Verdict::Drop(DropReason::Raced)),
+                GoingOn::No | GoingOn::Orphan(_) => Err(Verdict::Drop(DropReason::Raced)),
             };
         }
         Insert::Full => return Err(Verdict::Drop(DropReason::NoMemory)),
     }
+    tables.begun(id);
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_connection();
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
@@ -988,8 +1111,8 @@ fn claim<T: Tables>(
     let expected = packet.sequence.wrapping_add(1);
     for attempt in 0..PORT_TRIES {
         let key = scratch.reply_key(FlowKey::new(backend.address, backend.port, client, port, packet.proto));
-        let reply = scratch.reply(ReplyEntry::new(key, packet.key, whose, expected, arrival.now));
-        match claim_key(key, reply, packet.proto, tables) {
+        scratch.reply(ReplyEntry::new(key, packet.key, whose, expected, arrival.now));
+        match tables.claim(packet.proto) {
             Insert::Done => {
                 if attempt > 0 {
                     tables.count(Event::PortRemapped);
@@ -1007,13 +1130,14 @@ fn claim<T: Tables>(
 /// Returns a port that the host gives to none of its sockets.
 #[inline(always)]
 fn other_port<T: Tables>(tables: &T) -> Port {
-    Port::new((tables.random() as u16) % OTHER_PORTS + OTHER_PORTS)
+    const COUNT: u32 = (OTHER_PORTS.end - OTHER_PORTS.start) as u32;
+    Port::new((tables.random() % COUNT) as u16 + OTHER_PORTS.start)
 }
 
-/// Claims one key, taking it over from a flow that is over. A function of its own in the object, too: the loop around it
-/// would be unrolled.
-#[inline(never)]
-fn claim_key<T: Tables>(key: &FlowKey, reply: Shared<ReplyEntry>, proto: Proto, tables: &T) -> Insert {
+/// Claims the key of the reply half that was written last, taking it over from a flow that is over.
+#[inline(always)]
+pub fn claim_key<T: Tables>(proto: Proto, tables: &T) -> Insert {
+    let Some((key, reply)) = tables.scratch().map(Shared::<Scratch>::written_reply) else { return Insert::Full };
     let table = match proto {
         Proto::Tcp => {
             if let Some(holder) = tables.reply(Table::Proven, key) {

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId,
-        Guard, Handshakes, KtimeNs, Port, RateKey, ReplyEntry, Traffic,
+        Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, Proto, RateKey, ReplyEntry, Slot, Traffic,
     },
     tcp_state::{Seen, State},
     verdict::Event,
@@ -15,14 +15,27 @@ use crate::{
 pub const TOUCH_NS: KtimeNs = 1_000_000_000;
 
 /// What became of an insertion.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insert {
     /// The entry is in.
-    Done,
+    Done = 0,
     /// The key is taken, and was to be new.
-    Exists,
+    Exists = 1,
     /// No room, or no memory.
-    Full,
+    Full = 2,
+}
+
+impl Insert {
+    /// Reads what one was told by as a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Done,
+            1 => Self::Exists,
+            _ => Self::Full,
+        }
+    }
 }
 
 /// A value of a map that other processors read and write at the same time.
@@ -179,6 +192,13 @@ impl Shared<ReplyEntry> {
     }
 }
 
+/// The memory may become another client's at any moment: that one's backend is one of the same frontend, or is refused.
+impl Shared<AffinityEntry> {
+    field!(seen, set_seen, seen, KtimeNs);
+    field!(backend, backend, BackendId);
+    field!(generation, generation, u32);
+}
+
 /// Room for entries that are about to be inserted: a program's stack of 512 bytes has none.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -233,6 +253,16 @@ impl Shared<Scratch> {
             let at = &raw mut (*self.0.as_ptr()).reply;
             at.write(entry);
             Shared(NonNull::new_unchecked(at))
+        }
+    }
+
+    /// Returns key and reply half as they were written last.
+    #[inline(always)]
+    pub const fn written_reply<'a>(self) -> (&'a FlowKey, Shared<ReplyEntry>) {
+        // SAFETY: as above.
+        unsafe {
+            let (key, reply) = (&raw const (*self.0.as_ptr()).reply_key, &raw mut (*self.0.as_ptr()).reply);
+            (&*key, Shared(NonNull::new_unchecked(reply)))
         }
     }
 
@@ -361,8 +391,8 @@ pub trait Tables {
     fn frontend(&self, id: FrontendId) -> Option<Frontend>;
     /// Draws the next ticket of a frontend.
     fn ticket(&self, id: FrontendId) -> u64;
-    /// Returns the backend in a slot.
-    fn slot(&self, index: u32) -> Option<BackendId>;
+    /// Returns a slot.
+    fn slot(&self, index: u32) -> Option<Slot>;
     /// Returns a backend.
     fn backend(&self, id: BackendId) -> Option<&Backend>;
     /// Returns this processor's counters of a backend.
@@ -379,6 +409,24 @@ pub trait Tables {
     fn bucket(&self, key: &RateKey) -> Option<Shared<KtimeNs>>;
     /// Notes that of one that nobody knows.
     fn add_bucket(&self, key: &RateKey, full_at: KtimeNs);
+    /// Returns how many connections of a backend are under way: exact when a sweep has just been, and between two sweeps
+    /// as far as beginnings and ends are seen.
+    fn active(&self, id: BackendId) -> Option<u64>;
+    /// Returns whether a sweep can have been of late: without an agent, what ends unseen is counted for ever.
+    fn is_swept(&self, now: KtimeNs) -> bool;
+    /// Notes that a connection begins.
+    fn begun(&self, id: BackendId);
+    /// Notes that a connection is over.
+    fn ended(&self, id: BackendId);
+    /// Returns [`pipeline::kept`](crate::pipeline::kept) by these tables: a way round for the sake of the verifier, which
+    /// looks at it apart in the object.
+    fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    /// The same for [`pipeline::pick`](crate::pipeline::pick).
+    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    /// The same for [`pipeline::keep`](crate::pipeline::keep).
+    fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
+    /// The same for [`pipeline::claim_key`](crate::pipeline::claim_key).
+    fn claim(&self, proto: Proto) -> Insert;
     /// Counts an event.
     fn count(&self, event: Event);
     /// Returns a number that no client can foresee.
@@ -393,8 +441,8 @@ pub trait Tables {
     fn add_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert;
     /// Adds a copy of a flow, or replaces what is there by it.
     fn put_flow(&self, table: Table, key: &FlowKey, entry: Shared<FlowEntry>) -> Insert;
-    /// Removes a flow.
-    fn remove_flow(&self, table: Table, key: &FlowKey);
+    /// Removes a flow; returns whether it was there.
+    fn remove_flow(&self, table: Table, key: &FlowKey) -> bool;
 
     /// Returns the reply half of a flow.
     fn reply(&self, table: Table, key: &FlowKey) -> Option<Shared<ReplyEntry>>;
@@ -404,6 +452,11 @@ pub trait Tables {
     fn put_reply(&self, table: Table, key: &FlowKey, entry: Shared<ReplyEntry>) -> Insert;
     /// Removes the reply half of a flow.
     fn remove_reply(&self, table: Table, key: &FlowKey);
+
+    /// Returns the backend that a client keeps.
+    fn affinity(&self, key: &AffinityKey) -> Option<Shared<AffinityEntry>>;
+    /// Notes it.
+    fn put_affinity(&self, key: &AffinityKey, entry: &AffinityEntry);
 
     /// Returns what became of the first fragment of a datagram.
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentEntry>;

@@ -50,7 +50,7 @@ reasons! {
         /// No IP packet: ARP and the like.
         NotIp = 0 "not_ip",
         // 1 stood for all of IPv6, when none of it was balanced.
-        /// A VLAN tag that the device did not take off.
+        /// Of a VLAN: what came by one is met at the VLAN's own device.
         Vlan = 2 "vlan",
         /// Too short, or lengths that contradict each other.
         Malformed = 3 "malformed",
@@ -78,7 +78,7 @@ reasons! {
         NoMetadata = 14 "no_metadata",
         /// connect() of a socket that is bound to a device, by which no backend may be reachable.
         DeviceBound = 15 "device_bound",
-        /// IPv6 extension headers that are not followed: too many, too long, or of another kind.
+        /// IPv6 extension headers that are not followed: too many, too long, or with a way that goes on from here.
         Extensions = 16 "extensions",
         /// IPv6 from or to an address that is of one link alone, or that no packet may have.
         Scope = 17 "scope",
@@ -106,10 +106,14 @@ reasons! {
         Denied = 8 "denied",
         /// Its sender's network begins more connections than it may.
         RateLimited = 9 "rate_limited",
+        /// Of a VLAN, but XDP could not see it, as the device had taken the tag off: rewritten already, for the wrong device.
+        HiddenTag = 12 "hidden_tag",
         /// A client's reset that would end a connection past us, whose ports its own has: it is told by its next SYN.
         ForeignReset = 10 "foreign_reset",
-        /// A backend is its own client, and the host cannot stand in for it: it has no address on the backend's network, or
-        /// reaches it by routing.
+        /// All of the frontend's backends that were looked at have as many connections as they may: a SYN comes again.
+        BackendsFull = 11 "backends_full",
+        /// A backend is its own client, or is to know none, and the host cannot stand in: it has no address on the backend's
+        /// network, or reaches it by routing.
         NoStandIn = 4 "no_stand_in",
     }
 }

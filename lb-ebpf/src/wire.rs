@@ -156,7 +156,8 @@ pub struct ExtensionHdr {
     pub next: u8,
     /// Its length in units of eight bytes, the first eight not counted; of a fragment header nothing.
     pub len: u8,
-    /// Of a fragment header: offset, two bits that mean nothing, and whether more follow; network order.
+    /// Of a fragment header: offset, two bits that mean nothing, and whether more follow; network order. Of a routing header:
+    /// its type and the segments left, a byte each.
     pub fragment: u16,
     /// Of a fragment header: what all fragments of a packet have in common.
     pub id: u32,
@@ -182,6 +183,15 @@ impl ExtensionHdr {
     #[inline(always)]
     pub const fn header_len(&self) -> usize {
         (self.len as usize + 1) * 8
+    }
+
+    /// Returns whether it is a routing header by which the packet goes on from its destination to another node.
+    ///
+    /// # Source
+    /// RFC 8200, 4.4.
+    #[inline(always)]
+    pub const fn has_segments_left(&self, number: u8) -> bool {
+        number == Self::ROUTING && u16::from_be(self.fragment) & 0xff != 0
     }
 
     /// Returns whether more fragments follow.

@@ -8,7 +8,8 @@
 use std::{
     ffi::OsString,
     io::{self, IsTerminal},
-    net::SocketAddr,
+    net::IpAddr,
+    num::NonZeroU32,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -22,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{
         ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, PublishRange, Reload, RunConfig,
-        SourceRate, TcAttach, guard, publish,
+        Scheduler, SourceRate, StaticBackend, TcAttach, guard, publish, snat,
         value::{self, parse_duration},
     },
     health::HealthCheck,
@@ -68,6 +69,10 @@ Examples:
 
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
+
+  The same, the first with three times the connections of the second:
+    lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
+      --scheduler least-conn
 
   A second instance beside the first:
     lb-user run --instance dns --image resolver \\
@@ -166,10 +171,10 @@ fn flags_of_a_file() -> Vec<Id> {
 pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
-    /// Without ADDR: every local address of the uplinks, and the loopback for clients on this host; of IPv4 and of IPv6,
-    /// as far as backends have such addresses: then it is two frontends, and each backend counts in both. 0.0.0.0 and [::]
-    /// are one of the two; an IPv6 address stands in brackets. Which families the network of containers has is asked when
-    /// the agent starts, and on SIGHUP if settings of the containers have changed.
+    /// Without ADDR: every local address of the uplinks and their VLANs, and the loopback for clients on this host; of
+    /// IPv4 and of IPv6, as far as backends have such addresses: then it is two frontends, and each backend counts in
+    /// both. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets. Which families the network of
+    /// containers has is asked when the agent starts, and on SIGHUP if settings of the containers have changed.
     /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or
     /// 8000-8010:5000.
     #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", help_heading = FRONTENDS)]
@@ -179,13 +184,21 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "IMAGE", value_parser = value::parse_image, help_heading = FRONTENDS)]
     pub image: Option<String>,
 
-    /// Balance over this server instead of containers; may be repeated
+    /// Balance over this server instead of containers, with this weight, 1 to 256, beside the others; may be repeated
     ///
     /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. An IPv6
     /// address stands in brackets: [2001:db8::2]:5000; clients of IPv6 are led to such backends alone. The number of
     /// backends is fixed then, and options about containers and scaling are refused.
-    #[arg(long, value_name = "IP:PORT", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
-    pub backend: Vec<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
+    pub backend: Vec<StaticBackend>,
+
+    /// Let backends know clients by this address of this host, not by their own; once for each family
+    ///
+    /// Replies come back here from anywhere then: from other machines of the network, from containers on macvlan. Without
+    /// it, backends have to reply through this host, as containers on a bridge do. At most 31744 connections at a time to
+    /// each backend.
+    #[arg(long, value_name = "ADDR", value_parser = snat::parse_snat, help_heading = FRONTENDS)]
+    pub snat: Vec<IpAddr>,
 
     /// Let only clients of this NETWORK begin connections; may be repeated
     ///
@@ -206,6 +219,31 @@ pub struct ServiceArgs {
     /// is dropped and counted: TCP tries again.
     #[arg(long, value_name = "RATE[/BITS]", help_heading = GUARD)]
     pub source_rate: Option<SourceRate>,
+
+    /// How the backend of a connection is chosen
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Scheduler::RoundRobin, help_heading = SCHEDULING)]
+    pub scheduler: Scheduler,
+
+    /// Time after its last connection began for which a client's next goes to the same backend, 1s to 1day
+    ///
+    /// Clients are told apart by their addresses; all processes on this host are one. A backend that is out of rotation is
+    /// kept by nobody.
+    #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
+    pub affinity: Option<Duration>,
+
+    /// Most connections of each backend, at each frontend, that may be under way [default: any number]
+    ///
+    /// A backend that has so many is passed over by every scheduler, and by clients that keep it. Where all are full, what
+    /// begins a connection is dropped and counted: TCP tries again, and gets in as others end. UDP flows count until they
+    /// idle out. A process on this host is told EPERM.
+    #[arg(long, value_name = "N", help_heading = SCHEDULING)]
+    pub max_connections: Option<NonZeroU32>,
+
+    /// Time in which a backend that has just become ready is given more and more connections, 1s to 1day
+    ///
+    /// It begins with a tenth of its share, and gets all of it at the end.
+    #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
+    pub slow_start: Option<Duration>,
 
     /// Fewest containers [default: 2]
     #[arg(long, value_name = "N", help_heading = SCALING)]
@@ -287,6 +325,8 @@ pub struct InstanceArgs {
     ///
     /// Of each family that is published: those of its default routes, or else those that have an address of it. With --hook
     /// xdp, one that is so for IPv6 alone and cannot do XDP is left out.
+    ///
+    /// Its VLANs belong to it: eth0 means eth0.5, too, and what is in that. To balance at one VLAN alone, name that.
     #[arg(long, value_name = "IFACE", value_parser = value::parse_interface, help_heading = DATAPATH)]
     pub uplink: Vec<String>,
 
@@ -318,6 +358,7 @@ pub struct InstanceArgs {
 }
 
 const FRONTENDS: &str = "Frontends and backends";
+const SCHEDULING: &str = "Scheduling";
 const GUARD: &str = "Guard";
 const SCALING: &str = "Scaling (DUR is written 500ms, 30s, 2m)";
 const HEALTH: &str = "Health and the end of a backend";
@@ -472,7 +513,8 @@ mod tests {
                 "run",
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
-            ("run", "--allow --deny --source-rate --lifetime"),
+            ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
+            ("run", "--snat"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

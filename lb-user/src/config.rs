@@ -4,7 +4,7 @@
 //! checked where a command line or a file becomes a [`RunConfig`]: [`Draft::check`](crate::cli::Draft::check). What
 //! differs between two of them is told by [`diff`].
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
@@ -14,12 +14,16 @@ pub mod diff;
 pub mod error;
 pub mod guard;
 pub mod publish;
+pub mod snat;
 pub mod value;
 
-pub use error::ConfigError;
+pub use error::{AddressKind, ConfigError};
 pub use guard::{Guard, SourceRate};
-pub use publish::{At, Family, Publish, PublishRange};
-pub use value::{Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, ServiceName, TcAttach};
+pub use publish::{At, Family, Publish, PublishRange, StaticBackend};
+pub use snat::Snat;
+pub use value::{
+    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Scheduler, ServiceName, TcAttach, Weight,
+};
 
 /// Frontends that all services of one instance may have together.
 pub const MAX_FRONTENDS: usize = 64;
@@ -74,8 +78,18 @@ pub struct Service {
     pub families: Vec<Family>,
     /// Who may begin connections to them.
     pub guard: Guard,
+    /// By which addresses of this host backends know clients.
+    pub snat: Snat,
     /// Where backends come from.
     pub source: Source,
+    /// How a connection's backend is chosen.
+    pub scheduler: Scheduler,
+    /// For how long a client keeps its backend after its last connection has begun.
+    pub affinity: Option<Duration>,
+    /// How many connections of each backend may be under way, at each frontend.
+    pub max_connections: Option<NonZeroU32>,
+    /// How long a backend that has just become ready takes to its whole share of new connections.
+    pub slow_start: Option<Duration>,
     /// What makes a backend healthy.
     pub health: HealthCheck,
     /// The time between two health checks of a backend that has passed one.
@@ -127,10 +141,22 @@ impl RunConfig {
 impl Service {
     /// Returns what is left of a service that is configured no longer: enough to drain and to stop it.
     pub fn leftover(name: ServiceName, source: Source) -> Self {
-        let (health_interval, drain_timeout) = (Duration::from_secs(2), Duration::from_secs(30));
-        let (publish, frontends, families) = (Vec::new(), Vec::new(), Vec::new());
-        let (guard, health) = (Guard::default(), HealthCheck::None);
-        Self { name, publish, frontends, families, guard, source, health, health_interval, drain_timeout }
+        Self {
+            name,
+            publish: Vec::new(),
+            frontends: Vec::new(),
+            families: Vec::new(),
+            guard: Guard::default(),
+            snat: Snat::default(),
+            source,
+            scheduler: Scheduler::RoundRobin,
+            affinity: None,
+            max_connections: None,
+            slow_start: None,
+            health: HealthCheck::None,
+            health_interval: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(30),
+        }
     }
 
     /// Takes note of the families of the backends' addresses: there is a frontend for each where no address was said.
@@ -148,7 +174,7 @@ impl Service {
         let of = |publish: &Publish| match &self.source {
             Source::Docker(docker) => u64::from(docker.scaling.max),
             Source::Static { backends } => {
-                let is_served = |backend: &&SocketAddr| publish.family() == Some(Family::of(backend.ip()));
+                let is_served = |backend: &&StaticBackend| publish.family() == Some(Family::of(backend.address.ip()));
                 backends.iter().filter(is_served).count() as u64
             }
         };
@@ -156,7 +182,7 @@ impl Service {
     }
 
     /// Returns the backends that somebody else runs.
-    pub fn static_backends(&self) -> &[SocketAddr] {
+    pub fn static_backends(&self) -> &[StaticBackend] {
         match &self.source {
             Source::Static { backends } => backends,
             Source::Docker(_) => &[],
@@ -172,7 +198,7 @@ pub enum Source {
     /// Backends that somebody else runs. No [`Publish::container_port`] is there.
     Static {
         /// Where they are: 1 to [`MAX_BACKENDS_PER_FRONTEND`], none twice.
-        backends: Vec<SocketAddr>,
+        backends: Vec<StaticBackend>,
     },
 }
 

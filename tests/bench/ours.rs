@@ -11,12 +11,12 @@ use lb_ebpf::abi::Lifetimes;
 use lb_tests::lab::{self, Lab};
 use lb_user::{
     config::{Guard, Hook, TcAttach},
-    control::ContainerId,
+    control::{ContainerId, WHOLE},
     datapath::{
         Datapath, Opening,
         doors::Device,
         links::{Belief, Framing, Links},
-        publish::{FrontendWish, Member},
+        publish::{FrontendWish, Member, Scheduling},
         report::Way,
     },
 };
@@ -44,6 +44,7 @@ impl Ours {
             name: frontend.clone(),
             proto: service.proto,
             addresses: BTreeSet::from([service.frontend().into()]),
+            scheduling: Scheduling::PLAIN,
         };
         let uplink = ifindex(&namespace, "up0")?;
         let instance = lab.instance();
@@ -77,7 +78,7 @@ impl Ours {
     /// Returns a backend as it is published.
     pub fn member(&self, at: SocketAddrV4, way: &Way) -> Member {
         let endpoints = BTreeMap::from([(self.frontend.clone(), at.into())]);
-        Member { container: ContainerId(at.to_string()), endpoints, way: way.clone() }
+        Member { container: ContainerId(at.to_string()), endpoints, way: way.clone(), weight: 1, tenths: WHOLE }
     }
 
     /// Publishes; returns how long it took.

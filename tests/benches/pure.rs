@@ -5,7 +5,7 @@
 
 use std::{
     hint::black_box,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
     time::Duration,
 };
@@ -14,15 +14,18 @@ use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion
 use lb_ebpf::{
     abi::{Address, FlowKey, Lifetimes, Port, Proto, Scheduler},
     checksum::Delta,
-    nat,
+    nat::{self, Hops},
     packet::{Headers, PacketWindow},
     sched,
     tcp_state::{Direction, Flags, Seen, State},
 };
 use lb_tests::frames::{self, ACK, FIN, SYN, Side};
-use lb_user::control::{
-    BackendName, Command, ContainerId, Controller, CpuLoad, Event, Family, Scaling, Settings, Sighting, Timestamp,
-    policy::{self, Bounds, Law, Memory},
+use lb_user::{
+    control::{
+        BackendName, Command, ContainerId, Controller, CpuLoad, Event, Family, Scaling, Settings, Sighting, Timestamp,
+        policy::{self, Bounds, Law, Memory},
+    },
+    datapath::layout::{self, Share},
 };
 
 const CLIENT: Side = ([198, 18, 1, 2], 40_000);
@@ -91,8 +94,8 @@ fn rewrite(criterion: &mut Criterion) {
         let back = Headers { key: after, ..there };
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let there = nat::apply_whole(&frame, black_box(&there), black_box(&after));
-                let back = nat::apply_whole(&frame, black_box(&back), black_box(&before));
+                let there = nat::apply_whole(&frame, black_box(&there), black_box(&after), Hops::ONE);
+                let back = nat::apply_whole(&frame, black_box(&back), black_box(&before), Hops::ONE);
                 (there, back)
             });
         });
@@ -120,14 +123,21 @@ fn checksum(criterion: &mut Criterion) {
 
 fn schedule(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("schedule");
-    for slots in [1_u32, 10, 1_000] {
-        let mut ticket = 0_u64;
-        group.bench_function(format!("round robin, {slots} slots"), |bencher| {
-            bencher.iter(|| {
-                ticket = ticket.wrapping_add(1);
-                sched::pick(Scheduler::RoundRobin, black_box(ticket), black_box(slots))
+    let connection = key(CLIENT, FRONTEND, Proto::Tcp);
+    group.bench_function("hash of a client", |bencher| bencher.iter(|| sched::client_hash(black_box(&connection))));
+    group.bench_function("hash of a connection", |bencher| bencher.iter(|| sched::tuple_hash(black_box(&connection))));
+    for backends in [10_u32, 1_000] {
+        let share = |number| Share {
+            backend: number,
+            endpoint: SocketAddr::new(IpAddr::V4(Ipv4Addr::from(0xc612_0800 + number)), 80),
+            weight: 1 + number % 4,
+        };
+        let shares: Vec<Share> = (0..backends).map(share).collect();
+        for scheduler in [Scheduler::Weighted, Scheduler::Maglev] {
+            group.bench_function(format!("layout, {}, {backends} backends", scheduler.name()), |bencher| {
+                bencher.iter(|| layout::lay_out(scheduler, black_box(&shares), layout::room(1)));
             });
-        });
+        }
     }
     group.finish();
 }

@@ -79,12 +79,14 @@ pub type FlowName = (Side, Side, Carrier);
 type ReplyName = (Side, Side, Carrier);
 
 /// Ports that are given to clients whose own are taken.
-pub const LOT: std::ops::Range<u16> = 16_384..32_768;
+pub const LOT: std::ops::Range<u16> = 1024..32_768;
 /// How far ahead of what the backend has acknowledged an end of the client may be, to be believed.
 const FIN_AHEAD: u32 = 1 << 24;
 const RST_AHEAD: u32 = 1 << 20;
 /// How far an answer to a SYN may acknowledge beyond it.
 const SYN_AHEAD: u32 = 1 << 16;
+/// How many slots are tried.
+const TURNS: u32 = 4;
 /// A segment that carries nothing, in bytes: Ethernet, IPv4 and TCP without options.
 const SEGMENT: u64 = 54;
 
@@ -319,12 +321,16 @@ impl Model {
         if slots.is_empty() {
             return Fate::Passed(PassReason::NoBackend);
         }
-        // A slot may name a backend that was freed since; the next ticket may be luckier.
+        // A slot may name a backend that was freed since; one of the next tickets may be luckier. After the last that is tried,
+        // one more is drawn.
         let mut chosen = None;
-        for _ in 0..2 {
+        for turn in 0..=TURNS {
             let ticket = self.tickets.entry(frontend).or_default();
             let id = slots[(*ticket % slots.len() as u64) as usize];
             *ticket += 1;
+            if turn == TURNS {
+                break;
+            }
             if self.servers.get(&id).is_some_and(|server| server.alive && server.frontend == frontend) {
                 chosen = Some(id);
                 break;

@@ -16,9 +16,9 @@ use aya::{
     util::nr_cpus,
 };
 use lb_ebpf::abi::{
-    Address, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Guard,
-    HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto, RateKey, ReplyEntry,
-    SOURCE_BITS, Scheduler, SlotRange, Source, Traffic, map, program,
+    Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, FrontendId, Guard, HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS,
+    Port, Proto, RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -131,15 +131,21 @@ impl Object {
             self.clear_hash::<FlowKey, ReplyEntry>(name);
         }
         self.clear_hash::<FragmentKey, FragmentEntry>(map::FRAGMENTS);
+        self.clear_hash::<AffinityKey, AffinityEntry>(map::AFFINITIES);
         self.clear_hash::<Endpoint, FrontendId>(map::ADDRESSES);
         self.clear_hash::<FrontendId, Frontend>(map::FRONTENDS);
         let none = Backend::new(0, 0, Address::from_v4([0; 4]), Port::new(0));
         for id in std::mem::take(&mut self.backends) {
             self.write_backend(id, none);
+            for name in [map::TALLIES, map::TALLY_ERRORS] {
+                let mut words: Array<&mut MapData, u64> = self.map(name);
+                words.set(id, 0, 0).unwrap();
+            }
             self.clear_counted::<Traffic>(map::BACKEND_STATS, id);
             self.clear_counted::<Handshakes>(map::HANDSHAKES, id);
         }
         self.backends.clear();
+        self.beat(0);
         let mut cursors: Array<&mut MapData, u64> = self.map(map::CURSORS);
         for id in 0..MAX_FRONTENDS {
             cursors.set(id, 0, 0).unwrap();
@@ -188,17 +194,51 @@ impl Object {
         addresses.insert(endpoint, id, 0).unwrap();
     }
 
-    /// Replaces a frontend's slots.
+    /// Replaces a frontend's slots, in turn.
     pub fn publish(&mut self, id: FrontendId, slots: &[BackendId]) {
-        let base = self.next_slot;
-        self.next_slot += slots.len() as u32;
-        let mut map_of_slots: Array<&mut MapData, BackendId> = self.map(map::SLOTS);
-        for (place, backend) in slots.iter().enumerate() {
-            map_of_slots.set(base + place as u32, backend, 0).unwrap();
-        }
-        let range = SlotRange { base, len: slots.len() as u32 };
+        let layout: Vec<Slot> = slots.iter().map(|&backend| Slot { backend, weight: 1 }).collect();
+        self.lay_out(id, Scheduler::RoundRobin, 0, &layout);
+    }
+
+    /// Says how many connections of each backend of a frontend may be under way; zero: any number.
+    pub fn limit(&mut self, id: FrontendId, max_connections: u32) {
         let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
-        frontends.insert(id, Frontend::new(range, Scheduler::RoundRobin), 0).unwrap();
+        let frontend = frontends.get(&id, 0).unwrap();
+        frontends.insert(id, frontend.limited_to(max_connections), 0).unwrap();
+    }
+
+    /// Gives a sign of life of an agent, as of this moment.
+    pub fn beat(&mut self, heartbeat: KtimeNs) {
+        let mut agent: Array<&mut MapData, AgentRecord> = self.map(map::AGENT);
+        agent.set(0, AgentRecord { heartbeat, ..AgentRecord::default() }, 0).unwrap();
+    }
+
+    /// Replaces a frontend's slots, and says how a backend is chosen there.
+    pub fn lay_out(&mut self, id: FrontendId, scheduler: Scheduler, affinity_ms: u32, layout: &[Slot]) {
+        let base = self.next_slot;
+        self.next_slot += layout.len() as u32;
+        let mut slots: Array<&mut MapData, Slot> = self.map(map::SLOTS);
+        for (place, slot) in layout.iter().enumerate() {
+            slots.set(base + place as u32, slot, 0).unwrap();
+        }
+        let range = SlotRange { base, len: layout.len() as u32 };
+        let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
+        frontends.insert(id, Frontend::new(range, scheduler).keeping_clients(affinity_ms), 0).unwrap();
+    }
+
+    /// Returns how many connections of a backend the datapath takes for being under way.
+    pub fn active(&self, id: BackendId) -> i64 {
+        let words = |name| -> Array<&MapData, u64> { self.ebpf().map(name).unwrap().try_into().unwrap() };
+        let [tally, error] = [map::TALLIES, map::TALLY_ERRORS].map(|name| words(name).get(&id, 0).unwrap());
+        tally.wrapping_sub(error) as i64
+    }
+
+    /// Says how many connections of a backend are under way, as a sweep would.
+    pub fn set_active(&mut self, id: BackendId, active: i64) {
+        let excess = self.active(id) - active;
+        let mut errors: Array<&mut MapData, u64> = self.map(map::TALLY_ERRORS);
+        let error = errors.get(&id, 0).unwrap();
+        errors.set(id, error.wrapping_add(excess as u64), 0).unwrap();
     }
 
     /// Writes a backend that takes XDP frames, so that both front doors redirect.
@@ -228,6 +268,24 @@ impl Object {
             backends.get(&id, 0).unwrap()
         };
         self.write_backend(id, backend.freed());
+    }
+
+    /// Marks a backend as one that has left the slots.
+    pub fn leave(&mut self, id: BackendId) {
+        let backend = {
+            let backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
+            backends.get(&id, 0).unwrap()
+        };
+        self.write_backend(id, backend.leaving());
+    }
+
+    /// Gives a frontend a scheduler by a number that no version has used.
+    pub fn set_scheduler_number(&mut self, id: FrontendId, number: u8) {
+        const SCHEDULER: usize = 8;
+        let mut frontends: HashMap<&mut MapData, FrontendId, [u8; 24]> = self.map(map::FRONTENDS);
+        let mut bytes = frontends.get(&id, 0).unwrap();
+        bytes[SCHEDULER] = number;
+        frontends.insert(id, bytes, 0).unwrap();
     }
 
     /// Runs a packet through a program.

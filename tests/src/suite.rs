@@ -16,6 +16,8 @@ pub enum Need {
     Agent,
     /// A Docker engine with the image `lb-api`.
     Docker,
+    /// A kernel with VLANs.
+    Vlans,
 }
 
 /// One case.
@@ -45,6 +47,11 @@ impl Need {
                     .output()
                     .is_ok_and(|output| output.status.success());
                 (!there).then(|| "Docker with the image lb-api:latest (cargo xtask image)".to_owned())
+            }
+            Self::Vlans => {
+                let _built_in_or_none = Command::new("modprobe").args(["-q", "8021q"]).output();
+                let there = std::path::Path::new("/proc/net/vlan/config").exists();
+                (!there).then(|| "a kernel with VLANs (CONFIG_VLAN_8021Q)".to_owned())
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The ABI, byte by byte: what one version of the agent writes, the kernel object and other versions read.
 
 use lb_ebpf::abi::{
-    Address, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Frontend, Guard, HandOff,
-    Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto, RateKey, RateLimit, ReplyEntry,
-    Scheduler, SlotRange, Source, Traffic, map,
+    Address, AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, Guard, HandOff, Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto,
+    RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Traffic, map,
 };
 use lb_ebpf::tcp_state::State;
 
@@ -37,11 +37,29 @@ fn a_flow_key_is_source_destination_ports_protocol() {
 }
 
 #[test]
-fn a_frontend_is_a_slot_range_in_one_word() {
-    let frontend = Frontend::new(SlotRange { base: 7, len: 3 }, Scheduler::RoundRobin);
-
+fn a_frontend_is_a_slot_range_in_one_word_and_how_to_choose() {
+    let range = SlotRange { base: 7, len: 3 };
     let word: u64 = 7 << 32 | 3;
-    assert_eq!(bytes(&frontend), [&word.to_ne_bytes()[..], &[0; 8]].concat());
+    let plain = Frontend::new(range, Scheduler::RoundRobin);
+    assert_eq!(bytes(&plain), [&word.to_ne_bytes()[..], &[0; 16]].concat());
+
+    let numbers = Scheduler::ALL.map(|scheduler| (scheduler.name(), scheduler as u8));
+    let expected = ["round-robin", "weighted", "least-conn", "random-two", "source-hash", "maglev"];
+    assert_eq!(numbers.to_vec(), expected.into_iter().zip(0..).collect::<Vec<_>>());
+    let all = Frontend::new(range, Scheduler::Maglev).keeping_clients(90_000).limited_to(700);
+    let numbers = [u32::from_ne_bytes([5, 0, 0, 0]), 90_000, 700, 0].map(u32::to_ne_bytes).concat();
+    assert_eq!(bytes(&all), [&word.to_ne_bytes()[..], &numbers].concat());
+
+    assert_eq!(bytes(&Slot { backend: 9, weight: 3 }), [9_u32.to_ne_bytes(), 3_u32.to_ne_bytes()].concat());
+}
+
+#[test]
+fn a_kept_backend_is_of_a_client_at_a_frontend() {
+    assert_eq!(bytes(&AffinityKey::new(address(2), 5)), [&mapped(2)[..], &5_u32.to_ne_bytes()].concat());
+
+    let entry = AffinityEntry { seen: 77, backend: 3, generation: 4 };
+    let parts: [&[u8]; 3] = [&77_u64.to_ne_bytes(), &3_u32.to_ne_bytes(), &4_u32.to_ne_bytes()];
+    assert_eq!(bytes(&entry), parts.concat());
 }
 
 #[test]
@@ -49,7 +67,9 @@ fn a_backend_has_its_parts_where_they_are_documented() {
     let backend = Backend::new(5, 9, address(3), Port::new(5000))
         .reached_by(HandOff::Peer, 42, [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
         .beside(address(1))
-        .taking_xdp();
+        .taking_xdp()
+        .leaving()
+        .hiding_clients();
 
     let parts: [&[u8]; 11] = [
         &mapped(3),
@@ -61,7 +81,7 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         &[1, 1],
         &[1, 2, 3, 4, 5, 6],
         &[6, 5, 4, 3, 2, 1],
-        &[1],
+        &[7],
         &[0; 3],
     ];
     assert_eq!(bytes(&backend), parts.concat());

@@ -12,7 +12,6 @@ use aya::maps::{Array, Map, MapData};
 use lb_ebpf::abi::{AgentRecord, LocalFlow, map};
 use lb_tests::{
     agent::{Agent, assert_gone, assert_no_failure, binary, detach, lb_user},
-    frames::{SYN, tcp},
     lab::{self, Lab, UPLINK, Wiring, inside, wait_until},
     suite::{self, Case, Need},
 };
@@ -38,11 +37,31 @@ const TOOLS: &[Need] = &[
     Need::Program("redis-server"),
 ];
 
+/// Those, and VLANs: where the kernel has none, `cargo xtask test vm` runs the cases.
+const TOOLS_AND_VLANS: &[Need] = &[
+    Need::Root,
+    Need::Agent,
+    Need::Program("ip"),
+    Need::Program("nsenter"),
+    Need::Program("nft"),
+    Need::Program("curl"),
+    Need::Program("nginx"),
+    Need::Program("ethtool"),
+    Need::Vlans,
+];
+
+#[path = "namespaces/snat.rs"]
+mod snat;
 #[path = "namespaces/v6.rs"]
 mod v6;
+#[path = "namespaces/vlan.rs"]
+mod vlan;
+#[path = "namespaces/way.rs"]
+mod way;
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
+    let vlan_case = |name, run| Case { name, needs: TOOLS_AND_VLANS, run };
     suite::run(vec![
         case("requests_hit_backends_strictly_in_turn", || in_turn(Wiring::Bridge)),
         case("routed_veths_are_served_alike", || in_turn(Wiring::Routed)),
@@ -76,9 +95,21 @@ fn main() -> ExitCode {
         case("links_without_addresses_carry_both_ways", links_without_addresses_carry_both_ways),
         case("a_smaller_link_behind_the_client_is_discovered", a_smaller_link_behind_the_client_is_discovered),
         case("a_smaller_uplink_is_discovered", a_smaller_uplink_is_discovered),
+        case("a_narrow_way_to_a_backend_is_discovered", way::a_narrow_way_to_a_backend_is_discovered),
+        case("a_narrow_routed_way_is_discovered", way::a_narrow_routed_way_is_discovered),
+        case("a_routed_backend_is_one_hop_away", way::a_routed_backend_is_one_hop_away),
+        case("other_machines_of_the_network_reply_by_snat", snat::other_machines_of_the_network_reply_by_snat),
+        case(
+            "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
+            snat::containers_on_macvlan_are_reached_by_a_macvlan_of_the_host,
+        ),
+        case("what_cannot_be_balanced_is_told_with_what_to_do", snat::what_cannot_be_balanced_is_told_with_what_to_do),
         case("fragmented_datagrams_arrive_whole", fragmented_datagrams_arrive_whole),
         case("errors_of_the_network_reach_clients", errors_of_the_network_reach_clients),
-        case("tagged_packets_are_left_alone", tagged_packets_are_left_alone),
+        vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),
+        vlan_case("xdp_leaves_vlans_to_their_devices", vlan::xdp_leaves_vlans_to_their_devices),
+        vlan_case("a_vlan_may_be_the_uplink", vlan::a_vlan_may_be_the_uplink),
+        case("tags_that_lead_nowhere_are_told_apart", vlan::tags_that_lead_nowhere_are_told_apart),
         case("two_instances_share_an_uplink_and_no_notes", two_instances_share_an_uplink_and_no_notes),
         case("a_vanished_device_keeps_nobody_else_out", a_vanished_device_keeps_nobody_else_out),
         case("a_backend_with_a_new_device_is_followed", a_backend_with_a_new_device_is_followed),
@@ -91,6 +122,10 @@ fn main() -> ExitCode {
             "services_share_an_agent_and_a_reload_touches_what_changed",
             services_share_an_agent_and_a_reload_touches_what_changed,
         ),
+        case("the_backend_with_the_fewest_connections_is_next", the_backend_with_the_fewest_connections_is_next),
+        case("a_client_keeps_its_backend", a_client_keeps_its_backend),
+        case("connections_wait_while_all_backends_are_full", connections_wait_while_all_backends_are_full),
+        case("another_scheduler_takes_over_without_loss", another_scheduler_takes_over_without_loss),
         case("sockets_that_are_gone_are_forgotten", sockets_that_are_gone_are_forgotten),
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
         case("a_takeover_that_fails_breaks_nothing", a_takeover_that_fails_breaks_nothing),
@@ -914,23 +949,6 @@ fn errors_of_the_network_reach_clients() {
     assert_eq!((count(&agent, "events", "icmp_error"), count(&agent, "drops", "ttl_expired")), (1, 1));
 }
 
-fn tagged_packets_are_left_alone() {
-    let (lab, agent) = served(1, &[]);
-    let syn = tcp(([198, 18, 1, 2], 40_000), ([198, 18, 1, 1], 80), SYN, 1, 0, &[]);
-    let tagged = [&[0xff; 6], &syn[6..12], &[0x81, 0, 0, 7], &syn[12..]].concat();
-    lab::send_frame(&lab.client(), "cl0", &tagged);
-
-    agent.wait_for("the pass is counted", Duration::from_secs(3), |status| {
-        status["verdicts"]["passes"]["vlan"].as_u64() == Some(1)
-    });
-    assert_eq!(agent.status()["frontends"][0]["connections_total"], 0);
-    // The same without the tag is a connection.
-    lab::send_frame(&lab.client(), "cl0", &[&[0xff; 6], &syn[6..]].concat());
-    agent.wait_for("a connection begins", Duration::from_secs(3), |status| {
-        status["frontends"][0]["connections_total"] == 1
-    });
-}
-
 fn two_instances_share_an_uplink_and_no_notes() {
     let mut lab = Lab::new(2, Wiring::Bridge);
     lab.start_servers();
@@ -1098,6 +1116,31 @@ fn services_share_an_agent_and_a_reload_touches_what_changed() {
         status["health"] == "healthy" && frontends == Some(3) && status["services"][1]["scaling"]["draining"] == 0
     });
 
+    // Scheduler, weights and affinity become others in place.
+    let weighted = |more: &str| {
+        let backends = format!("backends = [\"{}:80=3\", \"{}:80\"]\n", lab::backend(0), lab::backend(1));
+        let scheduler = "scheduler = \"weighted\"\n";
+        format!("[[service]]\nname = \"more\"\npublish = \"81\"\n{backends}{scheduler}{more}")
+    };
+    let of_more = |status: &serde_json::Value| -> serde_json::Value {
+        let frontends = status["frontends"].as_array().expect("a list");
+        frontends.iter().find(|frontend| frontend["name"] == "81/tcp").cloned().unwrap_or_default()
+    };
+    write(&[web.clone(), service("api", "\"8080\"", &[2]), weighted("")]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("both have their weights", Duration::from_secs(10), |status| {
+        let frontend = of_more(status);
+        let backends = frontend["backends"].as_array().map(Vec::as_slice).unwrap_or_default();
+        frontend["scheduler"] == "weighted" && backends.iter().filter(|backend| backend["slot"] == true).count() == 2
+    });
+    let got: Vec<String> = (0..8).map(|_| lab.get("http://198.18.1.1:81/")).collect();
+    assert_eq!(got.iter().filter(|answer| *answer == "backend 0").count(), 6, "three quarters, exactly: {got:?}");
+    write(&[web.clone(), service("api", "\"8080\"", &[2]), weighted("affinity = \"1m\"\n")]);
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("clients keep their backends", Duration::from_secs(10), |status| {
+        of_more(status)["affinity_ms"] == 60_000
+    });
+
     // A mistake changes nothing, and is told.
     write(&[web.clone(), service("api", "\"80\"", &[2])]);
     agent.signal(Signal::SIGHUP);
@@ -1137,6 +1180,185 @@ fn services_share_an_agent_and_a_reload_touches_what_changed() {
 
     agent.stop(Signal::SIGTERM);
     assert_gone(&lab.instance());
+}
+
+/// Connects in a namespace, asks for the page, and returns the backend's number and the connection, which goes on.
+fn converse(namespace: &str, address: &str) -> (usize, TcpStream) {
+    inside(namespace, || {
+        let mut stream = TcpStream::connect((address, 80)).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let number = asked(&mut stream);
+        (number, stream)
+    })
+}
+
+/// Asks for the page on a connection that goes on.
+fn asked(stream: &mut TcpStream) -> usize {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: lb\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.windows(10).any(|end| end.starts_with(b"backend ") && end.ends_with(b"\n")) {
+        stream.read_exact(&mut byte).expect("an answer");
+        answer.push(byte[0]);
+    }
+    usize::from(answer[answer.len() - 2] - b'0')
+}
+
+fn the_backend_with_the_fewest_connections_is_next() {
+    let (lab, agent) = served(2, &["--scheduler", "least-conn"]);
+    let (client, balancer) = (lab.client(), lab.balancer());
+    // Clients elsewhere and on the host, by packets and at connect(): they all count.
+    let mut held: Vec<(usize, TcpStream)> = (0..6).map(|_| converse(&client, UPLINK)).collect();
+    held.extend((0..4).map(|_| converse(&balancer, "127.0.0.1")));
+    let of = |held: &[(usize, TcpStream)], number| held.iter().filter(|(own, _)| *own == number).count();
+    // One that begins while a sweep counts is counted twice until the next.
+    assert!(of(&held, 0).abs_diff(of(&held, 1)) <= 2, "{held:?}");
+
+    held.retain(|(number, _)| *number == 0);
+    std::thread::sleep(Duration::from_millis(300));
+    let next: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&client, UPLINK)).collect();
+    assert_eq!(of(&next, 1), 3, "the busy one is avoided");
+    agent.wait_for("all are counted", Duration::from_secs(5), |status| {
+        let active = |number: usize| &status["frontends"][0]["backends"][number]["connections_active"];
+        *active(0) == held.len() && *active(1) == 3
+    });
+    assert_eq!(agent.status()["frontends"][0]["scheduler"], "least-conn");
+
+    // The same by what sweeps have found since.
+    drop(next);
+    std::thread::sleep(Duration::from_millis(2_500));
+    let next: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&balancer, "127.0.0.1")).collect();
+    assert_eq!(of(&next, 1), 3);
+}
+
+fn a_client_keeps_its_backend() {
+    let (lab, agent) = served(3, &["--affinity", "2s", "--slow-start", "5s"]);
+    let frontend = || agent.status()["frontends"][0].clone();
+    assert_eq!(
+        (frontend()["scheduler"].as_str(), frontend()["affinity_ms"].as_u64()),
+        (Some("round-robin"), Some(2000))
+    );
+    assert!(frontend()["backends"][0]["slow_start_percent"].is_number(), "{:#}", frontend());
+    agent.wait_for("the slow start ends", Duration::from_secs(10), |status| {
+        let backends = status["frontends"][0]["backends"].as_array().expect("a list");
+        backends.iter().all(|backend| backend["slow_start_percent"].is_null() && backend["slot"] == true)
+    });
+    lab::ip(&format!("-n {} addr add 198.18.1.3/24 dev cl0", lab.client()));
+    let get = |source: &str| {
+        let arguments = ["-s", "-m", "3", "--interface", source, "http://198.18.1.1/"];
+        String::from_utf8_lossy(&lab.from_client("curl", &arguments).stdout).trim_end().to_owned()
+    };
+
+    let own = get("198.18.1.2");
+    assert!((0..3).all(|_| get("198.18.1.2") == own));
+    let others = get("198.18.1.3");
+    assert_ne!(others, own);
+    assert!((0..3).all(|_| get("198.18.1.3") == others && get("198.18.1.2") == own));
+    let (local, _) = converse(&lab.balancer(), UPLINK);
+    assert!((0..3).all(|_| converse(&lab.balancer(), UPLINK).0 == local), "the processes of the host are one client");
+
+    std::thread::sleep(Duration::from_millis(2_300));
+    assert_eq!(get("198.18.1.3"), own, "it is the turn of the first again");
+}
+
+fn connections_wait_while_all_backends_are_full() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("services.toml");
+    let write = |most: &str| {
+        let backends = [0, 1].map(|number| format!("\"{}:80\"", lab::backend(number))).join(", ");
+        let top = format!("instance = \"{}\"\nuplinks = [\"up0\"]\ninterval = \"500ms\"\n", lab.instance());
+        let service = format!("[[service]]\nname = \"web\"\npublish = \"80\"\nbackends = [{backends}]\n{most}");
+        std::fs::write(&file, top + &service).unwrap();
+    };
+    write("max-connections = 2\n");
+    let agent = Agent::start_file(Some(&lab.balancer()), &lab.instance(), &file);
+    agent.wait_ready(2);
+    let limit_is = |limit: Option<u64>| {
+        agent.signal(Signal::SIGHUP);
+        agent.wait_for("the limit", Duration::from_secs(10), |status| {
+            status["frontends"][0]["max_connections"].as_u64() == limit
+        });
+    };
+    let (client, balancer) = (lab.client(), lab.balancer());
+    let refused = || {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let error = inside(&balancer, || TcpStream::connect(address)).expect_err("all are full");
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+    };
+    // What ends unseen, and what began while a sweep counted, is set right by the next.
+    let settle = || std::thread::sleep(Duration::from_millis(1_500));
+    settle();
+    let mut held: Vec<(usize, TcpStream)> = (0..3).map(|_| converse(&client, UPLINK)).collect();
+    held.push(converse(&balancer, "127.0.0.1"));
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 2, "{held:?}");
+    refused();
+
+    // A client's SYN comes again, and gets in when there is room.
+    let began = std::time::Instant::now();
+    let waiting = std::thread::spawn({
+        let client = client.clone();
+        move || converse(&client, UPLINK)
+    });
+    std::thread::sleep(Duration::from_millis(1_700));
+    assert!(!waiting.is_finished(), "{}", agent.status());
+    let (freed, _) = held.remove(0);
+    let (number, stream) = waiting.join().expect("it got in");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(number, freed);
+    assert!(asked(&mut held[0].1) < 2, "those that are under way go on");
+    held.push((number, stream));
+    let drops = agent.status()["verdicts"]["drops"]["backends_full"].as_u64();
+    assert!(drops >= Some(3), "one of a socket, a SYN and its repetition: {drops:?}");
+
+    write("max-connections = 3\n");
+    limit_is(Some(3));
+    settle();
+    held.extend([converse(&client, UPLINK), converse(&balancer, "127.0.0.1")]);
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 3, "{held:?}");
+    refused();
+    write("");
+    limit_is(None);
+    held.extend((0..4).map(|_| converse(&balancer, "127.0.0.1")));
+}
+
+fn another_scheduler_takes_over_without_loss() {
+    let mut lab = Lab::new(2, Wiring::Bridge);
+    lab.start_servers();
+    let backends = [format!("{}:80=3", lab::backend(0)), format!("{}:80", lab::backend(1))];
+    let [heavy, light] = &backends;
+    let run = |scheduler: &str| {
+        let arguments = ["--publish", "80", "--uplink", "up0", "--backend", heavy, "--backend", light];
+        Agent::start(Some(&lab.balancer()), &lab.instance(), &[&arguments[..], &["--scheduler", scheduler]].concat())
+    };
+    let by_scheduler = |agent: &Agent, name: &str| {
+        agent.wait_for(name, Duration::from_secs(10), |status| status["frontends"][0]["scheduler"] == name);
+    };
+    let agent = run("weighted");
+    agent.wait_ready(2);
+    let held: Vec<(usize, TcpStream)> = (0..8).map(|_| converse(&lab.client(), UPLINK)).collect();
+    assert_eq!(held.iter().filter(|(number, _)| *number == 0).count(), 6, "three quarters, exactly");
+    assert_eq!(agent.status()["frontends"][0]["backends"][0]["weight"], 3);
+    agent.crash();
+
+    let agent = run("source-hash");
+    agent.wait_ready(2);
+    by_scheduler(&agent, "source-hash");
+    let first = lab.get("http://198.18.1.1/");
+    assert!((0..8).all(|_| lab.get("http://198.18.1.1/") == first), "one client, one backend");
+    for (number, mut stream) in held {
+        assert_eq!(asked(&mut stream), number, "connections stay where they are");
+    }
+    agent.crash();
+
+    let agent = run("random-two");
+    agent.wait_ready(2);
+    by_scheduler(&agent, "random-two");
+    // The first connections are less for the heavier one; more of them are less for the other.
+    let held: Vec<(usize, TcpStream)> = (0..12).map(|_| converse(&lab.client(), UPLINK)).collect();
+    let light = held.iter().filter(|(number, _)| *number == 1).count();
+    assert!((1..=5).contains(&light), "{light} of 12 are with the lighter one");
 }
 
 fn sockets_that_are_gone_are_forgotten() {

@@ -22,12 +22,12 @@ use lb_tests::{
 };
 use lb_user::{
     config::{Guard, Hook, TcAttach},
-    control::ContainerId,
+    control::{ContainerId, WHOLE},
     datapath::{
         Datapath, Opening, clock,
         doors::Device,
         links::{Belief, Links},
-        publish::{FrontendWish, Member},
+        publish::{FrontendWish, Member, Scheduling},
         report::Way,
         sweep,
     },
@@ -77,6 +77,7 @@ impl Served {
             proto: Proto::Tcp,
             addresses: BTreeSet::from([frontend().into()]),
             guard: Guard::default(),
+            scheduling: Scheduling::PLAIN,
         };
         let instance = lab.instance();
         let (datapath, members) = inside(&namespace, || {
@@ -103,7 +104,7 @@ impl Served {
             datapath.serve(std::slice::from_ref(&wish)).expect("the frontend is served");
             let members = ways.into_iter().map(|(at, way)| {
                 let endpoints = BTreeMap::from([(wish.name.clone(), SocketAddrV4::new(at, PORT).into())]);
-                Member { container: ContainerId(at.to_string()), endpoints, way }
+                Member { container: ContainerId(at.to_string()), endpoints, way, weight: 1, tenths: WHOLE }
             });
             (datapath, members.collect())
         });

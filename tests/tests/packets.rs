@@ -16,8 +16,14 @@ use lb_tests::{
     suite::{self, Case, Need},
 };
 
+#[path = "packets/schedulers.rs"]
+mod schedulers;
+#[path = "packets/snat.rs"]
+mod snat;
 #[path = "packets/v6.rs"]
 mod v6;
+#[path = "packets/way.rs"]
+mod way;
 
 const CLIENT: Side = ([198, 18, 1, 2], 40_000);
 const FRONTEND: Side = ([198, 18, 1, 1], 80);
@@ -27,7 +33,7 @@ const FRONT_DOORS: [Door; 2] = [Door::Tc, Door::Xdp];
 
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: &[Need::Root], run };
-    suite::run(vec![
+    let mut cases = vec![
         case("connections_take_backends_strictly_in_turn", connections_take_backends_strictly_in_turn),
         case("tickets_of_two_processors_have_no_gap", tickets_of_two_processors_have_no_gap),
         case("a_connection_lives_from_syn_to_fin", a_connection_lives_from_syn_to_fin),
@@ -76,6 +82,15 @@ fn main() -> ExitCode {
         case("errors_about_others_are_left_untouched", errors_about_others_are_left_untouched),
         case("a_packet_at_its_end_is_answered", a_packet_at_its_end_is_answered),
         case("answers_have_a_budget", answers_have_a_budget),
+        case("what_is_too_big_for_the_way_is_told_so", way::what_is_too_big_for_the_way_is_told_so),
+        case("routing_cuts_what_may_be_cut", way::routing_cuts_what_may_be_cut),
+        case("a_redirect_into_a_container_asks_for_no_mtu", way::a_redirect_into_a_container_asks_for_no_mtu),
+        case("routing_takes_its_own_hop", way::routing_takes_its_own_hop),
+        case("clients_are_hidden_from_syn_to_fin", snat::clients_are_hidden_from_syn_to_fin),
+        case("hidden_datagrams_fragments_and_errors_find_home", snat::hidden_datagrams_fragments_and_errors_find_home),
+        case("clients_of_ipv6_are_hidden", snat::clients_of_ipv6_are_hidden),
+        case("a_reply_to_the_port_of_a_frontend_is_no_clients", snat::a_reply_to_the_port_of_a_frontend_is_no_clients),
+        case("routing_hides_nobody", snat::routing_hides_nobody),
         case("a_flood_pushes_out_no_proven_flow", a_flood_pushes_out_no_proven_flow),
         case("a_full_table_of_flows_still_serves", a_full_table_of_flows_still_serves),
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
@@ -84,6 +99,8 @@ fn main() -> ExitCode {
         case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
         case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
         case("the_families_never_meet", v6::the_families_never_meet),
+        case("every_scheduler_serves_ipv6", v6::every_scheduler_serves_ipv6),
+        case("a_client_of_ipv6_keeps_its_backend", v6::a_client_of_ipv6_keeps_its_backend),
         case("who_may_not_begin_over_ipv6_is_dropped", v6::who_may_not_begin_over_ipv6_is_dropped),
         case("extension_headers_are_carried_along", v6::extension_headers_are_carried_along),
         case("what_is_not_ours_over_ipv6_is_left_untouched", v6::what_is_not_ours_over_ipv6_is_left_untouched),
@@ -100,7 +117,9 @@ fn main() -> ExitCode {
         case("mutated_packets_of_ipv6_through_tc_ingress", || v6::mutated(Door::Tc)),
         case("mutated_packets_of_ipv6_through_xdp_ingress", || v6::mutated(Door::Xdp)),
         case("mutated_packets_of_ipv6_through_tc_reply", || v6::mutated(Door::Reply)),
-    ])
+    ];
+    cases.extend(schedulers::cases());
+    suite::run(cases)
 }
 
 /// A frontend for TCP and one for UDP, with three backends each.
@@ -440,7 +459,7 @@ fn notes_are_left_where_the_backend_takes_no_frames() {
 
     assert_eq!(did, Action::Pass, "up to TC");
     let (note, frame) = out.split_at(out.len() - syn.len());
-    assert_eq!(note, [NOTE_MARK.to_ne_bytes(), 0_u32.to_ne_bytes()].concat());
+    assert_eq!(note, [NOTE_MARK.to_ne_bytes(), [0; 4], [0; 4]].concat());
     let judged = judge(frame).unwrap();
     assert!(judged.to == BACKENDS[0] && judged.ip_sum && judged.transport_sum);
     assert_eq!(frame[..12], [[6, 0, 0, 0, 0, 1], [6, 0, 0, 0, 1, 0]].concat());
@@ -588,7 +607,7 @@ fn a_backend_that_is_its_own_client_sees_the_host() {
     let syn = forwarded(&object, Door::Tc, &tcp(from, FRONTEND, SYN, 1, 0, &[]));
 
     assert_eq!((syn.from.0, syn.to), ([198, 18, 2, 1], BACKENDS[0]));
-    assert!((16_384..32_768).contains(&syn.from.1), "none of the ports that the host gives to its own sockets");
+    assert!((1024..32_768).contains(&syn.from.1), "none of the ports that the host gives to its own sockets");
     let answer = forwarded(&object, Door::Reply, &tcp(BACKENDS[0], syn.from, SYN | ACK, 7, 2, &[]));
     assert_eq!((answer.from, answer.to), (FRONTEND, from));
 
@@ -780,15 +799,22 @@ fn sizes_and_options_survive() {
     }
 }
 
+/// Puts VLAN tags into a frame.
+fn tag(frame: &mut Vec<u8>, tags: &[u8]) {
+    frame.splice(12..12, tags.iter().copied());
+}
+
 fn what_is_not_ours_is_left_untouched() {
     type Change = fn(&mut Vec<u8>);
-    let changes: [(&str, PassReason, Change); 15] = [
+    let changes: [(&str, PassReason, Change); 17] = [
         ("another port", PassReason::NotOurs, |frame| frame[37] = 81),
         ("another address", PassReason::NotOurs, |frame| frame[33] = 9),
         ("ARP", PassReason::NotIp, |frame| frame[12..14].copy_from_slice(&[8, 6])),
         ("IPv4 in an IPv6 frame", PassReason::Malformed, |frame| frame[12..14].copy_from_slice(&[0x86, 0xdd])),
-        ("a VLAN tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x81, 0])),
-        ("a service tag", PassReason::Vlan, |frame| frame[12..14].copy_from_slice(&[0x88, 0xa8])),
+        ("a VLAN tag", PassReason::Vlan, |frame| tag(frame, &[0x81, 0, 0, 5])),
+        ("a service tag", PassReason::Vlan, |frame| tag(frame, &[0x88, 0xa8, 0, 100])),
+        ("a VLAN inside a service", PassReason::Vlan, |frame| tag(frame, &[0x88, 0xa8, 0, 100, 0x81, 0, 0, 5])),
+        ("a priority", PassReason::Vlan, |frame| tag(frame, &[0x81, 0, 0xa0, 0])),
         ("ICMP", PassReason::Protocol, |frame| frame[23] = 1),
         ("GRE", PassReason::Protocol, |frame| frame[23] = 47),
         ("SCTP", PassReason::Protocol, |frame| frame[23] = 132),

@@ -52,12 +52,13 @@ const FILES: [&str; 6] =
     ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/protocols", "/etc/services", "/etc/ld.so.cache"];
 
 /// Folders of the kernel's modules that a balancer and its clients can need.
-const MODULES: [&str; 6] = [
+const MODULES: [&str; 7] = [
     "kernel/net",
     "kernel/lib",
     "kernel/crypto",
     "kernel/drivers/net/veth.ko",
     "kernel/drivers/net/tun.ko",
+    "kernel/drivers/net/macvlan.ko",
     "kernel/arch",
 ];
 
@@ -65,16 +66,21 @@ const MODULES: [&str; 6] = [
 /// has to stand still for a whole sequence, which is too long under emulation.
 const SUITES: [&str; 2] = ["packet_tables", "packets"];
 
-/// The cases of `namespaces` that run on the old kernel: one for each thing that it does in another way. It has no TCX, so all of
-/// them attach to clsact. The others differ from these by what the agent does, which no kernel changes; and each start of an
+/// The cases of `namespaces` that run on the old kernel: one for each thing that it does in another way, and those with VLANs,
+/// which the host's own kernel may lack. It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel changes; and each start of an
 /// agent takes the emulated verifier a minute.
-const NET_CASES: [&str; 6] = [
+const NET_CASES: [&str; 11] = [
     "requests_hit_backends_strictly_in_turn",
     "transfers_survive_checksum_offload_on_and_off",
     "clients_on_the_host_see_the_frontend",
     "a_killed_agent_with_filters_is_replaced",
     "a_smaller_uplink_is_discovered",
     "errors_of_the_network_reach_clients",
+    "vlans_of_an_uplink_are_served",
+    "xdp_leaves_vlans_to_their_devices",
+    "a_vlan_may_be_the_uplink",
+    "other_machines_of_the_network_reply_by_snat",
+    "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
 ];
 
 /// How long the machine may take before it is switched off. Under emulation it takes a quarter of that.
@@ -309,7 +315,7 @@ mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
-modprobe tun
+modprobe -a tun 8021q
 ip link set lo up
 export LB_BIN=/tests/lb-user LB_REQUIRE_ALL=1 LB_PACKETS=20000 LB_PATIENCE=6 RUST_BACKTRACE=0
 ",

@@ -1,16 +1,17 @@
 //! ICMP and ICMPv6 errors of this host's own, to the sender of a packet that cannot be sent on, as a router answers.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
     helpers::{bpf_check_mtu, bpf_redirect, bpf_skb_change_tail},
     macros::map,
     maps::PerCpuArray,
-    programs::TcContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_ebpf::{
-    abi::{Address, KtimeNs},
+    abi::{Address, Backend, HandOff, KtimeNs},
     checksum::Delta,
-    packet::{Headers, PacketWindow as _, Version},
+    packet::{Headers, PacketWindow, Version},
     pipeline,
     verdict::{DropReason, Verdict},
     wire::{ETH_LEN, EthHdr, ICMP_LEN, IPV4_MIN_LEN, IPV6_LEN, IcmpHdr, Ipv4Hdr, Ipv6Hdr},
@@ -57,6 +58,44 @@ struct Budget {
     _pad: u32,
 }
 
+/// Returns whether a packet may be too big for the way to its backend. What a container takes is its own affair: a redirect
+/// into it asks for no MTU. The kernel's routing cuts what may be cut.
+#[inline(always)]
+pub fn is_limited<W: PacketWindow>(window: &W, packet: &Headers, backend: &Backend) -> bool {
+    match backend.hand_off() {
+        HandOff::Peer => false,
+        HandOff::Neighbour => true,
+        HandOff::Routing => !may_be_cut(window, packet),
+    }
+}
+
+/// Returns whether routers may send a packet on in fragments.
+#[inline(always)]
+fn may_be_cut<W: PacketWindow>(window: &W, packet: &Headers) -> bool {
+    match window.read::<Ipv4Hdr>(packet.l3) {
+        Some(ip) => ip.version() == 4 && u16::from_be(ip.fragment) & DO_NOT_FRAGMENT == 0,
+        None => false,
+    }
+}
+
+/// Returns the MTU of a device, in bytes, if a frame of `len` bytes that XDP has is too big to leave by it.
+#[inline(always)]
+pub fn frame_exceeds(ctx: &XdpContext, len: u32, ifindex: u32) -> Option<u16> {
+    if len as usize <= SMALL {
+        return None;
+    }
+    let mut mtu = len - ETH_LEN as u32;
+    // SAFETY: the context is valid as long as the program runs; the kernel reads a length there, and writes the MTU.
+    let fits = unsafe { bpf_check_mtu(ctx.as_ptr(), ifindex, &raw mut mtu, 0, 0) };
+    told(fits, mtu)
+}
+
+/// Reads what the kernel says of a length. A negative outcome: the device is gone, which the redirect will find out.
+#[inline(always)]
+fn told(outcome: i64, mtu: u32) -> Option<u16> {
+    if outcome > 0 { Some(if mtu > 0xffff { 0xffff } else { mtu as u16 }) } else { None }
+}
+
 /// Returns the MTU of a device, in bytes, if a packet is too big to leave by it.
 #[inline(always)]
 pub fn exceeds(ctx: &TcContext, link: Link, ifindex: u32) -> Option<u16> {
@@ -72,8 +111,7 @@ pub fn exceeds(ctx: &TcContext, link: Link, ifindex: u32) -> Option<u16> {
     };
     // SAFETY: as above; the kernel reads a length there, and writes the MTU.
     let fits = unsafe { bpf_check_mtu(ctx.skb.skb.cast(), ifindex, &raw mut mtu, 0, flags) };
-    // A negative one: the device is gone, which the redirect will find out.
-    if fits > 0 { Some(if mtu > 0xffff { 0xffff } else { mtu as u16 }) } else { None }
+    told(fits, mtu)
 }
 
 /// Ends a packet, if it is of a flow, and tells its sender why where that is allowed: not about later fragments, nor about

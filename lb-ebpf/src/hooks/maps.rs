@@ -11,29 +11,35 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     abi::{
-        Address, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, MAX_ADDRESSES,
-        MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS,
-        MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS,
-        Source, Traffic,
+        Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, DEFAULT_FLOWS, Endpoint, FlowEntry,
+        FlowKey, FragmentEntry, FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Lifetimes, LocalFlow,
+        LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COUNTERS, MAX_DATAGRAMS, MAX_FRAGMENTS,
+        MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS, MAX_SOURCES, Proto,
+        REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
     verdict::Event,
 };
 
-use super::atomic;
+use super::{apart, atomic};
 
 #[map]
 static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
 static FRONTENDS: HashMap<FrontendId, Frontend> = HashMap::with_max_entries(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
 #[map]
-static SLOTS: Array<BackendId> = Array::with_max_entries(MAX_SLOTS, 0);
+static SLOTS: Array<Slot> = Array::with_max_entries(MAX_SLOTS, 0);
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
 #[map]
 static CURSORS: Array<u64> = Array::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static AFFINITIES: LruHashMap<AffinityKey, AffinityEntry> = LruHashMap::with_max_entries(MAX_AFFINITIES, 0);
+#[map]
+static TALLIES: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static TALLY_ERRORS: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
 #[map]
 static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
@@ -101,6 +107,19 @@ pub fn backend(id: BackendId) -> Option<&'static Backend> {
     BACKENDS.get(id)
 }
 
+/// Returns all bits if a number is negative, and none if it is not. By an instruction of which the compiler knows nothing:
+/// it would make a condition of what is done with that, and the verifier follow both of its ways.
+#[inline(always)]
+fn sign(mut number: u64) -> u64 {
+    // SAFETY: an instruction between registers.
+    unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) number, options(nomem, nostack)) };
+    number
+}
+
+/// For how long after an agent's last sign of life connections under way count as known: long enough for one to take over
+/// from another, and short enough for what is never seen to end.
+const SWEPT_NS: KtimeNs = 60_000_000_000;
+
 /// The maps of this object.
 pub struct KernelTables;
 
@@ -144,7 +163,7 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<BackendId> {
+    fn slot(&self, index: u32) -> Option<Slot> {
         SLOTS.get(index).copied()
     }
 
@@ -191,6 +210,62 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn active(&self, id: BackendId) -> Option<u64> {
+        let (tally, error) = (TALLIES.get(id)?, TALLY_ERRORS.get(id)?);
+        // SAFETY: whole words of maps, read at once; either may be a moment older than the other.
+        let (tally, error) = unsafe { (core::ptr::read_volatile(tally), core::ptr::read_volatile(error)) };
+        let active = tally.wrapping_sub(error);
+        // Ends may be seen of connections that no sweep has counted: those are none, and not a great many.
+        Some(active & !sign(active))
+    }
+
+    #[inline(always)]
+    fn is_swept(&self, now: KtimeNs) -> bool {
+        // SAFETY: a whole word of a map, read at once.
+        AGENT.get(0).is_some_and(|agent| {
+            let heartbeat = unsafe { core::ptr::read_volatile(&raw const agent.heartbeat) };
+            now.saturating_sub(heartbeat) <= SWEPT_NS
+        })
+    }
+
+    #[inline(always)]
+    fn begun(&self, id: BackendId) {
+        if let Some(tally) = TALLIES.get_ptr_mut(id) {
+            atomic::increment(tally);
+        }
+    }
+
+    #[inline(always)]
+    fn ended(&self, id: BackendId) {
+        if let Some(tally) = TALLIES.get_ptr_mut(id) {
+            atomic::decrement(tally);
+        }
+    }
+
+    #[inline(always)]
+    fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: a reference.
+        unsafe { apart::kept_backend(frontend, client, but, now) }
+    }
+
+    #[inline(always)]
+    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: a reference.
+        unsafe { apart::pick_backend(frontend, client, but, now) }
+    }
+
+    #[inline(always)]
+    fn keep(&self, frontend: FrontendId, client: &FlowKey, (id, generation): (BackendId, u32), now: KtimeNs) {
+        // SAFETY: a reference.
+        unsafe { apart::keep_backend(frontend, client, id, generation, now) };
+    }
+
+    #[inline(always)]
+    fn claim(&self, proto: Proto) -> Insert {
+        Insert::from_number(apart::claim_key(proto as u32))
+    }
+
+    #[inline(always)]
     fn count(&self, event: Event) {
         count(event.index());
     }
@@ -227,12 +302,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, table: Table, key: &FlowKey) {
-        let _absent = match table {
+    fn remove_flow(&self, table: Table, key: &FlowKey) -> bool {
+        let removed = match table {
             Table::Proven => FLOWS.remove(key),
             Table::HalfOpen => HALF_OPEN.remove(key),
             Table::Datagrams => DATAGRAMS.remove(key),
         };
+        removed.is_ok()
     }
 
     #[inline(always)]
@@ -262,6 +338,17 @@ impl Tables for KernelTables {
             Table::HalfOpen => HALF_OPEN_REPLIES.remove(key),
             Table::Datagrams => DATAGRAM_REPLIES.remove(key),
         };
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Shared<AffinityEntry>> {
+        AFFINITIES.get_ptr_mut(key).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn put_affinity(&self, key: &AffinityKey, entry: &AffinityEntry) {
+        // Without it the client's next connection is scheduled like any other.
+        let _full = AFFINITIES.insert(key, entry, BPF_ANY.into());
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! The programs. Each reads its context, asks the pipeline, and performs what it decided; nothing is decided here.
 
 mod answer;
+mod apart;
 mod atomic;
 mod cb;
 mod maps;
@@ -22,13 +23,16 @@ use lb_ebpf::{
     verdict::{PassReason, Verdict},
 };
 
-/// What an XDP program leaves in front of a packet for `tc_ingress`: the packet is rewritten, and goes to this backend.
+/// What an XDP program leaves in front of a packet for `tc_ingress`: the packet is rewritten, and goes to this backend; or it
+/// is not, and its sender is to be told that it is too big.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Note {
     /// [`note_mark`]; zero says nothing.
     mark: u32,
     backend: u32,
+    /// Zero, or what the way to the backend takes.
+    mtu: u32,
 }
 
 /// A number of this instance alone, written by the agent before the object is loaded: two instances may have programs

@@ -7,7 +7,7 @@
 use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use lb_ebpf::{
     abi::{FlowKey, FragmentEntry, Port, Proto},
-    nat,
+    nat::{self, Hops},
     packet::{Headers, Network, PacketWindow as _, Part},
     pipeline,
     tables::Tables as _,
@@ -87,6 +87,9 @@ impl Detour {
 /// Takes a packet through the usual way, and what is left to be done after it.
 #[inline(always)]
 pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32) -> i32 {
+    if SkbWindow(ctx).is_of_vlan() {
+        return tc_action(Verdict::Pass(PassReason::Vlan));
+    }
     SkbWindow(ctx).gather(link);
     Detour::NONE.take(ctx);
     Word::Fragment.write(ctx, 0);
@@ -104,6 +107,13 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
         }
         Detour(refused) => answer::refuse(ctx, link, door, (refused >> 16) as u16),
     }
+}
+
+/// Tells the sender of a packet, which has come no further than XDP, that it is too big.
+#[inline(always)]
+pub fn refuse(ctx: &TcContext, link: Link, mtu: u16) -> i32 {
+    SkbWindow(ctx).gather(link);
+    answer::refuse(ctx, link, Door::Front, mtu)
 }
 
 /// Returns whether others of its datagram may follow a packet, and none went before: those of IPv4 do.
@@ -162,19 +172,19 @@ fn try_fragment(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict>
     match door {
         Door::Front => {
             let (first, backend) = pipeline::ingress_fragment(&key, arrival, &KernelTables)?;
-            rewrite(ctx, &network, first)?;
+            rewrite(ctx, &network, first, Hops::to(backend))?;
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
             let first = pipeline::egress_fragment(&key, arrival, &KernelTables)?;
-            rewrite(ctx, &network, first)?;
+            rewrite(ctx, &network, first, Hops::ONE)?;
             tc_reply::send(ctx, link, first.ifindex)
         }
     }
 }
 
 #[inline(always)]
-fn rewrite(ctx: &TcContext, network: &Network, first: &FragmentEntry) -> Result<(), Verdict> {
+fn rewrite(ctx: &TcContext, network: &Network, first: &FragmentEntry, hops: Hops) -> Result<(), Verdict> {
     if pipeline::is_at_its_end(network.ttl) {
         // Nothing is said about later fragments (RFC 1812, 4.3.2.7).
         return Err(Verdict::Drop(DropReason::TtlExpired));
@@ -184,7 +194,8 @@ fn rewrite(ctx: &TcContext, network: &Network, first: &FragmentEntry) -> Result<
     let (source, destination) = network.addresses(&SkbWindow(ctx)).ok_or(FAILED)?;
     let from = FlowKey::new(source, none, destination, none, Proto::Udp);
     let to = FlowKey::new(first.source, none, first.destination, none, Proto::Udp);
-    let header = nat::apply_network(&SkbWindow(ctx), (network.version, network.l3), &from, &to).ok_or(FAILED)?;
+    let at = (network.version, network.l3);
+    let header = nat::apply_network(&SkbWindow(ctx), at, &from, (&to, hops)).ok_or(FAILED)?;
     tell_sum(ctx, header);
     Ok(())
 }
@@ -203,12 +214,12 @@ fn try_error(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict> {
     match door {
         Door::Front => {
             let (to, backend) = pipeline::ingress_error(&error, arrival, &KernelTables)?;
-            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to).ok_or(FAILED)?);
+            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::to(backend)).ok_or(FAILED)?);
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
             let (to, ifindex) = pipeline::egress_error(&error, arrival, &KernelTables)?;
-            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to).ok_or(FAILED)?);
+            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::ONE).ok_or(FAILED)?);
             tc_reply::send(ctx, link, ifindex)
         }
     }

@@ -12,11 +12,12 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use lb_ebpf::{
-    abi::{Address, Endpoint, FrontendId, LocalFlow, LocalKey, Port, Proto},
+    abi::{Address, Endpoint, FlowKey, FrontendId, LocalFlow, LocalKey, Port, Proto},
     pipeline,
+    sched::NOBODY,
     tables::{TOUCH_NS, Tables as _},
     tcp_state::State,
-    verdict::{Event, PassReason},
+    verdict::{Event, PassReason, Verdict},
 };
 
 use super::{
@@ -27,6 +28,8 @@ use super::{
 
 /// The system call goes on; whether its address was changed is another matter.
 const PROCEED: i32 = 1;
+/// It fails with `EPERM`, as what a firewall drops does.
+const REFUSE: i32 = 0;
 /// How many backends are tried for one that the socket does not know by another frontend.
 const CHOICES: u32 = 4;
 
@@ -40,48 +43,60 @@ enum Family {
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Family::V4);
-    PROCEED
+    connect(&ctx, Family::V4)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, Family::V6);
-    PROCEED
+    connect(&ctx, Family::V6)
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, family: Family) {
-    let Some(wanted) = peer(ctx, family) else { return };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
-    match reachable(ctx, &wanted).and_then(|()| lead(frontend, wanted)) {
+fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+    let Some(wanted) = peer(ctx, family) else { return PROCEED };
+    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
+    match reachable(ctx, &wanted).and_then(|()| lead(ctx, frontend, wanted)) {
         Ok(flow) => {
             count_connection(&flow);
             if LOCAL_FLOWS.insert(cookie(ctx), flow, BPF_ANY.into()).is_err() {
                 maps::count_atomically(Event::LocalTableFull.index());
             }
             set_peer(ctx, family, &flow.given);
+            PROCEED
         }
-        Err(reason) => maps::count_atomically(reason.index()),
+        Err(verdict) => action(verdict),
+    }
+}
+
+/// Counts a verdict and turns it into what becomes of the system call.
+#[inline(always)]
+fn action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass(reason) => {
+            maps::count_atomically(reason.index());
+            PROCEED
+        }
+        Verdict::Drop(reason) => {
+            maps::count_atomically(reason.index());
+            REFUSE
+        }
     }
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    send(&ctx, Family::V4);
-    PROCEED
+    send(&ctx, Family::V4)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    send(&ctx, Family::V6);
-    PROCEED
+    send(&ctx, Family::V6)
 }
 
 #[inline(always)]
-fn send(ctx: &SockAddrContext, family: Family) {
-    let Some(wanted) = peer(ctx, family) else { return };
-    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return };
+fn send(ctx: &SockAddrContext, family: Family) -> i32 {
+    let Some(wanted) = peer(ctx, family) else { return PROCEED };
+    let Some(frontend) = KernelTables.frontend_at(&wanted) else { return PROCEED };
     let key = LocalKey::datagrams(cookie(ctx), wanted);
     // SAFETY: an entry of another flow, put in its place meanwhile, is told by where that one wanted to go.
     if let Some(flow) = unsafe { LOCAL_DATAGRAMS.get(key) }.copied()
@@ -94,7 +109,7 @@ fn send(ctx: &SockAddrContext, family: Family) {
                 remember(ctx, &LocalFlow { last_seen: now(), ..flow });
             }
             set_peer(ctx, family, &flow.given);
-            return;
+            return PROCEED;
         }
     }
     match reachable(ctx, &wanted).and_then(|()| lead_alone(ctx, frontend, wanted)) {
@@ -102,8 +117,9 @@ fn send(ctx: &SockAddrContext, family: Family) {
             count_connection(&flow);
             remember(ctx, &flow);
             set_peer(ctx, family, &flow.given);
+            PROCEED
         }
-        Err(reason) => maps::count_atomically(reason.index()),
+        Err(verdict) => action(verdict),
     }
 }
 
@@ -153,15 +169,22 @@ fn show_peer(ctx: &SockAddrContext, family: Family) {
 pub fn sock_release(ctx: SockContext) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let _mostly_none = LOCAL_FLOWS.remove(cookie);
+    // SAFETY: a whole word, read at once.
+    let Some(id) = (unsafe { LOCAL_FLOWS.get(cookie) }).map(|flow| flow.backend) else { return PROCEED };
+    if LOCAL_FLOWS.remove(cookie).is_ok() {
+        KernelTables.ended(id);
+    }
     PROCEED
 }
 
-/// Chooses the backend of a socket.
+/// Chooses the backend of a socket. It has no address of its own yet: to an address of this host the kernel gives that one,
+/// so all processes are one client; what tells its connections apart is the socket.
 #[inline(always)]
-fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
-    let (id, backend) = pipeline::choose(frontend, &KernelTables)?;
-    let Some(proto) = wanted.proto() else { return Err(PassReason::Protocol) };
+fn lead(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, Verdict> {
+    let Some(proto) = wanted.proto() else { return Err(Verdict::Pass(PassReason::Protocol)) };
+    let port = Port::from_wire(cookie(ctx) as u16);
+    let client = FlowKey::new(wanted.address, port, wanted.address, wanted.port, proto);
+    let (id, backend) = pipeline::choose(frontend, &client, NOBODY, now(), &KernelTables)?;
     let given = Endpoint::new(backend.address, backend.port, proto);
     Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
 }
@@ -169,8 +192,8 @@ fn lead(frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason>
 /// Chooses a backend whose answers the socket does not take for another frontend's, which has the same server. If only
 /// such are found, its answers show the frontend that was asked last.
 #[inline(always)]
-fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, PassReason> {
-    let mut flow = lead(frontend, wanted)?;
+fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result<LocalFlow, Verdict> {
+    let mut flow = lead(ctx, frontend, wanted)?;
     for _ in 1..CHOICES {
         // SAFETY: a racing change can only be another flow's of the same socket, which is what is asked for.
         match unsafe { LOCAL_DATAGRAMS.get(LocalKey::answers(cookie(ctx), flow.given)) } {
@@ -179,7 +202,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
                     && flow.last_seen.saturating_sub(other.last_seen)
                         <= KernelTables.lifetime_ns(State::UdpReplied) =>
             {
-                flow = lead(frontend, wanted)?;
+                flow = lead(ctx, frontend, wanted)?;
             }
             Some(_) | None => break,
         }
@@ -190,6 +213,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
 /// Counts a connection that begins.
 #[inline(always)]
 fn count_connection(flow: &LocalFlow) {
+    KernelTables.begun(flow.backend);
     if let Some(traffic) = KernelTables.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }
@@ -220,12 +244,12 @@ fn restore(ctx: &SockAddrContext, family: Family, flow: Option<&LocalFlow>, show
 
 /// Returns whether the socket can reach a backend of the family of what it wanted to reach.
 #[inline(always)]
-fn reachable(ctx: &SockAddrContext, wanted: &Endpoint) -> Result<(), PassReason> {
+fn reachable(ctx: &SockAddrContext, wanted: &Endpoint) -> Result<(), Verdict> {
     // SAFETY: the context is valid as long as the program runs.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: only whether there is an entry counts.
     if unsafe { LOCAL_NETNS.get(netns) }.is_none() {
-        return Err(PassReason::ForeignNetns);
+        return Err(Verdict::Pass(PassReason::ForeignNetns));
     }
     // SAFETY: the context is valid as long as the program runs; the verifier insists on the comparison with null.
     unsafe {
@@ -234,7 +258,7 @@ fn reachable(ctx: &SockAddrContext, wanted: &Endpoint) -> Result<(), PassReason>
             return Ok(());
         }
         if (&raw const (*sk).bound_dev_if).read_volatile() != 0 {
-            return Err(PassReason::DeviceBound);
+            return Err(Verdict::Pass(PassReason::DeviceBound));
         }
         // A socket that is bound to an IPv6 address has one of 127.0.0.0/8 here, too (`LOOPBACK4_IPV6` of the kernel).
         let bound_to_loopback = if wanted.address.is_v4() {
@@ -244,7 +268,7 @@ fn reachable(ctx: &SockAddrContext, wanted: &Endpoint) -> Result<(), PassReason>
             [0, 1, 2, 3].map(|place| words.add(place).read_volatile()) == Address::LOOPBACK_V6.v6_wire()
         };
         if bound_to_loopback {
-            return Err(PassReason::LoopbackBound);
+            return Err(Verdict::Pass(PassReason::LoopbackBound));
         }
     }
     Ok(())

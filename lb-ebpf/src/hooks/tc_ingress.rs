@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_ebpf::{
     abi::{Backend, FlowKey, HandOff, Proto},
     checksum::Delta,
-    nat,
+    nat::{self, Hops},
     packet::{Headers, PacketWindow as _},
     pipeline::{self, ToBackend},
     verdict::{DropReason, Verdict},
@@ -30,8 +30,12 @@ pub const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
 
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    if let Some(backend) = noted(&ctx) {
-        return hand_off(backend);
+    if let Some((backend, mtu)) = noted(&ctx) {
+        return match (SkbWindow(&ctx).is_of_vlan(), mtu) {
+            (true, _) => tc_action(Verdict::Drop(DropReason::HiddenTag)),
+            (false, 0) => hand_off(backend),
+            (false, mtu) => slow::refuse(&ctx, Link::Ethernet, mtu as u16),
+        };
     }
     slow::run(&ctx, Link::Ethernet, Door::Front, || forward(&ctx, Link::Ethernet))
 }
@@ -58,13 +62,12 @@ fn try_forward(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         return Ok(Detour::EXPIRED.take(ctx));
     }
     let ToBackend { to, backend, id: _ } = pipeline::ingress(&packet, window.arrival(&packet), &KernelTables)?;
-    // What a container takes is its own affair: a redirect into it asks for no MTU.
-    if matches!(backend.hand_off(), HandOff::Neighbour)
+    if answer::is_limited(&window, &packet, backend)
         && let Some(mtu) = answer::exceeds(ctx, link, backend.ifindex)
     {
         return Ok(Detour::too_big(mtu).take(ctx));
     }
-    rewrite(ctx, &packet, &to)?;
+    rewrite(ctx, &packet, &to, Hops::to(backend))?;
     if slow::is_first_fragment(ctx) {
         Detour::FIRST_FRAGMENT.take(ctx);
     }
@@ -116,8 +119,8 @@ pub fn write_link(ctx: &TcContext, link: Link, addresses: [[u8; 6]; 2]) -> Resul
 /// Writes other addresses and ports. The kernel's helpers change the checksum of TCP and UDP, because only the kernel
 /// knows whether it is whole (`skb->ip_summed`).
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, packet: &Headers, to: &FlowKey) -> Result<(), Verdict> {
-    let Some(change) = nat::apply_headers(&SkbWindow(ctx), packet, to) else { return Err(FAILED) };
+pub fn rewrite(ctx: &TcContext, packet: &Headers, to: &FlowKey, hops: Hops) -> Result<(), Verdict> {
+    let Some(change) = nat::apply_headers(&SkbWindow(ctx), packet, to, hops) else { return Err(FAILED) };
     tell_sum(ctx, change.header);
     let (check, flags) = match packet.proto {
         Proto::Tcp => (packet.l4 + nat::TCP_CHECK, 0),
@@ -159,9 +162,10 @@ fn hand_off(backend: &Backend) -> i32 {
     }
 }
 
-/// Returns the backend that an XDP program of this instance on the same device has already rewritten the packet for.
+/// Returns the backend that an XDP program of this instance on the same device has already rewritten the packet for; or has
+/// not, as it is too big for this MTU.
 #[inline(always)]
-fn noted(ctx: &TcContext) -> Option<&'static Backend> {
+fn noted(ctx: &TcContext) -> Option<(&'static Backend, u32)> {
     // SAFETY: the context is valid as long as the program runs.
     let (from, to) = unsafe { ((*ctx.skb.skb).data_meta as usize, (*ctx.skb.skb).data as usize) };
     if from + size_of::<Note>() > to {
@@ -172,5 +176,5 @@ fn noted(ctx: &TcContext) -> Option<&'static Backend> {
     if note.mark == 0 || note.mark != note_mark() {
         return None;
     }
-    maps::backend(note.backend)
+    maps::backend(note.backend).map(|backend| (backend, note.mtu))
 }

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{helpers::bpf_redirect_neigh, macros::classifier, programs::TcContext};
 use lb_ebpf::{
+    nat::Hops,
     pipeline::{self, ToClient},
     verdict::Verdict,
 };
@@ -46,7 +47,7 @@ fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
     if let Some(mtu) = answer::exceeds(ctx, link, ifindex) {
         return Ok(Detour::too_big(mtu).take(ctx));
     }
-    rewrite(ctx, &packet, &to)?;
+    rewrite(ctx, &packet, &to, Hops::ONE)?;
     if slow::is_first_fragment(ctx) {
         Detour::FIRST_FRAGMENT.take(ctx);
     }

@@ -4,6 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::__sk_buff,
+    helpers::bpf_skb_vlan_pop,
     programs::{TcContext, XdpContext},
 };
 use lb_ebpf::{
@@ -106,13 +107,26 @@ impl SkbWindow<'_> {
     /// Reads the headers, which [`SkbWindow::gather`] has brought into the linear part.
     #[inline(always)]
     pub fn parse(&self, link: Link) -> Result<Headers, PassReason> {
-        // SAFETY: the context is valid as long as the program runs.
-        if unsafe { (*self.0.skb.skb).vlan_present } != 0 {
-            return Err(PassReason::Vlan);
-        }
         let network = self.network(link)?;
         let l4 = Word::Transport.veil(self.0, network.l4 as u32) as usize & MOST_FROM;
         Headers::parse_transport(self, &Network { l4, ..network })
+    }
+
+    /// Returns whether a packet is of a VLAN. The kernel has taken the outer tag off already, and leads the packet to the
+    /// VLAN's device after this one. A tag that tells only a priority is taken off for good: it leads nowhere.
+    ///
+    /// # Source
+    /// IEEE 802.1Q, 9.6: VLAN 0. net/core/dev.c, `__netif_receive_skb_core`.
+    #[inline(always)]
+    pub fn is_of_vlan(&self) -> bool {
+        const VLAN: u32 = 0x0fff;
+        let skb = self.0.skb.skb;
+        // SAFETY: the context is valid as long as the program runs.
+        if unsafe { (*skb).vlan_present } == 0 {
+            return false;
+        }
+        // SAFETY: as above. Behind such a tag may be another, which takes its place.
+        unsafe { (*skb).vlan_tci & VLAN != 0 || bpf_skb_vlan_pop(skb) != 0 || (*skb).vlan_present != 0 }
     }
 
     /// Brings the headers into the linear part where they are not.
@@ -136,7 +150,10 @@ impl SkbWindow<'_> {
     #[inline(always)]
     pub fn parse_error(&self, link: Link) -> Result<IcmpError, PassReason> {
         self.pull(LONGEST_ERROR_LEN);
-        IcmpError::parse(self, &self.network(link)?)
+        let network = self.network(link)?;
+        // Extension headers may have taken the room.
+        self.pull((network.l4 & MOST_FROM) + ICMP_LEN + 60 + TCP_MIN_LEN);
+        IcmpError::parse(self, &network)
     }
 
     /// Reads the IP header.

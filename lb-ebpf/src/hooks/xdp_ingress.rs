@@ -12,13 +12,13 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     abi::{BackendId, HandOff},
-    nat,
+    nat::{self, Hops},
     packet::{Headers, Network, PacketWindow as _, Part},
     pipeline::{self, Arrival, ToBackend},
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use super::{Note, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
+use super::{Note, answer, maps::KernelTables, note_mark, now_for, trace, window::XdpWindow};
 
 /// The packet could not be changed.
 const FAILED: Verdict = Verdict::Drop(DropReason::RewriteFailed);
@@ -69,9 +69,15 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now_for(packet.flags) };
     let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &KernelTables)?;
 
-    trace::packet(ctx, packet, id);
     let window = XdpWindow(ctx);
-    nat::apply_whole(&window, packet, &to).ok_or(FAILED)?;
+    if answer::is_limited(&window, packet, backend)
+        && let Some(mtu) = answer::frame_exceeds(ctx, bytes, backend.ifindex)
+    {
+        write_note(ctx, id, u32::from(mtu)).ok_or(FAILED)?;
+        return Ok(Sent::WithNote);
+    }
+    trace::packet(ctx, packet, id);
+    nat::apply_whole(&window, packet, &to, Hops::to(backend)).ok_or(FAILED)?;
     match backend.hand_off() {
         HandOff::Peer | HandOff::Neighbour => {
             window.write(0, backend.mac).and_then(|()| window.write(6, backend.source_mac)).ok_or(FAILED)?;
@@ -79,7 +85,7 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
                 // SAFETY: takes numbers only.
                 return Ok(Sent::Without(unsafe { bpf_redirect(backend.ifindex, 0) as u32 }));
             }
-            write_note(ctx, id).ok_or(FAILED)?;
+            write_note(ctx, id, 0).ok_or(FAILED)?;
             Ok(Sent::WithNote)
         }
         HandOff::Routing => Ok(Sent::Without(xdp_action::XDP_PASS)),
@@ -100,14 +106,14 @@ fn take_room_back(ctx: &XdpContext) {
     let _never_fails = unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), size_of::<Note>() as i32) };
 }
 
-/// Tells `tc_ingress` to whom the packet goes.
+/// Tells `tc_ingress` to whom the packet goes, or that it is too big for this MTU.
 #[inline(always)]
-fn write_note(ctx: &XdpContext, backend: BackendId) -> Option<()> {
+fn write_note(ctx: &XdpContext, backend: BackendId, mtu: u32) -> Option<()> {
     let (from, to) = (ctx.metadata(), ctx.data());
     if from + size_of::<Note>() > to {
         return None;
     }
     // SAFETY: compared with the end of the metadata right above.
-    unsafe { (from as *mut Note).write(Note { mark: note_mark(), backend }) };
+    unsafe { (from as *mut Note).write(Note { mark: note_mark(), backend, mtu }) };
     Some(())
 }

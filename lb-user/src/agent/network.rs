@@ -1,9 +1,10 @@
-//! Where clients come from: uplinks, the host's bridges, and the addresses at which frontends answer. Looked at again
-//! every few seconds, because interfaces and addresses change under a running agent.
+//! Where clients come from: uplinks and their VLANs, the host's bridges, and the addresses at which frontends answer.
+//! Looked at again every few seconds, because interfaces and addresses change under a running agent.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -11,14 +12,14 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Family, Hook, RunConfig, Service, ServiceName},
+    config::{Family, Hook, RunConfig, Service, ServiceName, Snat},
     control::Event,
     datapath::{
         Datapath, DatapathError,
         doors::{Device, DoorAttach, DoorKind},
-        links::{Bridge, Framing, Link, LinkError, Links},
+        links::{self, Bridge, Framing, Link, LinkError, Links},
         loader, pins,
-        publish::FrontendWish,
+        publish::{FrontendWish, Scheduling},
     },
 };
 
@@ -29,8 +30,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Network {
     uplinks: Vec<Link>,
+    vlans: Vec<Link>,
     bridges: Vec<Bridge>,
-    /// The addresses of the uplinks, by their index.
+    /// The addresses of uplinks and VLANs, by their index.
     addresses: BTreeMap<u32, Vec<IpAddr>>,
     /// Uplinks that are such for the sake of one family alone, while the other has uplinks of its own: they keep nothing from
     /// being served.
@@ -50,6 +52,11 @@ impl Network {
         for name in &config.uplinks {
             links.index_of(name).await?;
         }
+        for (service, address) in snats(config) {
+            if !links.is_own(address).await? {
+                anyhow::bail!("{}", foreign_snat(service, address));
+            }
+        }
         let network = Self::look(config, links).await?;
         if network.uplinks.is_empty() {
             anyhow::bail!(
@@ -65,8 +72,10 @@ impl Network {
         let mut problems = Vec::new();
         let mut dispensable = BTreeSet::new();
         let uplinks = if config.uplinks.is_empty() {
+            // With snat, clients and backends may come by one device.
+            let apart = config.services.iter().filter(|service| service.snat == Snat::default());
             let backends: Vec<IpAddr> =
-                config.services.iter().flat_map(Service::static_backends).map(SocketAddr::ip).collect();
+                apart.flat_map(Service::static_backends).map(|backend| backend.address.ip()).collect();
             let mut of_each = Vec::new();
             for family in families(config) {
                 of_each.push(links.uplinks(family, &backends).await?);
@@ -87,14 +96,20 @@ impl Network {
         if uplinks.is_empty() {
             problems.push("no uplink is left: clients from outside cannot come".to_owned());
         }
+        for (service, address) in snats(config) {
+            if !links.is_own(address).await? {
+                problems.push(foreign_snat(service, address));
+            }
+        }
         let mut bridges = links.bridges().await?;
         bridges.retain(|bridge| uplinks.iter().all(|uplink| uplink.index != bridge.index));
+        let vlans = links::vlans_of(&uplinks, &existing);
         let mut addresses = BTreeMap::new();
-        for uplink in &uplinks {
-            addresses.insert(uplink.index, links.addresses(uplink.index).await?);
+        for link in uplinks.iter().chain(&vlans) {
+            addresses.insert(link.index, links.addresses(link.index).await?);
         }
         let existing = existing.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Self { uplinks, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, problems })
+        Ok(Self { uplinks, vlans, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, problems })
     }
 
     /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
@@ -103,10 +118,8 @@ impl Network {
     /// If another instance has a frontend, or the kernel refuses.
     pub fn attach(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
         for link in self.uplinks.clone() {
-            if matches!(config.hook, Hook::Xdp) {
-                let outcome = loader::check_xdp(&link, config.complete_checksums);
-                self.dispense(link.index, outcome)?;
-            }
+            let outcome = loader::check_xdp(&link, config.hook, config.complete_checksums);
+            self.dispense(link.index, outcome.and_then(|()| self.check_tags(&link, config.hook)))?;
         }
         let _nobody_else_takes_one = pins::lock_frontends()?;
         for wish in &self.wishes(config) {
@@ -128,23 +141,31 @@ impl Network {
     /// Leaves an uplink out that cannot do XDP, if it is dispensable, instead of failing.
     fn dispense(&mut self, ifindex: u32, outcome: Result<(), DatapathError>) -> Result<(), DatapathError> {
         match outcome {
-            Err(error @ (DatapathError::Xdp { .. } | DatapathError::XdpOnVeth { .. }))
-                if self.dispensable.contains(&ifindex) =>
-            {
-                tracing::warn!(
-                    "{}; clients do not come by it, as it is an uplink of one family alone",
-                    super::chain(&error)
-                );
+            Err(
+                error @ (DatapathError::Xdp { .. }
+                | DatapathError::XdpOnVeth { .. }
+                | DatapathError::XdpOnVlan { .. }
+                | DatapathError::XdpWithoutTags { .. }),
+            ) if self.dispensable.contains(&ifindex) => {
                 self.leave_out(ifindex);
+                let error = super::chain(&error);
+                if self.vlans.iter().any(|vlan| vlan.index == ifindex) {
+                    tracing::warn!("{error}; clients come by it as a VLAN of another uplink, by TC");
+                } else {
+                    tracing::warn!("{error}; clients do not come by it, as it is an uplink of one family alone");
+                }
                 Ok(())
             }
             outcome => outcome,
         }
     }
 
+    /// Leaves an uplink out, and its VLANs with it. It may be a VLAN of another one, though.
     fn leave_out(&mut self, unfit: u32) {
-        self.uplinks.retain(|uplink| uplink.index != unfit);
-        self.addresses.remove(&unfit);
+        self.vlans.extend(self.uplinks.extract_if(.., |uplink| uplink.index == unfit));
+        self.vlans = links::vlans_of(&self.uplinks, &self.vlans);
+        let left: BTreeSet<u32> = self.uplinks.iter().chain(&self.vlans).map(|link| link.index).collect();
+        self.addresses.retain(|index, _| left.contains(index));
         self.unfit.insert(unfit);
     }
 
@@ -157,7 +178,7 @@ impl Network {
         }
     }
 
-    /// Returns the addresses of uplinks and bridges.
+    /// Returns the addresses of uplinks, VLANs and bridges.
     fn own_addresses(&self) -> BTreeSet<IpAddr> {
         let of_bridges = self.bridges.iter().flat_map(|bridge| &bridge.addresses);
         self.addresses.values().flatten().chain(of_bridges).copied().collect()
@@ -169,6 +190,9 @@ impl Network {
         let mut problems = Vec::new();
         let mut note =
             |outcome: Result<(), DatapathError>| problems.extend(outcome.err().map(|error| super::chain(&error)));
+        for uplink in &self.uplinks {
+            note(self.check_tags(uplink, config.hook));
+        }
         self.open_all(datapath, config).into_iter().for_each(&mut note);
         // The loop waits for nobody: who holds the lock is starting, or is hanging.
         match pins::try_lock_frontends() {
@@ -193,19 +217,28 @@ impl Network {
         problems
     }
 
-    /// Returns the devices at which clients are met: uplinks, and bridges for the containers of this host.
+    /// Refuses XDP where it would take what came by a VLAN of an uplink for the uplink's own.
+    fn check_tags(&self, uplink: &Link, hook: Hook) -> Result<(), DatapathError> {
+        let is_trunk = self.vlans.iter().any(|vlan| vlan.lower == Some(uplink.index));
+        match hook {
+            Hook::Xdp | Hook::XdpGeneric if is_trunk => loader::check_tags(uplink),
+            Hook::Auto | Hook::Tc | Hook::Xdp | Hook::XdpGeneric => Ok(()),
+        }
+    }
+
+    /// Returns the devices at which clients are met: uplinks, their VLANs, and bridges for the containers of this host.
     fn front_devices(&self) -> impl Iterator<Item = Device<'_>> {
         let bridges = self.bridges.iter().map(|bridge| Device {
             ifindex: bridge.index,
             name: &bridge.name,
             framing: Framing::Ethernet,
         });
-        let uplinks = self.uplinks.iter().map(|uplink| Device {
-            ifindex: uplink.index,
-            name: &uplink.name,
-            framing: uplink.framing,
+        let links = self.vlans.iter().chain(&self.uplinks).map(|link| Device {
+            ifindex: link.index,
+            name: &link.name,
+            framing: link.framing,
         });
-        bridges.chain(uplinks)
+        bridges.chain(links)
     }
 
     fn open(&self, datapath: &mut Datapath, config: &RunConfig, device: Device<'_>) -> Result<(), DatapathError> {
@@ -235,6 +268,7 @@ impl Network {
                 proto: publish.proto,
                 addresses: loader::answering(publish.at, publish.port.get(), &own),
                 guard: service.guard.clone(),
+                scheduling: scheduling(service),
             })
             .collect()
     }
@@ -289,6 +323,30 @@ fn union(of_each: Vec<Vec<Link>>) -> (Vec<Link>, BTreeSet<u32>) {
     (all, dispensable)
 }
 
+/// Returns how the frontends of a service choose backends.
+fn scheduling(service: &Service) -> Scheduling {
+    // The configuration was checked: it is at most a day.
+    let affinity_ms = service.affinity.map_or(0, |affinity| affinity.as_millis() as u32);
+    Scheduling {
+        scheduler: service.scheduler.into(),
+        affinity_ms,
+        max_connections: service.max_connections.map_or(0, NonZeroU32::get),
+    }
+}
+
+/// Returns the addresses by which backends know clients, and of which services.
+fn snats(config: &RunConfig) -> impl Iterator<Item = (&ServiceName, IpAddr)> {
+    config.services.iter().flat_map(|service| service.snat.addresses().map(move |address| (&service.name, address)))
+}
+
+fn foreign_snat(service: &ServiceName, address: IpAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!(
+        "snat {address} of service {service} is no address of this host, so that no reply comes here: add it to the \
+         interface by which backends are reached, as by `ip address add {address}/{bits} dev IFACE`"
+    )
+}
+
 impl Agent {
     /// Looks at interfaces and addresses, beside the loop.
     pub(super) fn look_at_network(&mut self) {
@@ -334,13 +392,14 @@ impl Agent {
         self.follow(Vec::new())
     }
 
-    /// Brings doors and frontends to what they should be. Returns what services have to be told whose frontends have come.
+    /// Brings doors and frontends to what they should be. Returns what services have to be told whose frontends have come,
+    /// or are to choose backends in another way.
     fn follow(&mut self, mut problems: Vec<String>) -> Vec<(ServiceName, Event)> {
         let before = self.datapath.registry.owners();
         problems.extend(self.network.follow(&mut self.datapath, &self.config));
         self.note_network(problems);
         let owners = self.datapath.registry.owners();
-        let came = owners.iter().filter(|(id, service)| before.get(id) != Some(service)).map(|(_, service)| service);
+        let came = owners.iter().filter(|(id, owner)| before.get(id) != Some(owner)).map(|(_, owner)| &owner.service);
         let came: BTreeSet<&String> = came.collect();
         let names = self.services.keys().filter(|name| came.iter().any(|service| *service == name.as_str()));
         names.map(|name| (name.clone(), Event::EndpointsChanged)).collect()
@@ -372,6 +431,7 @@ mod tests {
             mtu: 1500,
             controller: None,
             peer_elsewhere: false,
+            lower: None,
         }
     }
 
@@ -380,6 +440,16 @@ mod tests {
         let addresses = uplinks.iter().map(|link| (link.index, vec![IpAddr::from([198, 18, 0, link.index as u8])]));
         let existing = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
         Network { addresses: addresses.collect(), dispensable, existing, uplinks, ..Network::default() }
+    }
+
+    /// What is looked at with these VLANs beside the uplinks.
+    fn network_with(of_each: Vec<Vec<Link>>, vlans: &[Link]) -> Network {
+        let mut network = network(of_each);
+        network.vlans = links::vlans_of(&network.uplinks, vlans);
+        let addressed =
+            network.vlans.iter().map(|vlan| (vlan.index, vec![IpAddr::from([198, 18, 0, vlan.index as u8])]));
+        network.addresses.extend(addressed);
+        network
     }
 
     fn indices(network: &Network) -> Vec<u32> {
@@ -400,7 +470,7 @@ mod tests {
     fn an_uplink_of_ipv6_alone_that_cannot_do_xdp_is_left_out() {
         let [physical, veth] = [link(2, LinkKind::Physical), link(3, LinkKind::Veth)];
         let look = || network(vec![vec![physical.clone()], vec![veth.clone()]]);
-        let refusal = |link: &Link| loader::check_xdp(link, false);
+        let refusal = |link: &Link| loader::check_xdp(link, Hook::Xdp, false);
         let mut found = look();
 
         assert!(found.dispense(3, refusal(&veth)).is_ok());
@@ -411,6 +481,38 @@ mod tests {
         let mut next = look();
         next.remember_unfit(&found);
         assert_eq!(indices(&next), [2], "nor is it tried again every few seconds");
+    }
+
+    #[test]
+    fn an_uplink_that_is_left_out_takes_its_vlans_along() {
+        let vlan = |index, lower| Link { lower: Some(lower), ..link(index, LinkKind::Vlan) };
+        let look = || {
+            let of_each = vec![vec![link(2, LinkKind::Physical)], vec![link(3, LinkKind::Physical)]];
+            network_with(of_each, &[vlan(4, 2), vlan(5, 3), vlan(6, 5)])
+        };
+        let mut found = look();
+        assert_eq!(found.vlans.iter().map(|vlan| vlan.index).collect::<Vec<_>>(), [4, 5, 6]);
+
+        assert!(found.dispense(3, Err(DatapathError::XdpWithoutTags { interface: "if3".into() })).is_ok());
+
+        let mut next = look();
+        next.remember_unfit(&found);
+        for network in [found, next] {
+            assert_eq!(network.front_devices().map(|device| device.ifindex).collect::<Vec<_>>(), [4, 2]);
+            assert_eq!(network.own_addresses(), [2, 4].map(|index| IpAddr::from([198, 18, 0, index])).into());
+        }
+    }
+
+    #[test]
+    fn a_vlan_that_is_no_uplink_of_its_own_is_one_of_the_device_below() {
+        let vlan = Link { lower: Some(2), ..link(3, LinkKind::Vlan) };
+        let mut found = network(vec![vec![link(2, LinkKind::Physical)], vec![vlan.clone()]]);
+
+        assert!(found.dispense(3, loader::check_xdp(&vlan, Hook::Xdp, true)).is_ok());
+
+        assert_eq!(indices(&found), [2]);
+        assert_eq!(found.vlans, [vlan]);
+        assert_eq!(found.own_addresses(), [2, 3].map(|index| IpAddr::from([198, 18, 0, index])).into());
     }
 
     #[test]

@@ -10,11 +10,11 @@ use futures_util::future::join_all;
 
 use super::{Agent, Answer, Service, chain};
 use crate::{
-    config::{self, Family, Publish, ServiceName, Source, publish::Proto},
-    control::{Addresses, Command, ContainerId, Event, Heard, Publication},
+    config::{self, Family, Publish, ServiceName, Snat, Source, Weight, publish::Proto},
+    control::{Addresses, Command, ContainerId, Event, Heard, Publication, WHOLE},
     datapath::{
         DatapathError,
-        links::{Belief, Links, Path},
+        links::{Belief, LinkError, Links, Path, Reach},
         publish::{Member, Registry},
         report::Way,
     },
@@ -222,7 +222,7 @@ impl Agent {
             publication.draining.iter().filter_map(|id| service.leaver(registry, id)).collect();
         for id in &publication.ready {
             let is_deaf = |address: IpAddr| publication.deaf.contains(&(id.clone(), Family::of(address)));
-            match service.member(registry, id, is_deaf) {
+            match service.member(registry, id, is_deaf, publication.warming.get(id).copied()) {
                 Ok(member) => ready.push(member),
                 Err(error) => {
                     unreachable.insert(id.clone(), error);
@@ -256,10 +256,13 @@ impl Agent {
         };
         let endpoints = address.map(|address| probed_endpoints(&service.config, &id, address)).unwrap_or_default();
         let (links, check, answers) = (self.links.clone(), service.config.health.clone(), self.answers.clone());
+        let snat = service.config.snat;
         let name = name.clone();
         tokio::spawn(async move {
             let outcome = match address {
-                Some(address) => examine(address, trust, (way.as_ref(), barred), endpoints, &links, &check).await,
+                Some(address) => {
+                    examine((address, snat), trust, (way.as_ref(), barred), endpoints, &links, &check).await
+                }
                 None => Err("it has no address".to_owned()),
             };
             let _nobody_listens = answers.send(Answer::Probed { service: name, id, outcome });
@@ -275,12 +278,13 @@ impl Service {
         Some(Member { way: way.unwrap_or(member.way), ..member })
     }
 
-    /// Returns a backend that gets new connections, but for those to deaf addresses.
+    /// Returns a backend that gets new connections, or some tenths of its share of them, but for those to deaf addresses.
     fn member(
         &self,
         registry: &Registry,
         id: &ContainerId,
         is_deaf: impl Fn(IpAddr) -> bool,
+        tenths: Option<u32>,
     ) -> Result<Member, String> {
         let place = self.places.of.get(id);
         let address = place.and_then(|place| place.address).ok_or_else(|| format!("{id}: no address is known"))?;
@@ -301,7 +305,14 @@ impl Service {
         if endpoints.is_empty() {
             return Err(format!("{id}: no frontend has clients that could be led to {address}"));
         }
-        Ok(Member { container: id.clone(), endpoints, way })
+        Ok(Member { container: id.clone(), endpoints, way, weight: self.weight(id), tenths: tenths.unwrap_or(WHOLE) })
+    }
+
+    /// Returns a backend's weight; containers are all alike.
+    fn weight(&self, id: &ContainerId) -> u32 {
+        let address = id.0.parse::<SocketAddr>().ok();
+        let own = self.config.static_backends().iter().find(|backend| Some(backend.address) == address);
+        own.map_or(Weight::ONE, |backend| backend.weight).number()
     }
 }
 
@@ -361,7 +372,7 @@ pub struct Examined {
 
 /// Looks for the way to a backend, and asks it in each family.
 async fn examine(
-    address: Addresses,
+    address: (Addresses, Snat),
     trust: Trust,
     (former, barred): (Option<&Way>, Barred),
     endpoints: BTreeMap<Family, BTreeSet<SocketAddr>>,
@@ -398,15 +409,28 @@ async fn ask(check: &HealthCheck, endpoints: BTreeSet<SocketAddr>) -> Result<(),
 }
 
 /// Finds the way to a backend, by each of its addresses. What does not have to be another than on the former way is not.
-async fn find_way(address: Addresses, former: Option<&Way>, links: &Links, belief: Belief) -> Result<Found, String> {
+async fn find_way(
+    (address, snat): (Addresses, Snat),
+    former: Option<&Way>,
+    links: &Links,
+    belief: Belief,
+) -> Result<Found, String> {
     let paths = join_all(address.each().map(async |address| {
-        let path = links.resolve(address, belief).await.map_err(|error| chain(&error));
-        (address, path)
+        let path = links.resolve(address, belief).await.and_then(|path| hidable(path, address, snat));
+        (address, path.map_err(|error| chain(&error)))
     }));
     let (path, barred) = common(paths.await)?;
     let former = former.map_or((None, None), |way| (way.host_address, way.host_address_v6));
     let stand_ins = links.stand_ins(path.l3_ifindex, former).await.map_err(|error| chain(&error))?;
-    Ok(Found { way: Way::new(path, stand_ins), barred })
+    Ok(Found { way: Way::new(path, stand_ins).hiding_clients_behind(snat), barred })
+}
+
+/// Refuses a path by which no client can be hidden.
+fn hidable(path: Path, backend: IpAddr, snat: Snat) -> Result<Path, LinkError> {
+    if path.reach == Reach::Routed && snat != Snat::default() {
+        return Err(LinkError::RoutedSnat { backend, device: path.name });
+    }
+    Ok(path)
 }
 
 /// Returns the path to the first address that has one, and why the families of those are barred that have none, or another.
@@ -439,7 +463,7 @@ mod tests {
     use crate::{
         agent::service::{Feeds, settings},
         cli::file::parse,
-        datapath::links::{Framing, Reach},
+        datapath::links::Framing,
         provider::fixed::FixedProvider,
     };
 
@@ -469,6 +493,18 @@ mod tests {
         assert_eq!(common(vec![(v4, Ok(path(7))), (v6, none())]), Ok((path(7), barred(Family::V6, "no answer"))));
         assert_eq!(common(vec![(v4, none()), (v6, Ok(path(8)))]), Ok((path(8), barred(Family::V4, "no answer"))));
         assert_eq!(common(vec![(v4, none()), (v6, none())]), Err("no answer; no answer".to_owned()));
+    }
+
+    #[test]
+    fn who_is_routed_to_cannot_be_told_another_client() {
+        let [v4, snat]: [IpAddr; 2] = ["198.18.2.2", "198.18.2.1"].map(|text| text.parse().unwrap());
+        let (none, snat) = (Snat::default(), Snat::new(&[snat]).unwrap());
+        let routed = Path { reach: Reach::Routed, ..path(7) };
+
+        assert!(hidable(path(7), v4, snat).is_ok());
+        assert!(hidable(routed.clone(), v4, none).is_ok());
+        let refused = hidable(routed, v4, snat);
+        assert!(matches!(refused, Err(LinkError::RoutedSnat { backend, .. }) if backend == v4), "{refused:?}");
     }
 
     #[test]
@@ -508,7 +544,7 @@ mod tests {
         let provider = Arc::new(FixedProvider::new(&[]));
         let service = Service::new(config.services[0].clone(), settings, provider, places, &mut Feeds::new(sender));
         let listens = |is_deaf: fn(IpAddr) -> bool| {
-            let member = service.member(&Registry::default(), &id, is_deaf);
+            let member = service.member(&Registry::default(), &id, is_deaf, None);
             member.map(|member| member.endpoints.into_values().map(|at| at.to_string()).collect::<Vec<_>>().join(" "))
         };
 

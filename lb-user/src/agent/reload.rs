@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     Agent, Answer,
-    service::{docker_settings, provider},
+    service::{self, docker_settings, provider},
 };
 use crate::{
     config::{
@@ -112,6 +112,9 @@ impl Agent {
             if former.frontends != service.config.frontends {
                 service.let_go(&self.datapath.registry, now);
                 events.push((name.clone(), Event::EndpointsChanged));
+            } else if former.static_backends() != service.config.static_backends() {
+                // Their weights may be others.
+                events.push((name.clone(), Event::EndpointsChanged));
             }
             if let Some(provider) = providers.remove(&name) {
                 service.change_provider(provider, &mut self.feeds);
@@ -205,7 +208,7 @@ async fn prepare(
         let overlap = format!("publish {second} claims connections that {first} claims until then");
         return Err(format!("{}; {overlap}", complaints.join("; ")));
     }
-    config.check_room().map_err(|(name, error)| format!("service {name}: {error}"))?;
+    service::check_room(&config).map_err(|(name, error)| format!("service {name}: {error}"))?;
     Ok(Prepared { config, changes, fleet, providers, complaints })
 }
 
@@ -233,7 +236,10 @@ fn leave_out(config: &mut RunConfig, from: &RunConfig, names: &BTreeSet<ServiceN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::file::parse, config::Family};
+    use crate::{
+        cli::file::parse,
+        config::{ConfigError, Family},
+    };
 
     fn config(services: &[(&str, &str)]) -> RunConfig {
         let text: String = services
@@ -285,6 +291,23 @@ mod tests {
 
         let names: Vec<String> = to.frontends().map(|frontend| frontend.name()).collect();
         assert_eq!(names, ["90/tcp", "81/tcp"]);
+    }
+
+    #[test]
+    fn weights_are_measured_when_all_frontends_are_known() {
+        let backends: Vec<String> =
+            (1..=64).map(|port| format!("\"10.0.0.2:{port}={}\"", 1 + port % 2 * 255)).collect();
+        let heavy = format!("publish = \"80\"\nscheduler = \"weighted\"\nbackends = [{}]\n", backends.join(", "));
+        let web = "[[service]]\nname = \"web\"\nimage = \"lb-api\"\npublish = \"81-83:5000\"\n";
+        let text = format!("[[service]]\nname = \"heavy\"\n{heavy}{web}");
+        let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+        config.services[1].complete(&[Family::V6]).unwrap();
+        assert_eq!(service::check_room(&config), Ok(()));
+
+        config.services[1].complete(&[Family::V4, Family::V6]).unwrap();
+
+        let error = ConfigError::WeightsTooGreat { sum: 8_224, room: 4_093, frontends: 7 };
+        assert_eq!(service::check_room(&config), Err(("heavy".parse().unwrap(), error)));
     }
 
     #[tokio::test]

@@ -12,13 +12,13 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{ENGINE_DELAY, perform::Places};
 use crate::{
-    config::{self, Family, Publish, RunConfig, ServiceName, Source},
+    config::{self, ConfigError, Family, Publish, RunConfig, ServiceName, Source},
     control::{
         Addresses, ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
-        DatapathError,
+        DatapathError, layout,
         loader::Former,
         publish::{Member, Registry},
     },
@@ -157,9 +157,10 @@ impl Service {
 
     /// Returns what its controller has to be told after `config` has changed.
     pub fn reconfiguration(&self, run: &RunConfig, reason: String) -> Reconfiguration {
-        let Settings { scaling, drain_timeout, probe_interval, stop_patience, .. } = settings(&self.config, run);
+        let Settings { scaling, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
+            settings(&self.config, run);
         let (keep, unlisted) = (run.keep && !self.is_removed, BTreeSet::new());
-        Reconfiguration { reason, scaling, drain_timeout, probe_interval, stop_patience, keep, unlisted }
+        Reconfiguration { reason, scaling, drain_timeout, slow_start, probe_interval, stop_patience, keep, unlisted }
     }
 
     /// Returns the load at which the most are wanted, in percent.
@@ -191,8 +192,26 @@ pub async fn connect(config: &mut RunConfig) -> Result<(Option<Arc<Fleet>>, BTre
         providers.insert(service.name.clone(), found);
         config.services[place] = service;
     }
-    config.check_room().map_err(|(name, error)| in_service(&name, count, error.into()))?;
+    check_room(config).map_err(|(name, error)| in_service(&name, count, error.into()))?;
     Ok((fleet, providers))
+}
+
+/// Finds the first service for whose backends, or their weights, there is no room: known when all frontends are.
+///
+/// # Errors
+/// Its name, and how much there would be.
+pub fn check_room(config: &RunConfig) -> Result<(), (ServiceName, ConfigError)> {
+    config.check_room()?;
+    let frontends = config.frontends().count();
+    let room = layout::room(frontends);
+    for service in config.services.iter().filter(|service| service.scheduler.counts_weights()) {
+        let weights: Vec<u32> = service.static_backends().iter().map(|backend| backend.weight.number()).collect();
+        let sum = layout::places(&weights);
+        if sum > u64::from(room) {
+            return Err((service.name.clone(), ConfigError::WeightsTooGreat { sum, room, frontends }));
+        }
+    }
+    Ok(())
 }
 
 /// Returns a service's provider; connects to the engine if it is the first that needs one. Of containers, the engine tells
@@ -206,7 +225,10 @@ pub async fn provider(
     fleet: &mut Option<Arc<Fleet>>,
 ) -> Result<Arc<dyn Provider>> {
     let docker = match &service.source {
-        Source::Static { backends } => return Ok(Arc::new(FixedProvider::new(backends))),
+        Source::Static { backends } => {
+            let backends: Vec<_> = backends.iter().map(|backend| backend.address).collect();
+            return Ok(Arc::new(FixedProvider::new(&backends)));
+        }
         Source::Docker(docker) => docker,
     };
     if !nix::unistd::Uid::effective().is_root() {
@@ -259,6 +281,7 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
     };
     Settings {
         drain_timeout: service.drain_timeout,
+        slow_start: service.slow_start.unwrap_or_default(),
         probe_interval: service.health_interval,
         keep: run.keep,
         stop_patience: stop_grace(service).saturating_add(ENGINE_DELAY),
@@ -313,6 +336,7 @@ pub fn adopt(
     if let Some(past) = former.inheritance.services.remove(name) {
         settings.adopted_generation = past.generation;
         settings.adopted_decisions = past.decisions;
+        settings.adopted_warming = past.warming;
     }
     places.adopt(registry, name);
     if !served.is_empty() {
@@ -332,7 +356,7 @@ pub fn is_container(id: &ContainerId) -> bool {
 /// Returns whether the provider may show a backend; one of another provider, or of another list, it does not.
 fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
     match (&service.source, id.0.parse::<SocketAddr>()) {
-        (Source::Static { backends }, Ok(address)) => backends.contains(&address),
+        (Source::Static { backends }, Ok(address)) => backends.iter().any(|backend| backend.address == address),
         (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
         (Source::Docker(_), Err(_)) => true,
     }
@@ -357,6 +381,8 @@ mod tests {
     use super::*;
     use crate::{
         cli::file::parse,
+        config::Snat,
+        control::WHOLE,
         datapath::{
             links::{Framing, Reach},
             report::Way,
@@ -376,13 +402,14 @@ mod tests {
             source_mac: [4; 6],
             host_address: None,
             host_address_v6: None,
+            snat: Snat::default(),
         };
         let wanted = |publish: &str, held: &[(&str, &str)]| {
             let text = format!("[[service]]\nname = \"a\"\nimage = \"lb-api\"\npublish = [{publish}]\n");
             let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
             config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
             let endpoints = held.iter().map(|&(name, at)| (name.to_owned(), at.parse().unwrap())).collect();
-            let member = Member { container: "c".into(), endpoints, way: way.clone() };
+            let member = Member { container: "c".into(), endpoints, way: way.clone(), weight: 1, tenths: WHOLE };
             [Family::V4, Family::V6].map(|family| is_wanted(&member, &config.services[0], family))
         };
         let (v4, v6) = (("80/tcp", "198.18.2.2:5000"), ("[::]:80/tcp", "[2001:db8::2]:5000"));

@@ -57,7 +57,7 @@ impl Sweeper {
     /// # Errors
     /// If the maps cannot be opened, or no thread be started.
     pub fn start(instance: &str) -> Result<Self> {
-        let maps = Maps::open(&Pins::of(instance))?;
+        let mut maps = Maps::open(&Pins::of(instance))?;
         let (requests, inbox) = thread_channel::channel::<Request>();
         let (outbox, results) = mpsc::unbounded_channel();
         std::thread::Builder::new()
@@ -71,7 +71,7 @@ impl Sweeper {
                     if depth == sweep::Depth::All {
                         last_deep = start;
                     }
-                    let outcome = sweep::sweep(&maps, clock::ktime(), depth);
+                    let outcome = sweep::sweep(&mut maps, clock::ktime(), depth);
                     sockets.sweep(&maps);
                     if outbox.send(Swept { began, retiring, outcome, took: start.elapsed() }).is_err() {
                         return;

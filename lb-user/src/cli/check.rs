@@ -1,6 +1,6 @@
 //! From what was said to what is run: everything that concerns several options, or several services, at once.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use lb_ebpf::abi::Lifetimes;
 
@@ -8,9 +8,11 @@ use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
         At, ConfigError, Docker, Family, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND,
-        MAX_FRONTENDS, Percent, Publish, PublishRange, RunConfig, Scaling, Service, ServiceName, Source,
+        MAX_FRONTENDS, Percent, Publish, PublishRange, RunConfig, Scaling, Scheduler, Service, ServiceName, Snat,
+        Source, StaticBackend, Weight,
         publish::{self, Proto},
     },
+    datapath::layout,
     health::HealthCheck,
 };
 
@@ -146,12 +148,18 @@ fn between(drafts: &[(ServiceName, ServiceArgs)]) -> Vec<Fault> {
         }
         backends += own;
     }
+    let known: usize = drafts.iter().map(|(_, said)| said.known_frontends()).sum();
     for (position, (_, said)) in drafts.iter().enumerate() {
-        for (place, &backend) in said.backend.iter().enumerate() {
+        for (place, &StaticBackend { address: backend, .. }) in said.backend.iter().enumerate() {
             let is_it = |publish: &Publish| publish.at == At::One(backend.ip()) && publish.port.get() == backend.port();
             if claimed.iter().any(is_it) {
                 fault(ConfigError::BackendIsFrontend { backend }, position, "backend", place);
             }
+        }
+        // All frontends share the slots.
+        let (sum, room) = (said.places(), layout::room(known));
+        if frontends <= MAX_FRONTENDS && sum > u64::from(room) {
+            fault(ConfigError::WeightsTooGreat { sum, room, frontends: known }, position, "backend", 0);
         }
     }
     faults
@@ -188,14 +196,26 @@ impl ServiceArgs {
         let source = self.source(notes)?;
         let health = self.health_check(notes)?;
         let guard = Guard::new(&self.allow, &self.deny, self.source_rate).map_err(|error| (error, "deny", 0))?;
+        let snat = Snat::new(&self.snat).map_err(|(error, place)| (error, "snat", place))?;
         let (frontends, families) = self.completed(&source)?;
+        for (place, &address) in self.snat.iter().enumerate().filter(|_| !families.is_empty()) {
+            let family = Family::of(address);
+            if !families.contains(&family) {
+                return Err((ConfigError::SnatWithoutBackend { address, family }, "snat", place));
+            }
+        }
         Ok(Service {
             name,
             publish: self.frontends().map(|(_, publish)| publish).collect(),
             frontends,
             families,
             guard,
+            snat,
             source,
+            scheduler: self.scheduler,
+            affinity: self.affinity,
+            max_connections: self.max_connections,
+            slow_start: self.slow_start,
             health,
             health_interval: self.health_interval,
             drain_timeout: self.drain_timeout,
@@ -220,6 +240,9 @@ impl ServiceArgs {
     fn docker(&self, image: &str, notes: &mut Vec<String>) -> Result<Docker, Wrong> {
         if let Some((place, publish)) = self.frontends().find(|(_, publish)| publish.container_port.is_none()) {
             return Err((ConfigError::ContainerPortMissing { publish }, "publish", place));
+        }
+        if self.scheduler == Scheduler::Weighted {
+            notes.push("--scheduler weighted is round-robin for containers, because all of them have weight 1".into());
         }
         Ok(Docker {
             image: image.to_owned(),
@@ -276,8 +299,13 @@ impl ServiceArgs {
             }
             Ok(_) | Err(_) => return Err((ConfigError::TooManyBackends { count }, "backend", 0)),
         }
-        if let Some((place, backend)) = first_double(&self.backend) {
+        let addresses: Vec<_> = self.backend.iter().map(|backend| backend.address).collect();
+        if let Some((place, backend)) = first_double(&addresses) {
             return Err((ConfigError::DuplicateBackend { backend }, "backend", place));
+        }
+        let weighted = self.backend.iter().position(|backend| backend.weight != Weight::ONE);
+        if let Some(place) = weighted.filter(|_| !self.scheduler.weighs()) {
+            return Err((ConfigError::WeightsUnused, "backend", place));
         }
         Ok(Source::Static { backends: self.backend.clone() })
     }
@@ -289,13 +317,13 @@ impl ServiceArgs {
             Source::Docker(_) => return Ok((self.frontends().map(|(_, publish)| publish).collect(), Vec::new())),
             Source::Static { backends } => backends,
         };
-        let of = |family: &Family| backends.iter().any(|backend| Family::of(backend.ip()) == *family);
+        let of = |family: &Family| backends.iter().any(|backend| Family::of(backend.address.ip()) == *family);
         let families: Vec<Family> = [Family::V4, Family::V6].into_iter().filter(of).collect();
         let mut frontends = Vec::new();
         for (place, publish) in self.frontends() {
             frontends.extend(publish::of_families(&[publish], &families).map_err(|error| (error, "publish", place))?);
         }
-        for (place, &backend) in backends.iter().enumerate() {
+        for (place, &StaticBackend { address: backend, .. }) in backends.iter().enumerate() {
             let family = Family::of(backend.ip());
             if frontends.iter().all(|publish| publish.family() != Some(family)) {
                 return Err((ConfigError::BackendWithoutFrontend { backend, family }, "backend", place));
@@ -330,14 +358,28 @@ impl ServiceArgs {
             Some(_) => u64::from(self.max.unwrap_or(DEFAULT_MAX)),
             None => {
                 let is_served = |family: Family| publish.family().is_none_or(|of| of == family);
-                self.backend.iter().filter(|backend| is_served(Family::of(backend.ip()))).count() as u64
+                self.backend.iter().filter(|backend| is_served(Family::of(backend.address.ip()))).count() as u64
             }
         };
         self.frontends().map(|(_, publish)| of(&publish)).sum()
     }
 
+    /// Returns how many slots the weights take at each frontend, where they are counted in slots.
+    fn places(&self) -> u64 {
+        let weights: Vec<u32> = self.backend.iter().map(|backend| backend.weight.number()).collect();
+        if self.scheduler.counts_weights() { layout::places(&weights) } else { 0 }
+    }
+
     fn count_frontends(&self) -> usize {
         self.publish.iter().map(PublishRange::count).sum()
+    }
+
+    /// Returns how many frontends there are, as far as that is known: without an address, one for each family that backends
+    /// have; of containers, the engine has to be asked for them.
+    fn known_frontends(&self) -> usize {
+        let families: BTreeSet<Family> = self.backend.iter().map(|backend| Family::of(backend.address.ip())).collect();
+        let of = |publish: Publish| if publish.family().is_some() { 1 } else { families.len().max(1) };
+        self.frontends().map(|(_, publish)| of(publish)).sum()
     }
 
     /// Every frontend has its own entry for each backend in the kernel's map.
@@ -379,7 +421,7 @@ fn lifetimes(said: &[Lifetime]) -> Lifetimes {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::num::NonZeroU32;
 
     use proptest::{prelude::prop_assert, proptest};
 
@@ -426,9 +468,33 @@ mod tests {
         );
         assert_eq!((config.hook, config.max_flows), (Hook::Auto, 1_048_576));
         assert_eq!(config.lifetimes, Lifetimes::DEFAULT);
-        assert_eq!(service(&config).health, HealthCheck::Tcp);
-        assert_eq!((config.instance.as_str(), service(&config).name.as_str()), ("default", "default"));
+        let service = service(&config);
+        assert_eq!(service.health, HealthCheck::Tcp);
+        assert_eq!((service.scheduler, service.affinity, service.slow_start), (Scheduler::RoundRobin, None, None));
+        assert_eq!(service.max_connections, None);
+        assert_eq!((config.instance.as_str(), service.name.as_str()), ("default", "default"));
         assert!(!config.keep && !config.complete_checksums && config.uplinks.is_empty() && config.notes.is_empty());
+    }
+
+    #[test]
+    fn backends_know_clients_by_addresses_of_their_families() {
+        let with = |rest: &str| run(&format!("--backend 198.18.2.11:80 --publish 80 {rest}"));
+        let [one, v6]: [std::net::IpAddr; 2] = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap());
+
+        let snat = service(&with("--snat 192.0.2.1").unwrap()).snat;
+        assert_eq!(snat.addresses().collect::<Vec<_>>(), [one]);
+        let both = with("--backend [2001:db8::2]:80 --snat 2001:db8::1 --snat 192.0.2.1").unwrap();
+        assert_eq!(service(&both).snat.addresses().collect::<Vec<_>>(), [one, v6]);
+        assert_eq!(
+            with("--snat 2001:db8::1").unwrap_err(),
+            ConfigError::SnatWithoutBackend { address: v6, family: Family::V6 }
+        );
+        assert_eq!(
+            with("--snat 192.0.2.1 --snat 192.0.2.2").unwrap_err(),
+            ConfigError::DuplicateSnat { family: Family::V4 }
+        );
+        // Of which families containers are, the engine tells.
+        assert!(run("--image a --publish 80:80 --snat 2001:db8::1").is_ok());
     }
 
     #[test]
@@ -448,7 +514,7 @@ mod tests {
              --target-cpu 80% --interval 500ms --scale-up-window 0s --scale-down-window 2m --uplink eth0 --uplink eth1 \
              --hook xdp --tc-attach clsact --health http:/healthz --health-interval 1s --drain-timeout 5s --cpus 0.5 \
              --memory 64m --env A=1 --env B=2 --network web --keep --complete-checksums --max-flows 4096 \
-             --stop-grace 1s")
+             --stop-grace 1s --scheduler least-conn --affinity 10m --slow-start 30s --max-connections 500")
             .expect("a right command line");
 
         let names: Vec<String> = config.frontends().map(|frontend| frontend.name()).collect();
@@ -459,7 +525,14 @@ mod tests {
         assert_eq!(docker(&config).cpus.map(Cpus::count), Some(0.5));
         assert_eq!(docker(&config).network.as_deref(), Some("web"));
         assert_eq!(config.uplinks, ["eth0", "eth1"]);
-        assert_eq!(service(&config).health, HealthCheck::Http { path: "/healthz".into() });
+        let service = service(&config);
+        assert_eq!(service.health, HealthCheck::Http { path: "/healthz".into() });
+        assert_eq!(service.max_connections.map(NonZeroU32::get), Some(500));
+        let (affinity, slow_start) = (Duration::from_secs(600), Duration::from_secs(30));
+        assert_eq!(
+            (service.scheduler, service.affinity, service.slow_start),
+            (Scheduler::LeastConn, Some(affinity), Some(slow_start))
+        );
         assert!(config.keep && config.complete_checksums && config.notes.is_empty());
     }
 
@@ -485,9 +558,11 @@ mod tests {
              --health none --keep")
             .expect("a right command line");
 
-        let backends: Vec<SocketAddr> =
-            ["10.0.0.2:5000", "10.0.0.3:5001"].map(|backend| backend.parse().expect(backend)).into();
-        assert_eq!(service(&config).source, Source::Static { backends });
+        let backends = ["10.0.0.2:5000", "10.0.0.3:5001"].map(|address| {
+            let address = address.parse().expect(address);
+            StaticBackend { address, weight: Weight::ONE }
+        });
+        assert_eq!(service(&config).source, Source::Static { backends: backends.into() });
         assert_eq!(service(&config).frontends[0].container_port, None);
     }
 
@@ -522,6 +597,12 @@ mod tests {
         let one = run("--image lb-api --publish 80:5000 --max 1").expect("a right command line");
         assert_eq!((docker(&one).scaling.min, docker(&one).scaling.max), (1, 1));
         assert_eq!(one.notes, ["--min is 1, because --max is"]);
+
+        let weighted = run("--image lb-api --publish 80:5000 --scheduler weighted").expect("a right command line");
+        assert_eq!(
+            weighted.notes,
+            ["--scheduler weighted is round-robin for containers, because all of them have weight 1"]
+        );
     }
 
     #[test]
@@ -577,6 +658,14 @@ mod tests {
             ("--backend 10.0.0.2:80 --publish 80 --memory 64m", "--memory would have no effect"),
             ("--backend 10.0.0.2:80 --publish 80 --network web", "--network would have no effect"),
             ("--backend 10.0.0.2:80 --backend 10.0.0.2:80 --publish 80", "backend 10.0.0.2:80 is given twice"),
+            (
+                "--backend 10.0.0.2:80 --backend 10.0.0.2:80=2 --publish 80 --scheduler weighted",
+                "backend 10.0.0.2:80 is given twice",
+            ),
+            (
+                "--backend 10.0.0.2:80=2 --publish 80",
+                "weights have no effect with --scheduler round-robin: leave them out, or use --scheduler weighted",
+            ),
             ("--backend 192.0.2.1:80 --publish 192.0.2.1:80", "backend 192.0.2.1:80 is a frontend itself"),
             (
                 "--image a --publish 53:53/udp --health http:/",
@@ -643,6 +732,47 @@ mod tests {
 
             assert!(error.contains(told), "{args} gives {error}");
         }
+    }
+
+    #[test]
+    fn the_sum_of_weights_is_limited_where_it_is_counted_in_slots() {
+        let backends = |weight: u16| {
+            let others = (2..=100).map(|port| format!("--backend 10.0.0.2:{port}={weight} ")).collect::<String>();
+            format!("--publish 80 --backend 10.0.0.2:1=1 {others}")
+        };
+
+        assert!(run(&format!("{} --scheduler weighted", backends(165))).is_ok());
+        assert!(run(&format!("{} --scheduler least-conn", backends(166))).is_ok());
+        assert_eq!(
+            run(&format!("{} --scheduler random-two", backends(166))),
+            Err(ConfigError::WeightsTooGreat { sum: 16_435, room: 16_381, frontends: 1 })
+        );
+    }
+
+    #[test]
+    fn all_services_share_the_slots() {
+        let service = |name: &str, args: &str| {
+            let words = ["lb-user", "run"].into_iter().chain(args.split_whitespace());
+            let Verb::Run(run) = parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb else {
+                panic!("{args} is to be run");
+            };
+            (name.parse::<ServiceName>().expect(name), run.service, run.instance)
+        };
+        let backends =
+            (1..=64).map(|port| format!("--backend 10.0.0.2:{port}={} ", 1 + port % 2 * 255)).collect::<String>();
+        let (heavy, weighted, instance) = service("heavy", &format!("--publish 80 --scheduler weighted {backends}"));
+        let check = |ports: &str| {
+            let (web, plain, _) = service("web", &format!("--image a --publish {ports}:5000"));
+            let services = vec![(web, plain), (heavy.clone(), weighted.clone())];
+            Draft { instance: instance.clone(), services }.check().map(|config| config.services.len())
+        };
+
+        assert_eq!(check("81-83"), Ok(2));
+        let error = ConfigError::WeightsTooGreat { sum: 8_224, room: 4_093, frontends: 5 };
+        assert_eq!(
+            check("81-84"),
+            Err(vec![Fault { error, at: Spot { service: Some(1), flag: "backend", place: 0 } }])
+        );
     }
 
     #[test]

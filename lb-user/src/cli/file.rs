@@ -480,7 +480,11 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             // Keys.
             ("max = 4", "targt-cpu = 4", "7:1: unknown key targt-cpu: did you mean target-cpu?"),
             ("backends =", "backend =", "12:1: unknown key backend: did you mean backends?"),
-            ("max = 4", "colour = 4", "7:1: unknown key colour: there are publish, image, backends, allow, deny, "),
+            (
+                "max = 4",
+                "colour = 4",
+                "7:1: unknown key colour: there are publish, image, backends, snat, allow, deny, ",
+            ),
             ("hook", "hoock", "1:1: unknown key hoock: did you mean hook?"),
             ("max = 4", "hook = \"tc\"", "7:1: hook holds for all services: write it above the first [[service]]"),
             ("hook = \"tc\"", "min = 1", "1:1: min belongs to a service: write it below a [[service]]"),
@@ -531,6 +535,12 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             ("\"6379\"", "\"198.18.2.12:6379\"", "12:33: backend 198.18.2.12:6379 is a frontend itself"),
             ("\"6379\"", "\"7000-7062\"", "11:11: 65 frontends are too many: at most 64"),
             ("max = 4", "max = 1024", "12:13: with this service there may be 2050 backends"),
+            (
+                "\"198.18.2.12:6379\"",
+                "\"198.18.2.12:6379=2\"",
+                "12:33: weights have no effect with scheduler round-robin",
+            ),
+            ("max = 4", "scheduler = \"fair\"", "7:13: \"fair\" is no scheduler: write round-robin, weighted, "),
             ("\"tc\"", "\"tc\"\ncomplete-checksums = true", "2:22: complete-checksums speaks of XDP"),
             ("hook = \"tc\"", "uplinks = [\"a\", \"b\", \"a\"]", "1:22: uplink a is given twice"),
         ];

@@ -35,6 +35,14 @@ pub enum Refusal {
         /// What differs.
         key: &'static str,
     },
+    /// Something of a service that its connections depend on.
+    #[error("{key} of service {service} cannot be changed while it runs: give the other one another name")]
+    Service {
+        /// Which.
+        service: ServiceName,
+        /// What differs.
+        key: &'static str,
+    },
     /// Containers instead of static backends, or the other way round.
     #[error(
         "service {service} cannot change between image and backends while it runs: give the other one another name"
@@ -65,8 +73,14 @@ pub fn changes(from: &RunConfig, to: &RunConfig) -> Result<Changes, Vec<Refusal>
                 if is_docker(&former) != is_docker(service) {
                     refusals.push(Refusal::Source { service: service.name.clone() });
                 }
-                let listed = service.static_backends();
-                let unlisted = former.static_backends().iter().copied().filter(|one| !listed.contains(one)).collect();
+                if former.snat != service.snat {
+                    refusals.push(Refusal::Service { service: service.name.clone(), key: "snat" });
+                }
+                let addresses = |service: &Service| -> Vec<SocketAddr> {
+                    service.static_backends().iter().map(|backend| backend.address).collect()
+                };
+                let listed = addresses(service);
+                let unlisted = addresses(&former).into_iter().filter(|one| !listed.contains(one)).collect();
                 changes.changed.push(Change {
                     keys: service_keys(&former, service),
                     service: service.clone(),
@@ -100,6 +114,10 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         ("allow", from.guard.allow != to.guard.allow),
         ("deny", from.guard.deny != to.guard.deny),
         ("source-rate", from.guard.source_rate != to.guard.source_rate),
+        ("scheduler", from.scheduler != to.scheduler),
+        ("affinity", from.affinity != to.affinity),
+        ("max-connections", from.max_connections != to.max_connections),
+        ("slow-start", from.slow_start != to.slow_start),
         ("health", from.health != to.health),
         ("health-interval", from.health_interval != to.health_interval),
         ("drain-timeout", from.drain_timeout != to.drain_timeout),
@@ -162,12 +180,20 @@ mod tests {
         assert_eq!(after(&[("\"80:5000\"", "\"80:5000/tcp\"")]), Ok(Changes::default()), "written in another way");
     }
 
+    #[test]
+    fn the_address_by_which_clients_are_known_stays() {
+        let refused = after(&[("\"6379\"", "\"6379\"\nsnat = \"192.0.2.1\"")]).unwrap_err();
+
+        assert_eq!(refused, [Refusal::Service { service: "cache".parse().unwrap(), key: "snat" }]);
+        assert!(refused[0].to_string().starts_with("snat of service cache cannot be changed while it runs"));
+    }
+
     /// What is replaced by what, which service is another by that, and which of its keys.
     type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a [&'a str]);
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 7] = [
+        let rows: [Row<'_>; 9] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -178,6 +204,19 @@ mod tests {
             (&[("image", "cpus = 0.5\nmemory = \"64m\"\nimage")], "web", &["cpus", "memory"]),
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),
+            (
+                &[(
+                    "\"6379\"",
+                    "\"6379\"\nscheduler = \"maglev\"\naffinity = \"10m\"\nmax-connections = 9\nslow-start = \"30s\"",
+                )],
+                "cache",
+                &["scheduler", "affinity", "max-connections", "slow-start"],
+            ),
+            (
+                &[("198.18.2.12:6379", "198.18.2.12:6379=3"), ("\"6379\"", "\"6379\"\nscheduler = \"weighted\"")],
+                "cache",
+                &["backends", "scheduler"],
+            ),
             (&[("\"6379\"", "\"6379\"\ndrain-timeout = \"5s\"")], "cache", &["drain-timeout"]),
         ];
         for (replaced, name, keys) in rows {
@@ -197,6 +236,10 @@ mod tests {
         let [change] = changes.changed.as_slice() else { panic!("{changes:?}") };
         assert_eq!(change.keys, ["backends"]);
         assert_eq!(change.unlisted, ["198.18.2.12:6379".parse().unwrap()]);
+
+        let heavier = [("198.18.2.12:6379", "198.18.2.12:6379=3"), ("\"6379\"", "\"6379\"\nscheduler = \"maglev\"")];
+        let changes = after(&heavier).expect("it can be changed");
+        assert!(changes.changed[0].unlisted.is_empty(), "another weight is no other backend");
     }
 
     #[test]

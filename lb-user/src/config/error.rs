@@ -52,6 +52,17 @@ pub enum ConfigError {
     /// An address cannot be the destination of a connection to this host.
     #[error("{address} is {kind} address, to which nobody connects: write an address of this host such as 192.0.2.1")]
     FrontendAddress { address: IpAddr, kind: AddressKind },
+    /// Another machine cannot reply to an address.
+    #[error(
+        "{address} is {kind} address, to which no backend can reply: write an address of this host such as 192.0.2.1"
+    )]
+    SnatAddress { address: IpAddr, kind: AddressKind },
+    /// Two addresses in place of one.
+    #[error("snat has two addresses of {family}: backends know all clients of {family} by one")]
+    DuplicateSnat { family: Family },
+    /// No backend would see an address.
+    #[error("snat {address} is of {family}, and no backend is: leave it out")]
+    SnatWithoutBackend { address: IpAddr, family: Family },
     /// No backend has an address of the family of a frontend's clients.
     #[error(
         "publish {publish} is for clients of {family}, and no backend has an address of {family}: give one, or leave the \
@@ -93,7 +104,10 @@ pub enum ConfigError {
 
     // Static backends.
     /// A backend is not an address with a port.
-    #[error("backend {given:?} is not of the form IP:PORT: write 10.0.0.2:5000 or [2001:db8::2]:5000")]
+    #[error(
+        "backend {given:?} is not of the form IP:PORT[=WEIGHT]: write 10.0.0.2:5000, 10.0.0.2:5000=3 or \
+         [2001:db8::2]:5000"
+    )]
     BackendSyntax { given: String },
     /// A backend's address is none that a packet can be redirected to.
     #[error("backend {backend} is {kind} address: {}", kind.as_backend())]
@@ -105,11 +119,25 @@ pub enum ConfigError {
     )]
     BackendWithoutFrontend { backend: SocketAddr, family: Family },
     /// A backend is there twice.
-    #[error("backend {backend} is given twice: every backend gets the same share, leave one out")]
+    #[error(
+        "backend {backend} is given twice: leave one out; with --scheduler weighted, {backend}=2 gets the share of two"
+    )]
     DuplicateBackend { backend: SocketAddr },
     /// A backend is what clients connect to.
     #[error("backend {backend} is a frontend itself, connections would go in circles: give another address or port")]
     BackendIsFrontend { backend: SocketAddr },
+    /// A weight that is none.
+    #[error("weight {given:?} is no whole number from 1 to {most}: write one, or leave the backend out")]
+    Weight { given: String, most: u32 },
+    /// Weights, and a scheduler that knows none.
+    #[error("weights have no effect with --scheduler round-robin: leave them out, or use --scheduler weighted")]
+    WeightsUnused,
+    /// Weights whose sum is greater than a frontend has slots.
+    #[error(
+        "the weights of the backends sum up to {sum} in lowest terms, and {room} have room with {frontends} frontends: \
+         write smaller ones, or use --scheduler least-conn"
+    )]
+    WeightsTooGreat { sum: u64, room: u32, frontends: usize },
     /// There are too many backends.
     #[error("{count} backends are too many: at most {MAX_BACKENDS_PER_FRONTEND} for a frontend")]
     TooManyBackends { count: usize },

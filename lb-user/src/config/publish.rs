@@ -9,7 +9,7 @@ use std::{
 
 pub use lb_ebpf::abi::Proto;
 
-use super::{ConfigError, error::AddressKind};
+use super::{ConfigError, Weight, error::AddressKind};
 pub use crate::control::Family;
 
 /// At which addresses of this host a frontend answers.
@@ -46,6 +46,22 @@ pub struct Publish {
     pub container_port: Option<NonZeroU16>,
     /// The protocol.
     pub proto: Proto,
+}
+
+/// A server that somebody else runs: `IP:PORT[=WEIGHT]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StaticBackend {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// How much it gets beside the others.
+    pub weight: Weight,
+}
+
+impl fmt::Display for StaticBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        if self.weight == Weight::ONE { Ok(()) } else { write!(f, "={}", self.weight.number()) }
+    }
 }
 
 impl Publish {
@@ -210,18 +226,22 @@ impl From<Publish> for PublishRange {
     }
 }
 
-/// Reads a static backend, `IP:PORT`.
+/// Reads a static backend, `IP:PORT[=WEIGHT]`.
 ///
 /// # Errors
 /// Where it is not written so, or its address is none that packets can be redirected to.
-pub fn parse_backend(text: &str) -> Result<SocketAddr, ConfigError> {
+pub fn parse_backend(text: &str) -> Result<StaticBackend, ConfigError> {
     let syntax = || ConfigError::BackendSyntax { given: text.to_owned() };
-    if lacks_brackets(text) {
+    let (place, weight) = match text.split_once('=') {
+        Some((place, weight)) => (place, weight.parse()?),
+        None => (text, Weight::ONE),
+    };
+    if lacks_brackets(place) {
         return Err(ConfigError::Brackets { given: text.to_owned() });
     }
-    let (address, port) = match split_brackets(text) {
+    let (address, port) = match split_brackets(place) {
         Some((address, rest)) => (address, rest.strip_prefix(':').ok_or_else(syntax)?),
-        None => text.split_once(':').ok_or_else(syntax)?,
+        None => place.split_once(':').ok_or_else(syntax)?,
     };
     if port.contains(':') {
         return Err(syntax());
@@ -229,7 +249,7 @@ pub fn parse_backend(text: &str) -> Result<SocketAddr, ConfigError> {
     let backend = SocketAddr::new(parse_address(address)?, parse_port(port)?.get());
     match AddressKind::of(backend.ip()) {
         Some(kind) => Err(ConfigError::BackendAddress { backend, kind }),
-        None => Ok(backend),
+        None => Ok(StaticBackend { address: backend, weight }),
     }
 }
 
@@ -413,13 +433,22 @@ mod tests {
 
     #[test]
     fn backends_are_addresses_with_ports() {
+        let weight = |text: &str| text.parse().expect(text);
         for text in ["10.0.0.2:5000", "[2001:db8::2]:5000", "[fd00::2]:1"] {
-            assert_eq!(parse_backend(text), Ok(text.parse().expect(text)));
+            let address = text.parse().expect(text);
+            assert_eq!(parse_backend(text), Ok(StaticBackend { address, weight: Weight::ONE }));
+            assert_eq!(parse_backend(&format!("{text}=3")), Ok(StaticBackend { address, weight: weight("3") }));
         }
 
         let rows = [
-            ("10.0.0.2", r#"backend "10.0.0.2" is not of the form IP:PORT: write 10.0.0.2:5000"#),
-            ("10.0.0.2:80:5000", r#"backend "10.0.0.2:80:5000" is not of the form IP:PORT"#),
+            ("10.0.0.2", r#"backend "10.0.0.2" is not of the form IP:PORT[=WEIGHT]: write 10.0.0.2:5000,"#),
+            ("2001:db8::2=3", r#""2001:db8::2=3" has an IPv6 address without brackets"#),
+            ("[2001:db8::2]=3", r#"backend "[2001:db8::2]=3" is not of the form IP:PORT"#),
+            ("[2001:db8::2]:80=0", r#"weight "0" is no whole number from 1 to 256"#),
+            ("10.0.0.2=3", r#"backend "10.0.0.2=3" is not of the form IP:PORT[=WEIGHT]"#),
+            ("10.0.0.2:80:5000", r#"backend "10.0.0.2:80:5000" is not of the form IP:PORT[=WEIGHT]"#),
+            ("10.0.0.2:80=", r#"weight "" is no whole number from 1 to 256"#),
+            ("10.0.0.2:80=1=2", r#"weight "1=2" is no whole number"#),
             ("10.0.0.2:0", "port 0 does not exist"),
             ("10.0.0.2:http", r#"port "http" is not a number"#),
             ("10.0.0.2:80/udp", r#"port "80/udp" is not a number"#),

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use clap::ValueEnum;
-use lb_ebpf::tcp_state::State;
+use lb_ebpf::{abi, tcp_state::State};
 
 use super::ConfigError;
 
@@ -15,6 +15,8 @@ pub const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 pub const SHORTEST_HEALTH_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest time between two health checks.
 pub const LONGEST_HEALTH_INTERVAL: Duration = Duration::from_secs(3600);
+/// The shortest time for which a client keeps its backend, and of a slow start: less is a slip of the pen.
+pub const SHORTEST_MEMORY: Duration = Duration::from_secs(1);
 /// The longest of all other durations: more is a slip of the pen.
 pub const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
 /// The shortest lifetime of an idle flow.
@@ -237,6 +239,82 @@ impl fmt::Display for EnvVar {
     }
 }
 
+/// How much of a frontend's connections a backend gets beside the others: 1 to [`Weight::MOST`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Weight(u32);
+
+impl Weight {
+    /// As much as any other that was given none.
+    pub const ONE: Self = Self(1);
+    /// The greatest.
+    pub const MOST: u32 = 256;
+
+    /// Returns the weight.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Weight {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse() {
+            Ok(weight) if digits && (1..=Self::MOST).contains(&weight) => Ok(Self(weight)),
+            Ok(_) | Err(_) => Err(ConfigError::Weight { given: text.to_owned(), most: Self::MOST }),
+        }
+    }
+}
+
+/// How a connection's backend is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scheduler {
+    /// Strictly in turn, over all processors
+    RoundRobin,
+    /// In turn by weight, spread evenly
+    Weighted,
+    /// The fewest connections under way for its weight; of 16 in a row where there are more backends
+    LeastConn,
+    /// Of two drawn by weight, the one with fewer connections for its weight
+    RandomTwo,
+    /// By a hash of the client's address; a change of one backend moves about its share of the clients
+    SourceHash,
+    /// The same by addresses and ports (Maglev): another machine with the same backends chooses the same
+    Maglev,
+}
+
+impl Scheduler {
+    /// Returns whether weights have a meaning.
+    pub fn weighs(self) -> bool {
+        match self {
+            Self::RoundRobin => false,
+            Self::Weighted | Self::LeastConn | Self::RandomTwo | Self::SourceHash | Self::Maglev => true,
+        }
+    }
+
+    /// Returns whether a backend has as many slots as its weight says, so that their sum is limited.
+    pub fn counts_weights(self) -> bool {
+        match self {
+            Self::Weighted | Self::RandomTwo => true,
+            Self::RoundRobin | Self::LeastConn | Self::SourceHash | Self::Maglev => false,
+        }
+    }
+}
+
+impl From<Scheduler> for abi::Scheduler {
+    fn from(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::RoundRobin => Self::RoundRobin,
+            Scheduler::Weighted => Self::Weighted,
+            Scheduler::LeastConn => Self::LeastConn,
+            Scheduler::RandomTwo => Self::RandomTwo,
+            Scheduler::SourceHash => Self::SourceHash,
+            Scheduler::Maglev => Self::Maglev,
+        }
+    }
+}
+
 /// Where in the kernel clients' packets are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Hook {
@@ -275,6 +353,14 @@ pub fn parse_interval(text: &str) -> Result<Duration, ConfigError> {
 /// Where it is no duration, or outside [`SHORTEST_HEALTH_INTERVAL`] to [`LONGEST_HEALTH_INTERVAL`].
 pub fn parse_health_interval(text: &str) -> Result<Duration, ConfigError> {
     parse_within(text, SHORTEST_HEALTH_INTERVAL, LONGEST_HEALTH_INTERVAL)
+}
+
+/// Reads for how long a client keeps its backend, or how long a slow start takes.
+///
+/// # Errors
+/// Where it is no duration, or outside [`SHORTEST_MEMORY`] to [`LONGEST_DURATION`].
+pub fn parse_memory(text: &str) -> Result<Duration, ConfigError> {
+    parse_within(text, SHORTEST_MEMORY, LONGEST_DURATION)
 }
 
 /// Reads any other duration.
@@ -517,6 +603,7 @@ mod tests {
                 ("61s", Some("61s is out of range")),
             ],
         );
+        check(parse_memory, &[("1s", None), ("24h", None), ("999ms", Some("999ms is out of range"))]);
         check(parse_health_interval, &[("100ms", None), ("1h", None), ("0s", Some("0s is out of range"))]);
     }
 
@@ -534,6 +621,32 @@ mod tests {
                 ("reset=soon", Some("\"soon\"")),
             ],
         );
+    }
+
+    #[test]
+    fn weights_are_small_numbers_and_never_zero() {
+        let wrong = Some("weight ");
+        check(
+            str::parse::<Weight>,
+            &[
+                ("1", None),
+                ("256", None),
+                ("0", Some(r#"weight "0" is no whole number from 1 to 256: write one, or leave the backend out"#)),
+                ("257", wrong),
+                ("+1", wrong),
+                ("1.5", wrong),
+                ("", wrong),
+            ],
+        );
+    }
+
+    #[test]
+    fn schedulers_are_called_as_the_status_calls_them() {
+        for scheduler in Scheduler::value_variants() {
+            let name = scheduler.to_possible_value().map(|value| value.get_name().to_owned());
+
+            assert_eq!(name.as_deref(), Some(abi::Scheduler::from(*scheduler).name()));
+        }
     }
 
     #[test]

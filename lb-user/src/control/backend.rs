@@ -25,6 +25,7 @@ use super::families::{Families, Heard, Shift, Verdict};
 use super::passive::Answers;
 use super::retry::Errand;
 use super::settings::Settings;
+use super::slow_start;
 use super::time::Timestamp;
 
 /// After so long without an answer a probe counts as not answered.
@@ -140,6 +141,8 @@ pub(super) struct Backend {
     pub known_since: Timestamp,
     /// When it became ready for the first time.
     pub ready_since: Option<Timestamp>,
+    /// When it passed the checks that it had not passed before: from then on it gets more and more of its share.
+    pub warming_since: Option<Timestamp>,
     /// Whether the provider has shown it; otherwise it is known from the answer to its start alone.
     pub sighted: bool,
     /// What the datapath may hold of it.
@@ -165,6 +168,7 @@ impl Backend {
             since: now,
             known_since: now,
             ready_since: None,
+            warming_since: None,
             sighted: true,
             held: Held::Nothing,
             flows: 0,
@@ -260,6 +264,18 @@ impl Backend {
         self.enter(if was_ready { State::Ready } else { State::Starting }, now);
     }
 
+    /// Returns how many tenths of its share of new connections it gets; nothing if all of them.
+    pub fn tenths(&self, ramp: Duration, now: Timestamp) -> Option<u32> {
+        let since = self.warming_since.filter(|_| self.state == State::Ready)?;
+        Some(slow_start::tenths(since, ramp, now)).filter(|tenths| *tenths < slow_start::WHOLE)
+    }
+
+    /// Returns when it gets more.
+    pub fn next_share(&self, ramp: Duration, now: Timestamp) -> Option<Timestamp> {
+        let since = self.warming_since.filter(|_| self.state == State::Ready)?;
+        slow_start::next(since, ramp, now)
+    }
+
     pub fn begin_drain(&mut self, cause: DrainCause, now: Timestamp) {
         let was_ready = self.state == State::Ready;
         self.enter(State::Draining(Drain { cause, clear: false, was_ready }), now);
@@ -342,6 +358,7 @@ impl Backend {
                 self.health.next = now + settings.probe_interval;
                 self.families.begin();
                 self.enter(State::Ready, now);
+                self.warming_since = Some(now);
                 Turn::BecameReady
             }
             State::Ready | State::Unhealthy
@@ -349,6 +366,10 @@ impl Backend {
             {
                 self.health.fell = None;
                 self.families.begin();
+                // The last one has stayed in rotation all the while.
+                if self.state == State::Unhealthy {
+                    self.warming_since = Some(now);
+                }
                 self.enter(State::Ready, now);
                 Turn::Recovered
             }

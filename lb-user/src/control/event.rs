@@ -156,7 +156,8 @@ pub enum Event {
         /// Which.
         id: ContainerId,
     },
-    /// Backends listen elsewhere, or for other frontends: what the datapath holds is out of date.
+    /// Backends listen elsewhere, for other frontends, or get other shares of their connections: what the datapath holds is
+    /// out of date.
     EndpointsChanged,
     /// Settings have changed.
     Reconfigured(Box<Reconfiguration>),
@@ -233,6 +234,8 @@ pub struct Publication {
     pub ready: Vec<ContainerId>,
     /// Of ready ones, the families in which they have no slot; their flows of those go on.
     pub deaf: BTreeSet<(ContainerId, Family)>,
+    /// Of ready ones, those that get a part of their share of new connections only, in tenths.
+    pub warming: BTreeMap<ContainerId, u32>,
     /// Not in the slots; their flows go on.
     pub draining: Vec<ContainerId>,
 }

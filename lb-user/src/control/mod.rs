@@ -27,6 +27,7 @@ mod reconcile;
 mod report;
 mod retry;
 mod settings;
+mod slow_start;
 mod time;
 
 pub use addresses::{Addresses, Family};
@@ -38,6 +39,7 @@ pub use load::CpuLoad;
 pub use passive::Answers;
 pub use report::{BackendReport, ControlReport, Phase};
 pub use settings::{Reconfiguration, Scaling, Settings};
+pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
 use backend::{Backend, DrainCause, Held, State, Turn};
@@ -136,7 +138,8 @@ impl Controller {
                     backend.failing_since().map(|fell| fell + settings.unhealthy_limit)
                 }
             };
-            timed.into_iter().chain(backend.probe_due())
+            let share = backend.next_share(settings.slow_start, self.settled);
+            timed.into_iter().chain(backend.probe_due()).chain(share)
         };
         let starts = (self.phase == Phase::Running && self.missing() > 0).then(|| self.crash_loop.wait_until());
         let pending = self.pending.values().map(|&sent| sent + START_PATIENCE).min();
@@ -167,6 +170,8 @@ impl Controller {
                 address: backend.address,
                 state: backend.summary(),
                 since: backend.since,
+                warming_since: backend.warming_since,
+                tenths: backend.tenths(self.settings.slow_start, now),
                 flows: backend.flows,
                 last_error: backend.error(),
             })
@@ -368,6 +373,7 @@ impl Controller {
             (Scaling::Auto(_) | Scaling::Fixed, _) => {}
         }
         self.settings.drain_timeout = new.drain_timeout;
+        self.settings.slow_start = new.slow_start;
         self.settings.probe_interval = new.probe_interval;
         self.settings.stop_patience = new.stop_patience;
         self.settings.keep = new.keep;
@@ -420,6 +426,7 @@ impl Controller {
         let adopted = self.settings.adopted_ready.remove(&backend.id);
         if let Some((adopted, _)) = adopted.zip(backend.address).filter(|(adopted, address)| adopted.are_of(address)) {
             backend.adopt(adopted, now);
+            backend.warming_since = self.settings.adopted_warming.remove(&backend.id);
             let reason = format!("{} had its slot already", backend.name);
             self.backends.insert(backend.id.clone(), backend);
             self.remark(DecisionKind::Adopted, reason, now);
@@ -838,6 +845,7 @@ impl Controller {
     fn publish(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
         let mut ready = Vec::new();
         let mut deaf = BTreeSet::new();
+        let mut warming = BTreeMap::new();
         let mut draining = Vec::new();
         let mut ordered: Vec<&Backend> = self.backends.values().collect();
         ordered.sort_by(|one, other| (one.ordinal, &one.id).cmp(&(other.ordinal, &other.id)));
@@ -847,6 +855,8 @@ impl Controller {
                     ready.push(backend.id.clone());
                     let unserved = backend.families().filter(|(_, serves)| !serves);
                     deaf.extend(unserved.map(|(family, _)| (backend.id.clone(), family)));
+                    let tenths = backend.tenths(self.settings.slow_start, now);
+                    warming.extend(tenths.map(|tenths| (backend.id.clone(), tenths)));
                 }
                 State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Starting
                     if backend.may_have_flows() =>
@@ -856,7 +866,7 @@ impl Controller {
                 State::Starting | State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Dead(_) => {}
             }
         }
-        if let Some(publication) = self.publisher.offer(ready, deaf, draining, now) {
+        if let Some(publication) = self.publisher.offer(ready, deaf, warming, draining, now) {
             for id in &publication.ready {
                 if let Some(backend) = self.backends.get_mut(id) {
                     backend.offered_slot();

@@ -1,6 +1,6 @@
 //! The publication: one on its way at most, the latest wish next, and nothing believed before it is confirmed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::addresses::Family;
@@ -42,11 +42,13 @@ impl Publisher {
         &mut self,
         ready: Vec<ContainerId>,
         deaf: BTreeSet<(ContainerId, Family)>,
+        warming: BTreeMap<ContainerId, u32>,
         draining: Vec<ContainerId>,
         now: Timestamp,
     ) -> Option<Publication> {
         let same = |publication: &Publication| {
-            (&publication.ready, &publication.deaf, &publication.draining) == (&ready, &deaf, &draining)
+            (&publication.ready, &publication.deaf, &publication.warming, &publication.draining)
+                == (&ready, &deaf, &warming, &draining)
         };
         let errand = match &self.open {
             Some(open) if now < open.errand.due() && (open.on_its_way || same(&open.publication)) => return None,
@@ -55,7 +57,7 @@ impl Publisher {
             None => Errand::new(now),
         };
         self.generation += 1;
-        let publication = Publication { generation: self.generation, ready, deaf, draining };
+        let publication = Publication { generation: self.generation, ready, deaf, warming, draining };
         let mut open = Open { publication: publication.clone(), errand, on_its_way: true };
         open.errand.sent(PATIENCE, now);
         self.open = Some(open);
@@ -114,7 +116,9 @@ mod tests {
     }
 
     fn offer(publisher: &mut Publisher, ready: &[&str], at_ms: u64) -> Option<u64> {
-        publisher.offer(ids(ready), BTreeSet::new(), Vec::new(), Timestamp::from_millis(at_ms)).map(|p| p.generation)
+        let (deaf, warming) = (BTreeSet::new(), BTreeMap::new());
+        let offered = publisher.offer(ids(ready), deaf, warming, Vec::new(), Timestamp::from_millis(at_ms));
+        offered.map(|publication| publication.generation)
     }
 
     #[test]
@@ -171,6 +175,21 @@ mod tests {
 
         assert_eq!(publisher.confirmed_generation(), Some(1));
         assert_eq!(offer(&mut publisher, &["a"], 1), Some(2));
+    }
+
+    #[test]
+    fn a_share_that_has_grown_is_another_wish() {
+        let mut publisher = Publisher::new(0);
+        let mut offer = |tenths, at_ms| {
+            let warming = BTreeMap::from([(ContainerId::from("a"), tenths)]);
+            let now = Timestamp::from_millis(at_ms);
+            let offered = publisher.offer(ids(&["a"]), BTreeSet::new(), warming, Vec::new(), now);
+            offered.map(|publication| publisher.confirm(publication.generation).map(|p| p.warming.clone()))
+        };
+
+        assert!(offer(1, 0).is_some());
+        assert!(offer(1, 1).is_none());
+        assert_eq!(offer(2, 2).flatten(), Some(BTreeMap::from([(ContainerId::from("a"), 2)])));
     }
 
     #[test]

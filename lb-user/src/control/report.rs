@@ -63,6 +63,12 @@ pub struct BackendReport {
     pub state: BackendState,
     /// Since when.
     pub since: Timestamp,
+    /// Since when its share of new connections has been growing.
+    #[serde(default)]
+    pub warming_since: Option<Timestamp>,
+    /// How many tenths of its share of new connections it gets; nothing if all of them.
+    #[serde(default)]
+    pub tenths: Option<u32>,
     /// Connections at the last sweep.
     pub flows: u64,
     /// What went wrong last.

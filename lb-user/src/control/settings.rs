@@ -7,6 +7,7 @@ use super::addresses::Addresses;
 use super::event::ContainerId;
 use super::history::Decision;
 use super::policy::Law;
+use super::time::Timestamp;
 
 /// Who decides how many backends there are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +28,8 @@ pub struct Settings {
     /// How long after a backend has left the slots a sweep may begin that is believed when it finds no flows: the time
     /// that a SYN in flight needs to become a flow and an accepted connection.
     pub settle: Duration,
+    /// How long a backend that has just become ready takes to its whole share of new connections; zero: no time.
+    pub slow_start: Duration,
     /// The time between two checks of a backend that is ready or unhealthy.
     pub probe_interval: Duration,
     /// The time between two checks of a backend that is starting.
@@ -46,6 +49,8 @@ pub struct Settings {
     /// Backends that are in the kernel's slots already, with their addresses there: they are ready when first seen at
     /// that address, without a check.
     pub adopted_ready: BTreeMap<ContainerId, Addresses>,
+    /// Since when the shares of those have been growing, where they have.
+    pub adopted_warming: BTreeMap<ContainerId, Timestamp>,
     /// Backends that are in no slot, but to which the kernel still leads flows: they keep them until they are drained.
     pub adopted_flows: BTreeSet<ContainerId>,
     /// Backends that the kernel serves and that nobody will show: they get no new connections, and keep the others until
@@ -70,6 +75,8 @@ pub struct Reconfiguration {
     pub scaling: Scaling,
     /// See [`Settings::drain_timeout`].
     pub drain_timeout: Duration,
+    /// See [`Settings::slow_start`].
+    pub slow_start: Duration,
     /// See [`Settings::probe_interval`].
     pub probe_interval: Duration,
     /// See [`Settings::stop_patience`].
@@ -88,6 +95,7 @@ impl Settings {
             scaling,
             drain_timeout: Duration::from_secs(30),
             settle: Duration::from_secs(1),
+            slow_start: Duration::ZERO,
             probe_interval: Duration::from_secs(2),
             start_probe_interval: Duration::from_millis(100),
             rise: 1,
@@ -97,6 +105,7 @@ impl Settings {
             unhealthy_limit: Duration::from_secs(30),
             start_limit: 4,
             adopted_ready: BTreeMap::new(),
+            adopted_warming: BTreeMap::new(),
             adopted_flows: BTreeSet::new(),
             adopted_leaving: BTreeMap::new(),
             adopted_generation: 0,

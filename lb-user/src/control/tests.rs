@@ -44,6 +44,7 @@ fn reconfigured(scaling: Scaling) -> Reconfiguration {
         reason: "a test".into(),
         scaling,
         drain_timeout: settings.drain_timeout,
+        slow_start: settings.slow_start,
         probe_interval: settings.probe_interval,
         stop_patience: settings.stop_patience,
         keep: false,

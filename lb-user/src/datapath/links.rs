@@ -91,6 +91,8 @@ pub struct Link {
     pub controller: Option<u32>,
     /// Whether its other end, or the device below it, is in another network namespace.
     pub peer_elsewhere: bool,
+    /// The other end, or the device below it, if that is in this one.
+    pub lower: Option<u32>,
 }
 
 /// What an interface is.
@@ -167,10 +169,24 @@ pub enum LinkError {
         source: io::Error,
     },
     /// The backend's address is one of this host's own.
-    #[error("backend {backend}: the address is this host's own, not that of a container or of another machine")]
+    #[error(
+        "backend {backend}: the address is this host's own, not that of a container or of another machine: packets are \
+         handed to other network namespaces, so give the server one (as a container: not --network host)"
+    )]
     Local {
         /// The backend's address.
         backend: IpAddr,
+    },
+    /// The kernel routes to it, and refuses packets that come from elsewhere with an address of its own.
+    #[error(
+        "backend {backend}: {device} has no link-layer addresses, so that the kernel has to route there, and it refuses \
+         the address of --snat as a source: leave that out, and let the backend reply through {device}"
+    )]
+    RoutedSnat {
+        /// The backend's address.
+        backend: IpAddr,
+        /// The device.
+        device: String,
     },
     /// The address is not that of one machine.
     #[error("backend {backend}: the address is a broadcast or multicast address here")]
@@ -180,7 +196,8 @@ pub enum LinkError {
     },
     /// Nobody has the backend's address.
     #[error(
-        "backend {backend}: no answer to {} on {device}: check that it is up and has this address",
+        "backend {backend}: no answer to {} on {device}: check that it is up and has this address; one on a macvlan of \
+         {device} hears this host only by a macvlan of its own (README, \"macvlan\")",
         if backend.is_ipv4() { "ARP" } else { "neighbour solicitations" }
     )]
     NoNeighbour {
@@ -263,6 +280,18 @@ impl Links {
         match self.netlink.port_of(device.index, mac).await? {
             Some(port) => self.by_port(&device, mac, port).await,
             None => Ok(path(&device, Place::OnLink { mac })),
+        }
+    }
+
+    /// Returns whether an address is this host's own, at whatever interface.
+    ///
+    /// # Errors
+    /// `InterfaceGone`, `Netlink`.
+    pub async fn is_own(&self, address: IpAddr) -> Result<bool, LinkError> {
+        match self.netlink.route_to(address).await {
+            Err(LinkError::Local { .. }) => Ok(true),
+            Ok(_) | Err(LinkError::NoRoute { .. } | LinkError::NotUnicast { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -414,6 +443,12 @@ impl Link {
         suits && self.up && self.controller.is_none()
     }
 
+    /// Whether it is a VLAN of a device of this network namespace, and the host's own: one that is a port of a bridge is
+    /// the bridge's.
+    fn is_vlan_of(&self, lower: u32) -> bool {
+        self.kind == LinkKind::Vlan && self.lower == Some(lower) && self.controller.is_none()
+    }
+
     /// Whether it is a veth whose other end is in another network namespace, so that packets can be put there.
     fn leads_elsewhere(&self) -> bool {
         self.kind == LinkKind::Veth && self.peer_elsewhere
@@ -435,6 +470,22 @@ fn stand_in<A: Copy + PartialEq, R: Ord>(
     let kept = addresses.iter().find(|(_, _, address)| Some(*address) == former);
     let best = || addresses.iter().min_by_key(|(standing, rank, _)| (*standing, rank));
     kept.or_else(best).map(|(_, _, address)| *address)
+}
+
+/// Returns the VLANs of devices, and those inside them, that are none of the devices themselves.
+pub fn vlans_of(devices: &[Link], all: &[Link]) -> Vec<Link> {
+    let mut vlans: Vec<Link> = Vec::new();
+    let mut below: Vec<u32> = devices.iter().map(|device| device.index).collect();
+    while let Some(lower) = below.pop() {
+        for link in all.iter().filter(|link| link.is_vlan_of(lower)) {
+            if devices.iter().chain(&vlans).all(|known| known.index != link.index) {
+                below.push(link.index);
+                vlans.push(link.clone());
+            }
+        }
+    }
+    vlans.sort_by_key(|link| link.index);
+    vlans
 }
 
 /// Where a backend is, seen from the device that the route names.
@@ -582,6 +633,29 @@ mod tests {
     }
 
     #[test]
+    fn a_trunk_has_its_vlans_and_those_inside_them() {
+        let vlan = |index, lower| Link { lower: Some(lower), ..link(index, LinkKind::Vlan) };
+        let all = [
+            link(2, LinkKind::Physical),
+            vlan(3, 2),
+            vlan(4, 3),
+            Link { controller: Some(9), ..vlan(5, 2) },
+            vlan(6, 8),
+            Link { lower: Some(2), ..link(7, LinkKind::Other("macvlan".into())) },
+            link(8, LinkKind::Physical),
+        ];
+        let of = |devices: &[usize]| {
+            let devices: Vec<Link> = devices.iter().map(|&at| all[at].clone()).collect();
+            vlans_of(&devices, &all).into_iter().map(|vlan| vlan.index).collect::<Vec<_>>()
+        };
+
+        assert_eq!(of(&[0]), [3, 4]);
+        assert_eq!(of(&[1]), [4]);
+        assert_eq!(of(&[0, 1]), [4], "one that is named is none of the others'");
+        assert_eq!(of(&[2]), [0_u32; 0]);
+    }
+
+    #[test]
     fn an_unknown_interface_is_answered_with_those_there_are() {
         let unknown = |count: u32| LinkError::UnknownInterface {
             name: "eth9".into(),
@@ -603,6 +677,7 @@ mod tests {
             mtu: 1500,
             controller: None,
             peer_elsewhere: false,
+            lower: None,
         }
     }
 }

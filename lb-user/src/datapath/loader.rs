@@ -15,10 +15,12 @@ use nix::unistd::Uid;
 use super::{
     DatapathError, Maps, OBJECT, clock,
     doors::{self, Device, Door, DoorKind},
+    links::{Link, LinkKind},
     netns,
     pins::{self, Lock, Pins},
     publish::{self, FrontendWish, Registry},
     report::{Inheritance, Report, Way},
+    sys,
 };
 use crate::{
     config::{At, Family, Hook, TcAttach},
@@ -370,15 +372,32 @@ fn detach_all<'a>(pins: &Pins, doors: impl Iterator<Item = &'a Door>) -> Result<
     doors.map(|door| doors::detach_door(pins, door)).fold(Ok(()), Result::and)
 }
 
-/// Returns the first address of `addresses` that XDP can serve, or why the device cannot.
+/// Refuses XDP at devices that cannot run it, or not well.
 ///
 /// # Errors
-/// [`DatapathError::XdpOnVeth`].
-pub fn check_xdp(link: &super::links::Link, complete_checksums: bool) -> Result<(), DatapathError> {
-    if link.kind == super::links::LinkKind::Veth && !complete_checksums {
-        return Err(DatapathError::XdpOnVeth { interface: link.name.clone() });
+/// [`DatapathError::XdpOnVeth`], [`DatapathError::XdpOnVlan`].
+pub fn check_xdp(link: &Link, hook: Hook, complete_checksums: bool) -> Result<(), DatapathError> {
+    let interface = || link.name.clone();
+    match (hook, &link.kind) {
+        (Hook::Xdp, LinkKind::Veth) if !complete_checksums => Err(DatapathError::XdpOnVeth { interface: interface() }),
+        (Hook::Xdp, LinkKind::Vlan) => Err(DatapathError::XdpOnVlan { interface: interface() }),
+        (Hook::Auto | Hook::Tc | Hook::Xdp | Hook::XdpGeneric, _) => Ok(()),
     }
-    Ok(())
+}
+
+/// Refuses XDP at a device with VLANs that takes their tags off before XDP sees the packet.
+///
+/// # Errors
+/// [`DatapathError::XdpWithoutTags`].
+pub fn check_tags(link: &Link) -> Result<(), DatapathError> {
+    match sys::takes_tags_off(&link.name) {
+        Ok(true) => Err(DatapathError::XdpWithoutTags { interface: link.name.clone() }),
+        Ok(false) => Ok(()),
+        Err(error) => {
+            tracing::debug!(interface = link.name, %error, "its driver does not tell whether it takes VLAN tags off");
+            Ok(())
+        }
+    }
 }
 
 /// Returns the number by which the programs of an instance know their own notes, the same for every agent of it: while one

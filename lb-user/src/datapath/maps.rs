@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::{
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{ProgramType, loaded_programs},
 };
 use lb_ebpf::abi::{
     AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Guard, Handshakes, Lifetimes,
-    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry, ReportPage, Source,
-    Traffic, map,
+    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, MAX_SLOTS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry,
+    ReportPage, Slot, SlotRange, Source, Traffic, map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -20,14 +20,18 @@ pub struct Maps {
     pub addresses: HashMap<MapData, Endpoint, FrontendId>,
     /// `FrontendId → Frontend`.
     pub frontends: HashMap<MapData, FrontendId, Frontend>,
-    /// `SlotIndex → BackendId`.
-    pub slots: Array<MapData, BackendId>,
+    /// `SlotIndex → Slot`.
+    slots: Array<MapData, Slot>,
     /// `BackendId → Backend`.
     pub backends: Array<MapData, Backend>,
     /// The same, to be read in batches.
     all_backends: MapData,
     /// `FrontendId → next ticket`.
     pub cursors: Array<MapData, u64>,
+    /// `BackendId → connections begun less those whose end was seen`.
+    tallies: Array<MapData, u64>,
+    /// `BackendId → by how much its tally is wrong`.
+    tally_errors: Array<MapData, u64>,
     /// `netns cookie → 1`.
     pub local_netns: HashMap<MapData, u64, u32>,
     /// `FrontendId → Traffic`.
@@ -78,6 +82,8 @@ impl Maps {
             backends: typed(pins, map::BACKENDS)?,
             all_backends: MapData::from_pin(pins.path(map::BACKENDS)).map_err(failed(map::BACKENDS))?,
             cursors: typed(pins, map::CURSORS)?,
+            tallies: typed(pins, map::TALLIES)?,
+            tally_errors: typed(pins, map::TALLY_ERRORS)?,
             local_netns: typed(pins, map::LOCAL_NETNS)?,
             retired: typed(pins, map::RETIRED)?,
             guards: typed(pins, map::GUARDS)?,
@@ -127,6 +133,48 @@ impl Maps {
         sys::scan(self.all_backends.fd().as_fd(), |_: &BackendId, backend: &Backend| all.push(*backend))
             .map_err(|source| DatapathError::Scan { map: map::BACKENDS, source })?;
         Ok(all)
+    }
+
+    /// Returns a frontend's layout.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn layout(&self, range: SlotRange) -> Result<Vec<Slot>, DatapathError> {
+        (0..range.len.min(MAX_SLOTS))
+            .map(|place| self.slots.get(&range.base.saturating_add(place), 0).map_err(failed(map::SLOTS)))
+            .collect()
+    }
+
+    /// Writes a frontend's layout, from a slot on.
+    ///
+    /// # Errors
+    /// What the kernel said; some of it may be written by then.
+    pub fn write_layout(&mut self, base: u32, layout: &[Slot]) -> Result<(), DatapathError> {
+        let slots: Vec<(u32, Slot)> = (base..).zip(layout.iter().copied()).collect();
+        let map = self.slots.map().fd().as_fd();
+        sys::write(map, &slots).map_err(|source| DatapathError::Scan { map: map::SLOTS, source })
+    }
+
+    /// Takes a backend's tally for wrong as far as it exceeds the connections that there are; `tally` is what it was when
+    /// they began to be counted.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn correct_tally(&mut self, id: BackendId, tally: u64, connections: u64) -> Result<(), DatapathError> {
+        let error = tally.wrapping_sub(connections);
+        let known = self.tally_errors.get(&id, 0).map_err(failed(map::TALLY_ERRORS))?;
+        if error != known {
+            self.tally_errors.set(id, error, 0).map_err(failed(map::TALLY_ERRORS))?;
+        }
+        Ok(())
+    }
+
+    /// Returns a backend's tally.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn tally(&self, id: BackendId) -> Result<u64, DatapathError> {
+        self.tallies.get(&id, 0).map_err(failed(map::TALLIES))
     }
 
     /// Returns a counter, summed over the processors.

@@ -9,6 +9,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 pub mod clock;
 pub mod doors;
+pub mod layout;
 pub mod links;
 pub mod loader;
 pub mod maps;
@@ -161,6 +162,24 @@ pub enum DatapathError {
          and say so with --complete-checksums"
     )]
     XdpOnVeth {
+        /// The device.
+        interface: String,
+    },
+    /// XDP on a VLAN, which has no driver.
+    #[error(
+        "attach XDP to {interface}: it is a VLAN, whose packets XDP can meet only at the device below it: name that one \
+         with --uplink, or use --hook tc"
+    )]
+    XdpOnVlan {
+        /// The device.
+        interface: String,
+    },
+    /// XDP on a device that takes the tags of its VLANs off.
+    #[error(
+        "attach XDP to {interface}: it has VLANs, and takes their tags off before XDP sees a packet, so that none could \
+         be told from the device's own: let it keep them (`ethtool -K {interface} rxvlan off`), or use --hook tc"
+    )]
+    XdpWithoutTags {
         /// The device.
         interface: String,
     },

@@ -11,17 +11,21 @@ use std::{
 use aya::maps::lpm_trie::Key;
 use lb_ebpf::abi::{
     Address, Backend, BackendId, Endpoint, Frontend, FrontendId, HandOff, MAX_BACKENDS, MAX_FRONTENDS, MAX_SLOTS, Port,
-    Proto, Scheduler, SlotRange, Source, Traffic, map,
+    Proto, Scheduler, Slot, SlotRange, Source, Traffic, map,
 };
 
 use super::{
     Datapath, DatapathError, Maps,
     doors::{Device, DoorKind},
+    layout::{self, Share},
     links::Reach,
     maps::failed,
     report::{BackendReport, FrontendReport, Inheritance, Way},
 };
-use crate::{config::Guard, control::ContainerId};
+use crate::{
+    config::{Family, Guard},
+    control::ContainerId,
+};
 
 /// A frontend to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,28 @@ pub struct FrontendWish {
     pub addresses: BTreeSet<SocketAddr>,
     /// Who may begin connections to it.
     pub guard: Guard,
+    /// How the backends of its connections are chosen.
+    pub scheduling: Scheduling,
+}
+
+/// How a frontend chooses the backend of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    /// For a client that keeps none.
+    pub scheduler: Scheduler,
+    /// For how long after its last connection began a client keeps its backend, in milliseconds; zero: not at all.
+    pub affinity_ms: u32,
+    /// How many connections of each backend may be under way; zero: any number.
+    pub max_connections: u32,
+}
+
+impl Scheduling {
+    /// In turn, nobody keeps anything, and there is no limit.
+    pub const PLAIN: Self = Self { scheduler: Scheduler::RoundRobin, affinity_ms: 0, max_connections: 0 };
+
+    fn frontend(self, range: SlotRange) -> Frontend {
+        Frontend::new(range, self.scheduler).keeping_clients(self.affinity_ms).limited_to(self.max_connections)
+    }
 }
 
 /// A container to be served, with its endpoint for each frontend, by the frontends' names.
@@ -47,6 +73,21 @@ pub struct Member {
     pub endpoints: BTreeMap<String, SocketAddr>,
     /// How it is reached.
     pub way: Way,
+    /// Its weight beside the others'.
+    pub weight: u32,
+    /// How many tenths of its share of new connections it gets.
+    pub tenths: u32,
+}
+
+/// Who fills the slots of a frontend, and what that depends on beside the backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The service.
+    pub service: String,
+    /// How a backend is chosen.
+    pub scheduling: Scheduling,
+    /// How many slots there are to be, where that does not depend on the backends.
+    pub places: Option<u32>,
 }
 
 /// What the kernel is known to hold.
@@ -61,6 +102,8 @@ pub struct Registry {
     generations: BTreeMap<BackendId, u32>,
     /// Where the next slot range is looked for, so that one that was just given up is not written over at once.
     next_slot: u32,
+    /// How many frontends there are to be: the room of their layouts depends on it.
+    wanted: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -70,8 +113,12 @@ struct FrontendRow {
     name: String,
     proto: Proto,
     addresses: BTreeSet<SocketAddr>,
-    slots: SlotRange,
-    members: Vec<BackendId>,
+    /// How its backends are to be chosen from the next publication on.
+    scheduling: Scheduling,
+    /// Its entry in the map.
+    held: Frontend,
+    /// What the map holds in its slots.
+    layout: Vec<Slot>,
     /// Who may begin connections to it; nothing while it is not known what the kernel holds.
     guard: Option<Guard>,
 }
@@ -81,8 +128,17 @@ struct FrontendRow {
 struct Plan {
     /// New backends, and those whose way has changed.
     backends: Vec<BackendReport>,
-    slots: Vec<(FrontendId, SlotRange, Vec<BackendId>)>,
+    frontends: Vec<(FrontendId, Frontend, NewLayout)>,
     ended: Vec<BackendId>,
+}
+
+/// What becomes of a frontend's layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum NewLayout {
+    /// It stays where and as it is.
+    Kept,
+    /// Another is written into the slots that the frontend's entry names.
+    Written(Vec<Slot>),
 }
 
 /// A publication that is announced, and can be written.
@@ -104,16 +160,19 @@ impl Registry {
         let mut ready = BTreeSet::new();
         for told in &former.frontends {
             let Ok(frontend) = maps.frontends.get(&told.id, 0) else { continue };
-            let slots = frontend.slots();
-            let mut members = Vec::new();
-            for place in 0..slots.len.min(MAX_SLOTS) {
-                members.push(maps.slots.get(&(slots.base + place), 0).map_err(failed(map::SLOTS))?);
-            }
-            ready.extend(members.iter().copied());
-            registry.next_slot = registry.next_slot.max(slots.base + slots.len);
+            let range = frontend.slots();
+            let layout = maps.layout(range)?;
+            ready.extend(layout.iter().map(|slot| slot.backend));
+            registry.next_slot = registry.next_slot.max(range.base + range.len);
             let proto = if told.name.ends_with("/udp") { Proto::Udp } else { Proto::Tcp };
+            let scheduling = Scheduling {
+                scheduler: frontend.scheduler(),
+                affinity_ms: frontend.affinity_ms(),
+                max_connections: frontend.max_connections(),
+            };
             let (service, name, addresses) = (told.service.clone(), told.name.clone(), told.addresses.clone());
-            let row = FrontendRow { service, name, proto, addresses, slots, members, guard: None };
+            let (held, guard) = (frontend, None);
+            let row = FrontendRow { service, name, proto, addresses, scheduling, held, layout, guard };
             registry.frontends.insert(told.id, row);
         }
         for told in &former.backends {
@@ -198,9 +257,14 @@ impl Registry {
         self.backends.values()
     }
 
-    /// Returns which service fills the slots of each frontend.
-    pub fn owners(&self) -> BTreeMap<FrontendId, String> {
-        self.frontends.iter().map(|(&id, row)| (id, row.service.clone())).collect()
+    /// Returns which service fills the slots of each frontend, and what its publications go by there.
+    pub fn owners(&self) -> BTreeMap<FrontendId, Owner> {
+        let owner = |row: &FrontendRow| Owner {
+            service: row.service.clone(),
+            scheduling: row.scheduling,
+            places: layout::fixed(row.scheduling.scheduler, self.wanted),
+        };
+        self.frontends.iter().map(|(&id, row)| (id, owner(row))).collect()
     }
 
     /// Returns the backends of a service.
@@ -222,13 +286,15 @@ impl Registry {
             self.frontends.get(&backend.frontend).map(|row| (row.name.clone(), backend.endpoint))
         };
         let endpoints = std::iter::once(first).chain(of).filter_map(named).collect();
-        Some(Member { container: id.clone(), endpoints, way: first.way.clone() })
+        let (way, weight) = (first.way.clone(), first.weight);
+        Some(Member { container: id.clone(), endpoints, way, weight, tenths: 1 })
     }
 
     /// Returns the containers of a service that get new connections.
     pub fn in_slots(&self, service: &str) -> BTreeSet<ContainerId> {
-        let members = self.frontends.values().filter(|row| row.service == service).flat_map(|row| &row.members);
-        members.filter_map(|id| self.backends.get(id)).map(|backend| backend.container.clone()).collect()
+        let slots = self.frontends.values().filter(|row| row.service == service).flat_map(|row| &row.layout);
+        let ids: BTreeSet<BackendId> = slots.map(|slot| slot.backend).collect();
+        ids.iter().filter_map(|id| self.backends.get(id)).map(|backend| backend.container.clone()).collect()
     }
 
     /// Returns a backend that is served.
@@ -253,21 +319,30 @@ impl Registry {
         let mut kept = BTreeSet::new();
         let taken: BTreeSet<BackendId> = self.backends.keys().chain(self.retiring.keys()).copied().collect();
         let mut free = (0..MAX_BACKENDS).filter(|id| !taken.contains(id));
-        let mut in_slots: BTreeMap<FrontendId, Vec<BackendId>> = BTreeMap::new();
-        let ids: BTreeMap<&str, FrontendId> = self.frontends.iter().map(|(&id, row)| (row.name.as_str(), id)).collect();
+        let mut shares: BTreeMap<FrontendId, Vec<Share>> = BTreeMap::new();
+        let ids: BTreeMap<&str, (FrontendId, bool)> =
+            self.frontends.iter().map(|(&id, row)| (row.name.as_str(), (id, row.service == service))).collect();
         let known: BTreeMap<(FrontendId, &ContainerId, SocketAddr), &BackendReport> = self
             .backends_of(service)
             .map(|backend| ((backend.frontend, &backend.container, backend.endpoint), backend))
             .collect();
+        // Its connections have replies to the address by which it has known their clients.
+        let is_known_alike = |known: &&&BackendReport, member: &Member| known.way.snat == member.way.snat;
         let everyone = ready.iter().map(|member| (member, true)).chain(draining.iter().map(|member| (member, false)));
         for (member, is_ready) in everyone {
             for (name, &endpoint) in &member.endpoints {
-                let Some(&frontend) = ids.get(name.as_str()) else { continue };
-                let (id, generation, is_new) = match known.get(&(frontend, &member.container, endpoint)) {
+                let Some(&(frontend, is_own)) = ids.get(name.as_str()) else { continue };
+                // At a frontend that went over to another service, nobody is to keep a backend of the former one.
+                let is_ready = is_ready && is_own;
+                let (id, generation, is_new) = match known
+                    .get(&(frontend, &member.container, endpoint))
+                    .filter(|known| is_known_alike(known, member))
+                {
                     // Another way to the same server is no other server: its connections go on.
                     Some(known) => {
-                        let changed = known.way != member.way || self.unwritten.contains(&known.id);
-                        (known.id, known.generation, changed)
+                        let told = (&known.way, known.weight, known.leaving);
+                        let changed = told != (&member.way, member.weight, !is_ready);
+                        (known.id, known.generation, changed || self.unwritten.contains(&known.id))
                     }
                     None => {
                         let id = free.next().ok_or(DatapathError::Full { what: "backends", limit: MAX_BACKENDS })?;
@@ -275,27 +350,41 @@ impl Registry {
                     }
                 };
                 if is_new {
-                    let (service, container, way) = (service.to_owned(), member.container.clone(), member.way.clone());
-                    plan.backends.push(BackendReport { service, id, generation, frontend, container, endpoint, way });
+                    plan.backends.push(BackendReport {
+                        service: service.to_owned(),
+                        id,
+                        generation,
+                        frontend,
+                        container: member.container.clone(),
+                        endpoint,
+                        way: member.way.clone(),
+                        weight: member.weight,
+                        leaving: !is_ready,
+                    });
                 }
                 kept.insert(id);
                 if is_ready {
-                    in_slots.entry(frontend).or_default().push(id);
+                    let weight = member.weight * member.tenths;
+                    shares.entry(frontend).or_default().push(Share { backend: id, endpoint, weight });
                 }
             }
         }
-        let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.slots).collect();
+        let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.held.slots()).collect();
         let mut from = self.next_slot;
+        let room = layout::room(self.wanted);
         for (&frontend, row) in self.frontends.iter().filter(|(_, row)| row.service == service) {
-            let members = in_slots.remove(&frontend).unwrap_or_default();
-            if members != row.members {
-                let len = members.len() as u32;
+            let shares = shares.remove(&frontend).unwrap_or_default();
+            let layout = layout::lay_out(row.scheduling.scheduler, &shares, room);
+            if layout != row.layout {
+                let len = layout.len() as u32;
                 let base = allocate(&live, len, from, MAX_SLOTS)
                     .ok_or(DatapathError::Full { what: "slots", limit: MAX_SLOTS })?;
                 let range = SlotRange { base, len };
                 live.push(range);
                 from = base + len;
-                plan.slots.push((frontend, range, members));
+                plan.frontends.push((frontend, row.scheduling.frontend(range), NewLayout::Written(layout)));
+            } else if row.scheduling.frontend(row.held.slots()) != row.held {
+                plan.frontends.push((frontend, row.scheduling.frontend(row.held.slots()), NewLayout::Kept));
             }
         }
         plan.ended = self.backends_of(service).map(|backend| backend.id).filter(|id| !kept.contains(id)).collect();
@@ -320,10 +409,14 @@ impl Datapath {
     /// # Errors
     /// What the kernel said; what was written by then stays, and a second call goes on.
     pub fn serve(&mut self, wishes: &[FrontendWish]) -> Result<(), DatapathError> {
+        self.registry.wanted = wishes.len();
         let mut wanted: BTreeMap<(Proto, SocketAddr), FrontendId> = BTreeMap::new();
         for wish in wishes {
             let id = self.frontend_named(wish)?;
             self.guard(id, &wish.guard)?;
+            if let Some(row) = self.registry.frontends.get_mut(&id) {
+                row.scheduling = wish.scheduling;
+            }
             wanted.extend(wish.addresses.iter().map(|&address| ((wish.proto, address), id)));
         }
         for (&(proto, address), &id) in &wanted {
@@ -367,7 +460,7 @@ impl Datapath {
     /// Returns the id of a frontend, after giving it one if it is new.
     fn frontend_named(&mut self, wish: &FrontendWish) -> Result<FrontendId, DatapathError> {
         if let Some(id) = self.registry.frontend(&wish.name) {
-            self.hand_over(id, &wish.service)?;
+            self.hand_over(id, wish)?;
             return Ok(id);
         }
         let rows = &self.registry.frontends;
@@ -375,13 +468,13 @@ impl Datapath {
         let id = (0..MAX_FRONTENDS)
             .find(|id| !rows.contains_key(id) && !retiring.contains(id))
             .ok_or(DatapathError::Full { what: "frontends", limit: MAX_FRONTENDS })?;
-        let slots = SlotRange { base: 0, len: 0 };
+        let held = wish.scheduling.frontend(SlotRange { base: 0, len: 0 });
         // What an earlier holder of the id has counted is not this one's.
         self.maps.retired.set(id, Traffic::default(), 0).map_err(failed(map::RETIRED))?;
-        self.write_slot_range(id, slots)?;
+        self.maps.frontends.insert(id, held, 0).map_err(failed(map::FRONTENDS))?;
         let (service, name, proto) = (wish.service.clone(), wish.name.clone(), wish.proto);
-        let (addresses, members) = (BTreeSet::new(), Vec::new());
-        let row = FrontendRow { service, name, proto, addresses, slots, members, guard: None };
+        let (addresses, scheduling, layout, guard) = (BTreeSet::new(), wish.scheduling, Vec::new(), None);
+        let row = FrontendRow { service, name, proto, addresses, scheduling, held, layout, guard };
         self.registry.frontends.insert(id, row);
         Ok(id)
     }
@@ -411,14 +504,13 @@ impl Datapath {
     }
 
     /// Makes a frontend another service's, if it is not: backends of the former one get no new connections.
-    fn hand_over(&mut self, id: FrontendId, service: &str) -> Result<(), DatapathError> {
-        let nobody = SlotRange { base: 0, len: 0 };
-        if self.registry.frontends.get(&id).is_some_and(|row| row.service != service) {
-            self.write_slot_range(id, nobody)?;
-            if let Some(row) = self.registry.frontends.get_mut(&id) {
-                (row.service, row.slots, row.members) = (service.to_owned(), nobody, Vec::new());
-            }
-        }
+    fn hand_over(&mut self, id: FrontendId, wish: &FrontendWish) -> Result<(), DatapathError> {
+        let Some(row) = self.registry.frontends.get_mut(&id).filter(|row| row.service != wish.service) else {
+            return Ok(());
+        };
+        let nobody = wish.scheduling.frontend(SlotRange { base: 0, len: 0 });
+        self.maps.frontends.insert(id, nobody, 0).map_err(failed(map::FRONTENDS))?;
+        (row.service, row.held, row.layout) = (wish.service.clone(), nobody, Vec::new());
         Ok(())
     }
 
@@ -450,20 +542,23 @@ impl Datapath {
     /// # Errors
     /// What the kernel said; what was written by then stays, and the next publication goes on.
     pub fn commit(&mut self, plan: Prepared) -> Result<(), DatapathError> {
-        let Plan { backends, slots, ended } = plan.plan;
+        let Plan { backends, frontends, ended } = plan.plan;
         for backend in backends {
             self.maps.backends.set(backend.id, entry(&backend), 0).map_err(failed(map::BACKENDS))?;
             self.registry.unwritten.remove(&backend.id);
         }
-        for (frontend, range, members) in slots {
-            for (place, &id) in members.iter().enumerate() {
-                self.maps.slots.set(range.base + place as u32, id, 0).map_err(failed(map::SLOTS))?;
+        for (id, held, layout) in frontends {
+            let range = held.slots();
+            if let NewLayout::Written(layout) = &layout {
+                self.maps.write_layout(range.base, layout)?;
             }
-            self.write_slot_range(frontend, range)?;
-            self.registry.next_slot = range.base + range.len;
-            if let Some(row) = self.registry.frontends.get_mut(&frontend) {
-                row.slots = range;
-                row.members = members;
+            self.maps.frontends.insert(id, held, 0).map_err(failed(map::FRONTENDS))?;
+            if let Some(row) = self.registry.frontends.get_mut(&id) {
+                row.held = held;
+                if let NewLayout::Written(layout) = layout {
+                    row.layout = layout;
+                    self.registry.next_slot = range.base + range.len;
+                }
             }
         }
         for id in ended {
@@ -491,6 +586,8 @@ impl Datapath {
             sum.add(&traffic);
             self.maps.retired.set(frontend, sum, 0).map_err(failed(map::RETIRED))?;
             self.maps.clear_traffic(id)?;
+            // Whoever gets the id has no connections.
+            self.maps.correct_tally(id, self.maps.tally(id)?, 0)?;
             self.registry.retiring.remove(&id);
         }
         Ok(())
@@ -499,11 +596,6 @@ impl Datapath {
     /// Returns the ids that wait to be retired.
     pub fn retiring(&self) -> BTreeSet<BackendId> {
         self.registry.retiring.keys().copied().collect()
-    }
-
-    fn write_slot_range(&mut self, frontend: FrontendId, range: SlotRange) -> Result<(), DatapathError> {
-        let value = Frontend::new(range, Scheduler::RoundRobin);
-        self.maps.frontends.insert(frontend, value, 0).map_err(failed(map::FRONTENDS))
     }
 }
 
@@ -525,9 +617,13 @@ fn entry(backend: &BackendReport) -> Backend {
         IpAddr::V4(_) => way.host_address.map(Address::from),
         IpAddr::V6(_) => way.host_address_v6.map(Address::from),
     };
-    Backend::new(backend.frontend, backend.generation, address.into(), Port::new(backend.endpoint.port()))
-        .reached_by(hand_off, way.ifindex, way.mac, way.source_mac)
-        .beside(host_address.unwrap_or_default())
+    let entry = Backend::new(backend.frontend, backend.generation, address.into(), Port::new(backend.endpoint.port()))
+        .reached_by(hand_off, way.ifindex, way.mac, way.source_mac);
+    let entry = match way.snat.of(Family::of(address)) {
+        Some(snat) => entry.beside(snat.into()).hiding_clients(),
+        None => entry.beside(host_address.unwrap_or_default()),
+    };
+    if backend.leaving { entry.leaving() } else { entry }
 }
 
 /// Finds `len` places that no live range touches, from `from` on and then from the start.
@@ -543,7 +639,7 @@ fn allocate(live: &[SlotRange], len: u32, from: u32, limit: u32) -> Option<u32> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::links::Framing;
+    use crate::{config::Snat, datapath::links::Framing};
 
     const WEB: &str = "web";
 
@@ -559,22 +655,36 @@ mod tests {
             source_mac: [4; 6],
             host_address: None,
             host_address_v6: None,
+            snat: Snat::default(),
         }
     }
 
     fn member(container: &str, endpoint: &str) -> Member {
         let endpoints = [("80/tcp".to_owned(), endpoint.parse().unwrap())].into();
-        Member { container: container.into(), endpoints, way: way() }
+        Member { container: container.into(), endpoints, way: way(), weight: 1, tenths: 10 }
+    }
+
+    /// Returns a plain frontend's entry.
+    fn held(base: u32, len: u32) -> Frontend {
+        Scheduling::PLAIN.frontend(SlotRange { base, len })
+    }
+
+    /// Returns the layout of a frontend with one backend.
+    fn alone(backend: BackendId) -> NewLayout {
+        NewLayout::Written(vec![Slot { backend, weight: 1 }])
     }
 
     /// Performs a plan on the registry alone.
     fn settle(registry: &mut Registry, plan: Plan) {
         registry.announce(&plan);
         registry.unwritten.clear();
-        for (frontend, range, members) in plan.slots {
+        for (frontend, held, layout) in plan.frontends {
             let row = registry.frontends.get_mut(&frontend).unwrap();
-            (row.slots, row.members) = (range, members);
-            registry.next_slot = range.base + range.len;
+            row.held = held;
+            if let NewLayout::Written(layout) = layout {
+                row.layout = layout;
+                registry.next_slot = held.slots().base + held.slots().len;
+            }
         }
         for id in plan.ended {
             let ended = registry.backends.remove(&id).unwrap();
@@ -588,8 +698,9 @@ mod tests {
             name: "80/tcp".into(),
             proto: Proto::Tcp,
             addresses: BTreeSet::new(),
-            slots: SlotRange { base: 0, len: 0 },
-            members: Vec::new(),
+            scheduling: Scheduling::PLAIN,
+            held: held(0, 0),
+            layout: Vec::new(),
             guard: None,
         };
         Registry { frontends: [(0, row)].into(), ..Registry::default() }
@@ -622,12 +733,11 @@ mod tests {
 
         let plan = registry.plan(WEB, &[&v4], &[&v6]).unwrap();
 
-        assert_eq!(
-            (plan.ended.as_slice(), plan.backends.as_slice()),
-            ([].as_slice(), [].as_slice()),
-            "its flows go on"
-        );
-        assert_eq!(plan.slots, [(1, SlotRange { base: plan.slots[0].1.base, len: 0 }, Vec::new())], "and no more come");
+        assert!(plan.ended.is_empty(), "its flows go on");
+        let [told] = &plan.backends[..] else { panic!("{plan:?}") };
+        assert_eq!((told.frontend, told.generation, told.leaving), (1, 1, true), "and no client keeps it");
+        let [(1, held, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
+        assert_eq!((held.slots().len, layout.as_slice()), (0, [].as_slice()), "and no more come");
     }
 
     #[test]
@@ -648,6 +758,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_to_know_clients_by_another_address_is_another_backend() {
+        let mut registry = registry();
+        let a = member("a", "198.19.0.2:5000");
+        let plan = registry.plan(WEB, &[&a], &[]).unwrap();
+        settle(&mut registry, plan);
+        let snat = Snat::new(&["198.19.0.9".parse().unwrap()]).unwrap();
+        let hidden = Member { way: way().hiding_clients_behind(snat), ..a };
+
+        let plan = registry.plan(WEB, &[&hidden], &[]).unwrap();
+
+        let backend = &plan.backends[0];
+        assert_eq!((backend.id, &plan.ended[..]), (1, &[0][..]), "its connections end");
+        let entry = entry(backend);
+        assert!(entry.hides_clients());
+        assert_eq!(IpAddr::from(entry.host_address), "198.19.0.9".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
     fn draining_leaves_the_slots_and_keeps_the_backend() {
         let mut registry = registry();
         let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
@@ -656,8 +784,70 @@ mod tests {
 
         let plan = registry.plan(WEB, &[&a], &[&b]).unwrap();
 
-        assert_eq!(plan.slots, [(0, SlotRange { base: 2, len: 1 }, vec![0])]);
-        assert!(plan.ended.is_empty() && plan.backends.is_empty());
+        assert_eq!(plan.frontends, [(0, held(2, 1), alone(0))]);
+        assert!(plan.ended.is_empty());
+        let told: Vec<(BackendId, bool)> = plan.backends.iter().map(|backend| (backend.id, backend.leaving)).collect();
+        assert_eq!(told, [(1, true)], "clients that would keep it are given another");
+        assert!(entry(&plan.backends[0]).is_leaving() && entry(&plan.backends[0]).serves(1));
+
+        settle(&mut registry, plan);
+        let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
+        assert!(plan.backends.len() == 1 && !plan.backends[0].leaving, "and is back with its slot");
+    }
+
+    #[test]
+    fn another_scheduler_is_published_with_its_layout_or_alone_where_that_is_the_same() {
+        let mut registry = registry();
+        let (a, b) = (member("a", "198.19.0.2:5000"), member("b", "198.19.0.3:5000"));
+        let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
+        settle(&mut registry, plan);
+        let range = registry.frontends[&0].held.slots();
+
+        let least_conn = Scheduling { scheduler: Scheduler::LeastConn, affinity_ms: 5_000, max_connections: 7 };
+        registry.frontends.get_mut(&0).unwrap().scheduling = least_conn;
+        let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
+        assert_eq!(plan.frontends, [(0, least_conn.frontend(range), NewLayout::Kept)]);
+        settle(&mut registry, plan);
+        assert_eq!(registry.plan(WEB, &[&a, &b], &[]).unwrap(), Plan::default());
+
+        let maglev = Scheduling { scheduler: Scheduler::Maglev, ..Scheduling::PLAIN };
+        registry.frontends.get_mut(&0).unwrap().scheduling = maglev;
+        let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
+        let [(0, held, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
+        assert_eq!((held.scheduler(), held.slots().len, layout.len()), (Scheduler::Maglev, 16_381, 16_381));
+    }
+
+    #[test]
+    fn an_owner_is_another_when_its_publications_are_to_be() {
+        let mut registry = registry();
+        let plain = registry.owners();
+        registry.wanted = 5;
+        assert_eq!(registry.owners(), plain, "its layout does not depend on the number of frontends");
+
+        registry.frontends.get_mut(&0).unwrap().scheduling.scheduler = Scheduler::SourceHash;
+        let hashed = registry.owners();
+        assert_ne!(hashed, plain);
+        registry.wanted = 16;
+        assert_eq!(registry.owners(), hashed);
+        registry.wanted = 17;
+        assert_ne!(registry.owners(), hashed, "tables are smaller");
+    }
+
+    #[test]
+    fn weights_and_a_slow_start_reach_the_slots() {
+        let mut registry = registry();
+        registry.frontends.get_mut(&0).unwrap().scheduling =
+            Scheduling { scheduler: Scheduler::Weighted, ..Scheduling::PLAIN };
+        let a = member("a", "198.19.0.2:5000");
+        let b = Member { weight: 2, tenths: 5, ..member("b", "198.19.0.3:5000") };
+        let c = Member { weight: 2, ..member("c", "198.19.0.4:5000") };
+
+        let plan = registry.plan(WEB, &[&a, &b, &c], &[]).unwrap();
+
+        let [(0, _, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
+        let order: Vec<BackendId> = layout.iter().map(|slot| slot.backend).collect();
+        assert_eq!(order, [2, 0, 1, 2], "one of two in half, as much as one whole of one");
+        assert_eq!(plan.backends.iter().map(|backend| backend.weight).collect::<Vec<_>>(), [1, 2, 2]);
     }
 
     #[test]
@@ -671,17 +861,17 @@ mod tests {
         settle(&mut registry, plan);
 
         let plan = registry.plan("cache", &[&cache], &[]).unwrap();
-        assert_eq!(plan.slots, [(1, SlotRange { base: 1, len: 1 }, vec![1])]);
+        assert_eq!(plan.frontends, [(1, held(1, 1), alone(1))]);
         assert!(plan.ended.is_empty());
         settle(&mut registry, plan);
 
         assert_eq!(registry.plan(WEB, &[&web], &[]).unwrap(), Plan::default());
         let plan = registry.plan(WEB, &[], &[]).unwrap();
-        assert_eq!((plan.slots.len(), plan.ended.as_slice()), (1, [0].as_slice()));
+        assert_eq!((plan.frontends.len(), plan.ended.as_slice()), (1, [0].as_slice()));
         settle(&mut registry, plan);
         assert_eq!(registry.in_slots("cache"), [web.container.clone()].into());
         assert_eq!(registry.member(WEB, &web.container), None);
-        assert_eq!(registry.member("cache", &web.container), Some(cache));
+        assert_eq!(registry.member("cache", &web.container), Some(Member { tenths: 1, ..cache }));
     }
 
     #[test]
@@ -691,12 +881,17 @@ mod tests {
         let plan = registry.plan(WEB, &[&a], &[]).unwrap();
         settle(&mut registry, plan);
         let row = registry.frontends.get_mut(&0).unwrap();
-        (row.service, row.slots, row.members) = ("www".into(), SlotRange { base: 0, len: 0 }, Vec::new());
+        (row.service, row.held, row.layout) = ("www".into(), held(0, 0), Vec::new());
 
         let plan = registry.plan("www", &[&b], &[]).unwrap();
-        assert_eq!(plan.slots, [(0, SlotRange { base: 1, len: 1 }, vec![1])]);
+        assert_eq!(plan.frontends, [(0, held(1, 1), alone(1))]);
         settle(&mut registry, plan);
-        assert_eq!(registry.plan(WEB, &[], &[&a]).unwrap(), Plan::default(), "what it had goes on");
+        let plan = registry.plan(WEB, &[&a], &[]).unwrap();
+        assert!(plan.frontends.is_empty() && plan.ended.is_empty(), "what it had goes on");
+        let told: Vec<(BackendId, bool)> = plan.backends.iter().map(|backend| (backend.id, backend.leaving)).collect();
+        assert_eq!(told, [(0, true)], "although it is ready elsewhere, no client of this frontend keeps it");
+        settle(&mut registry, plan);
+        assert_eq!(registry.plan(WEB, &[], &[&a]).unwrap(), Plan::default());
         assert_eq!(registry.plan(WEB, &[], &[]).unwrap().ended, [0]);
     }
 
@@ -710,7 +905,7 @@ mod tests {
         let plan = registry.plan(WEB, &[&elsewhere], &[]).unwrap();
 
         assert_eq!((plan.backends[0].id, plan.backends[0].generation), (0, 1));
-        assert!(plan.slots.is_empty() && plan.ended.is_empty());
+        assert!(plan.frontends.is_empty() && plan.ended.is_empty());
     }
 
     #[test]

@@ -15,8 +15,8 @@ use super::{
     links::{Framing, Path, Reach},
 };
 use crate::{
-    config::Guard,
-    control::{ContainerId, ControlReport, Decision, Family},
+    config::{Guard, Snat},
+    control::{ContainerId, ControlReport, Decision, Family, Timestamp},
 };
 
 /// The report: JSON in the map `REPORT`.
@@ -90,6 +90,16 @@ pub struct BackendReport {
     pub endpoint: SocketAddr,
     /// How it is reached.
     pub way: Way,
+    /// Its weight beside the others'.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Whether it is out of the slots, and keeps the connections that it has.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How a backend is reached: what of [`super::links::Path`] goes into the maps.
@@ -116,6 +126,9 @@ pub struct Way {
     /// The same of IPv6.
     #[serde(default)]
     pub host_address_v6: Option<Ipv6Addr>,
+    /// The addresses of the host by which it knows clients.
+    #[serde(default)]
+    pub snat: Snat,
 }
 
 impl Way {
@@ -132,7 +145,15 @@ impl Way {
             source_mac: path.src_mac.unwrap_or_default(),
             host_address: host_addresses.0,
             host_address_v6: host_addresses.1,
+            snat: Snat::default(),
         }
+    }
+
+    /// Says by which addresses of the host the backend knows clients.
+    #[must_use]
+    pub fn hiding_clients_behind(mut self, snat: Snat) -> Self {
+        self.snat = snat;
+        self
     }
 }
 
@@ -160,6 +181,15 @@ pub struct Past {
     pub generation: u64,
     /// What was decided, oldest first.
     pub decisions: Vec<Decision>,
+    /// Since when the shares of containers have been growing that have become ready.
+    pub warming: BTreeMap<ContainerId, Timestamp>,
+}
+
+/// What of [`crate::control::BackendReport`] is taken over.
+#[derive(Deserialize)]
+struct Warming {
+    id: ContainerId,
+    warming_since: Timestamp,
 }
 
 impl Inheritance {
@@ -169,6 +199,10 @@ impl Inheritance {
         let past = |control: &Value| Past {
             generation: control["generation"].as_u64().unwrap_or(0),
             decisions: each(&control["decisions"]),
+            warming: each(&control["backends"])
+                .into_iter()
+                .map(|Warming { id, warming_since }| (id, warming_since))
+                .collect(),
         };
         let services = match report["services"].as_array() {
             Some(services) => services
@@ -228,7 +262,8 @@ mod tests {
     #[test]
     fn a_report_of_another_version_is_inherited_as_far_as_it_can_be_read() {
         let text = br#"{"age_ms":5000,"started_unix":7,"news":{},
-            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}]},
+            "control":{"generation":3,"phase":"dreaming","decisions":[{"at":"?"}],
+                "backends":[{"id":"a","warming_since":{"secs":4,"nanos":0}},{"id":"b","warming_since":null},{"id":"c"}]},
             "frontends":[{"id":1,"name":"80/tcp","addresses":["198.18.1.1:80"],"colour":"red"},{"id":"two"}]}"#;
 
         let mut inheritance = Inheritance::parse(text);
@@ -238,6 +273,7 @@ mod tests {
         assert_eq!(inheritance.frontends.len(), 1);
         let past = &inheritance.services["web"];
         assert_eq!(past.generation, 3, "there was one service, and no name");
+        assert_eq!(past.warming, [(ContainerId::from("a"), Timestamp::from_millis(4_000))].into());
         assert!(inheritance.backends.is_empty() && past.decisions.is_empty());
         assert!(Inheritance::parse(b"\xff").frontends.is_empty());
     }

@@ -77,29 +77,46 @@ impl Rules {
         })
     }
 
+    /// Returns those that serve, with their generations.
+    fn serving(&self) -> impl Iterator<Item = (BackendId, u32)> {
+        let active = |(id, backend): (BackendId, &Backend)| backend.is_active().then_some((id, backend.generation));
+        (0..).zip(&self.backends).filter_map(active)
+    }
+
     fn of(&self, entry: &FlowEntry) -> Option<&Backend> {
         self.backends.get(entry.backend as usize).filter(|backend| backend.generation == entry.generation)
     }
 }
 
-/// Deletes what has idled out and counts the rest.
+/// Deletes what has idled out and counts the rest; what the datapath counts by itself is set right by it.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
+pub fn sweep(maps: &mut Maps, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
     let rules = Rules::read(maps)?;
+    // Before the count: a connection that begins meanwhile is counted twice until the next sweep, and none is missed.
+    let tallies = rules.serving().map(|(id, generation)| Ok(((id, generation), maps.tally(id)?)));
+    let tallies: BTreeMap<(BackendId, u32), u64> = tallies.collect::<Result<_, DatapathError>>()?;
+    let census = clean(maps, &rules, now, depth)?;
+    for (backend, tally) in tallies {
+        maps.correct_tally(backend.0, tally, census.active.get(&backend).copied().unwrap_or(0))?;
+    }
+    Ok(census)
+}
+
+fn clean(maps: &Maps, rules: &Rules, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
     let mut ended = Vec::new();
-    let mut census = count_with(maps, &rules, now, |key| ended.push(*key))?;
-    for (id, backend) in (0..).zip(&rules.backends).filter(|(_, backend)| backend.is_active()) {
-        census.handshakes.insert((id, backend.generation), maps.handshakes(id)?);
+    let mut census = count_with(maps, rules, now, |key| ended.push(*key))?;
+    for (id, generation) in rules.serving() {
+        census.handshakes.insert((id, generation), maps.handshakes(id)?);
     }
     for chunk in ended.chunks(CHUNK) {
         let (mut keys, mut reply_keys) = (Vec::new(), Vec::new());
         for key in chunk {
             let Some(entry) = maps.flows.get(key)? else { continue };
-            if fate(&entry, &rules, now) == Fate::Ended {
+            if fate(&entry, rules, now) == Fate::Ended {
                 keys.push(*key);
-                reply_keys.extend(reply_key(maps, key, &entry, &rules)?);
+                reply_keys.extend(reply_key(maps, key, &entry, rules)?);
             }
         }
         maps.flows.delete(&keys)?;
@@ -108,7 +125,7 @@ pub fn sweep(maps: &Maps, now: KtimeNs, depth: Depth) -> Result<Census, Datapath
     }
     census.ended += sweep_lost(maps)?;
     if depth == Depth::All {
-        census.ended += sweep_replies(maps, &rules, now)?;
+        census.ended += sweep_replies(maps, rules, now)?;
     }
     Ok(census)
 }

@@ -1,8 +1,9 @@
-//! The bpf(2) commands that the loader library does not offer: replacing a pinned link's program whatever its type, ending
-//! a pinned link, and reading and deleting whole batches of a hash map.
+//! System calls that no library offers: bpf(2) for replacing a pinned link's program whatever its type, for ending a pinned
+//! link, and for reading, writing and deleting whole batches of a map; ioctl(2) for what a device does with VLAN tags.
 //!
 //! # Source
-//! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.9 (BPF_LINK_DETACH), 5.6 (batches).
+//! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.9 (BPF_LINK_DETACH), 5.6 (batches);
+//! include/uapi/linux/ethtool.h.
 
 use std::{
     ffi::CString,
@@ -18,11 +19,12 @@ use aya::Pod;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// Entries that are read or deleted at once.
+/// Entries that are read, written or deleted at once.
 const BATCH: usize = 4096;
 
 /// `bpf_attr` for BPF_OBJ_GET.
@@ -161,6 +163,26 @@ pub fn scan<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -
     }
 }
 
+/// Writes entries, one after the other.
+///
+/// # Errors
+/// What the kernel says; some may be written by then.
+pub fn write<K: Pod, V: Pod>(map: BorrowedFd<'_>, entries: &[(K, V)]) -> io::Result<()> {
+    for some in entries.chunks(BATCH) {
+        let (keys, values): (Vec<K>, Vec<V>) = some.iter().copied().unzip();
+        let mut batch = Batch {
+            keys: keys.as_ptr().expose_provenance() as u64,
+            values: values.as_ptr().expose_provenance() as u64,
+            count: some.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        // SAFETY: the buffers hold `count` keys and values, whose sizes the caller's types have.
+        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut batch) }?;
+    }
+    Ok(())
+}
+
 /// Deletes entries of a hash map; those that are gone already do not matter.
 ///
 /// # Errors
@@ -185,4 +207,31 @@ pub fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns whether a device takes the VLAN tag (802.1Q) off a packet and tells it beside, where XDP does not see it. Of two
+/// tags, one stays in any case.
+///
+/// # Errors
+/// What the kernel says; `EOPNOTSUPP` if the driver does not tell.
+pub fn takes_tags_off(interface: &str) -> io::Result<bool> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+    /// `struct ifreq`, of which the command reads a name and a pointer.
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        value: *mut [u32; 2],
+        _rest: [u64; 2],
+    }
+    let mut value = [ETHTOOL_GFLAGS, 0];
+    let mut request = Request { name: [0; libc::IFNAMSIZ], value: &raw mut value, _rest: [0; 2] };
+    // The last byte stays zero.
+    let len = interface.len().min(libc::IFNAMSIZ - 1);
+    request.name[..len].copy_from_slice(&interface.as_bytes()[..len]);
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: the request and the value that it points to outlive the call; the kernel writes the value's second word.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value[1] & ETH_FLAG_RXVLAN != 0) }
 }

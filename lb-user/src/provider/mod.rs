@@ -80,7 +80,7 @@ pub enum ProviderError {
         source: io::Error,
     },
     /// `DOCKER_HOST` names a transport that is not spoken here.
-    #[error("DOCKER_HOST {endpoint} is not supported: use unix:///path/to/socket or tcp://host:port")]
+    #[error("DOCKER_HOST {endpoint} is not supported: name the socket of this host's engine, unix:///path/to/socket")]
     EndpointUnsupported {
         /// The value found.
         endpoint: String,

@@ -182,15 +182,10 @@ impl Reading {
         let service = self.report.services.iter().find(|service| service.name == told.service);
         let known = service.map(|service| service.control.backends.as_slice()).unwrap_or_default();
         let is_static = service.is_some_and(|service| service.control.max.is_none());
-        let slots = match self.maps.frontends.get(&told.id, 0) {
-            Ok(frontend) => frontend.slots(),
-            Err(_) => abi::SlotRange { base: 0, len: 0 },
-        };
-        let mut in_slots = BTreeSet::new();
-        for place in 0..slots.len {
-            let id = self.maps.slots.get(&(slots.base + place), 0);
-            in_slots.insert(id.map_err(crate::datapath::maps::failed(abi::map::SLOTS))?);
-        }
+        let none = abi::Frontend::new(abi::SlotRange { base: 0, len: 0 }, abi::Scheduler::RoundRobin);
+        let held = self.maps.frontends.get(&told.id, 0).unwrap_or(none);
+        let in_slots: BTreeSet<BackendId> =
+            self.maps.layout(held.slots())?.into_iter().map(|slot| slot.backend).collect();
         let mut sum = self.maps.retired.get(&told.id, 0).map_err(crate::datapath::maps::failed(abi::map::RETIRED))?;
         // All backends that the frontend ever had and whose counters are not put away yet, be they gone or not.
         for (id, backend) in (0..).zip(self.maps.all_backends()?) {
@@ -236,6 +231,8 @@ impl Reading {
                 address: Some(backend.endpoint.ip().into()),
                 state: if is_ready { control::BackendState::Ready } else { control::BackendState::Draining },
                 since: control::Timestamp::ZERO,
+                warming_since: None,
+                tenths: None,
                 flows: counted.active,
                 last_error: None,
             };
@@ -248,7 +245,9 @@ impl Reading {
             name: told.name.clone(),
             addresses: told.addresses.iter().map(ToString::to_string).collect(),
             protocol: proto.to_string(),
-            scheduler: "round-robin".into(),
+            scheduler: held.scheduler().name().into(),
+            affinity_ms: Some(held.affinity_ms()).filter(|affinity| *affinity > 0),
+            max_connections: Some(held.max_connections()).filter(|most| *most > 0),
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
             guard: told.guard.clone(),
             connections_total: sum.connections + sum.local_connections,
@@ -300,6 +299,8 @@ impl Reading {
                 control::BackendState::Dead => BackendState::Stopped,
             },
             slot: published.is_some_and(|backend| in_slots.contains(&backend.id)),
+            weight: published.map_or(1, |backend| backend.weight),
+            slow_start_percent: known.tenths.map(|tenths| tenths * 100 / control::WHOLE),
             reach: published.map(|backend| match backend.way.reach {
                 links::Reach::Veth => Reach::Veth,
                 links::Reach::Neighbour => Reach::Neighbour,

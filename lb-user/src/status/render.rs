@@ -1,6 +1,8 @@
 //! The snapshot as a page for people: state first, then each frontend with its backends, then what was counted and
 //! decided, and last, next to the prompt, what is wrong.
 
+use std::time::Duration;
+
 use comfy_table::{Cell, CellAlignment, Color};
 
 use crate::config::Guard;
@@ -127,6 +129,9 @@ fn law(scaling: &Scaling) -> Option<String> {
 
 fn block(page: &mut Page, frontend: &Frontend) {
     let mut title = vec![clean(&frontend.name), clean(&frontend.scheduler)];
+    let affinity = |ms| humantime::format_duration(Duration::from_millis(u64::from(ms)));
+    title.extend(frontend.affinity_ms.map(|ms| format!("affinity {}", affinity(ms))));
+    title.extend(frontend.max_connections.map(|most| format!("at most {most} connections each")));
     title.extend(frontend.hooks.iter().map(hook_point));
     page.parts(Paint::Strong, 2, &title);
     if !frontend.addresses.is_empty() {
@@ -202,7 +207,8 @@ fn guard(guard: &Guard) -> Option<String> {
 fn table(page: &mut Page, backends: &[Backend]) {
     let most = COLUMNS.iter().map(|column| column.rank).max().unwrap_or_default();
     for rank in (0..=most).rev() {
-        let kept: Vec<&Column> = COLUMNS.iter().filter(|column| column.rank <= rank).collect();
+        let kept: Vec<&Column> =
+            COLUMNS.iter().filter(|column| column.rank <= rank && (column.is_of_use)(backends)).collect();
         let mut table = page.new_table();
         table.set_header(kept.iter().map(|column| Cell::new(column.title)));
         for backend in backends {
@@ -223,18 +229,21 @@ struct Column {
     alignment: CellAlignment,
     /// What stays longest when the terminal is narrow; 0 stays always.
     rank: u8,
+    /// Whether it tells anything about these backends.
+    is_of_use: fn(&[Backend]) -> bool,
     cell: fn(&Backend) -> Cell,
 }
 
-const COLUMNS: [Column; 13] = {
+const COLUMNS: [Column; 14] = {
     use CellAlignment::{Left, Right};
     const fn column(title: &'static str, alignment: CellAlignment, rank: u8, cell: fn(&Backend) -> Cell) -> Column {
-        Column { title, alignment, rank, cell }
+        Column { title, alignment, rank, is_of_use: |_| true, cell }
     }
     [
         column("\nBACKEND", Left, 0, |backend| Cell::new(clean(&backend.name))),
         column("\nADDRESS", Left, 0, |backend| Cell::new(clean(backend.address.as_deref().unwrap_or("-")))),
         column("\nSTATE", Left, 0, state),
+        Column { is_of_use: have_weights, ..column("\nWEIGHT", Right, 1, weight) },
         column("\nCPU", Right, 3, |backend| Cell::new(backend.cpu_percent.map_or_else(|| "-".to_owned(), percent))),
         column("CONNS\nACTIVE", Right, 0, |backend| Cell::new(count(backend.connections_active))),
         column("\nTOTAL", Right, 0, |backend| Cell::new(count(backend.connections_total))),
@@ -260,6 +269,18 @@ fn state(backend: &Backend) -> Cell {
         (BackendState::Stopped, _) => ("stopped", Color::DarkGrey),
     };
     Cell::new(text).fg(colour)
+}
+
+/// Returns whether backends differ in what they get.
+fn have_weights(backends: &[Backend]) -> bool {
+    backends.iter().any(|backend| backend.weight != 1 || backend.slow_start_percent.is_some())
+}
+
+fn weight(backend: &Backend) -> Cell {
+    Cell::new(match backend.slow_start_percent {
+        Some(percent) => format!("{percent} % of {}", backend.weight),
+        None => backend.weight.to_string(),
+    })
 }
 
 fn via(backend: &Backend) -> String {

@@ -172,8 +172,16 @@ pub struct Frontend {
     pub addresses: Vec<String>,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// How a connection's backend is chosen: `round-robin`.
+    /// How a connection's backend is chosen: `round-robin`, `weighted`, `least-conn`, `random-two`, `source-hash` or
+    /// `maglev`.
     pub scheduler: String,
+    /// For how long after its last connection began a client keeps its backend, in milliseconds; null if not at all.
+    #[serde(default)]
+    pub affinity_ms: Option<u32>,
+    /// How many connections of each backend may be under way; null if any number. A new one for which no backend has room is
+    /// dropped, counted as `backends_full`.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// The hooks that lead to it.
     pub hooks: Vec<HookPoint>,
     /// Who may begin connections to it.
@@ -214,6 +222,12 @@ pub struct Backend {
     pub state: BackendState,
     /// Whether it gets new connections: it holds a slot in the kernel's map.
     pub slot: bool,
+    /// Its weight beside the others'; of no effect with `round-robin`.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// How much of its share of new connections it gets while it starts slowly, 10 to 90; null if all of it.
+    #[serde(default)]
+    pub slow_start_percent: Option<u32>,
     /// How packets get to it; null until it is known.
     pub reach: Option<Reach>,
     /// The interface by which packets leave for it; null where the kernel's routing decides.
@@ -234,6 +248,10 @@ pub struct Backend {
     pub cpu_percent: Option<f64>,
     /// Why its last health check failed, or it could not be started; null while all is well.
     pub last_error: Option<String>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How a backend answers new connections.

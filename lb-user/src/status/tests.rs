@@ -17,6 +17,8 @@ fn backend(number: u32, state: BackendState) -> Backend {
         address: Some(format!("172.17.0.{}:5000", number + 2)),
         state,
         slot: state == BackendState::Ready,
+        weight: 1,
+        slow_start_percent: None,
         reach: Some(Reach::Veth),
         interface: Some(format!("veth{number}a2b3c4")),
         connections_active: 12,
@@ -93,6 +95,8 @@ fn healthy() -> Snapshot {
             addresses: vec!["192.0.2.2:80".into(), "10.0.0.5:80".into(), "127.0.0.1:80".into()],
             protocol: "tcp".into(),
             scheduler: "round-robin".into(),
+            affinity_ms: None,
+            max_connections: None,
             hooks,
             guard: crate::config::Guard::default(),
             connections_total: 12_416,
@@ -297,6 +301,19 @@ fn the_document_has_the_keys_of_its_schema() {
     let document = snapshot.json();
 
     assert_eq!(document, include_str!("golden/healthy.json").trim_end(), "\n{document}");
+}
+
+#[test]
+fn a_frontend_says_how_it_chooses_and_when_a_backend_is_full() {
+    let mut snapshot = healthy();
+    let frontend = &mut snapshot.frontends[0];
+    (frontend.scheduler, frontend.affinity_ms, frontend.max_connections) = ("maglev".into(), Some(90_000), Some(1_500));
+
+    let page = render(&snapshot, PLAIN);
+
+    assert!(page.contains("maglev  ·  affinity 1m 30s  ·  at most 1500 connections each"), "{page}");
+    let document: Value = serde_json::from_str(&snapshot.json()).expect("a document");
+    assert_eq!(document["frontends"][0]["max_connections"], 1_500);
 }
 
 #[test]

@@ -53,8 +53,9 @@ pub fn with_extensions(mut frame: Vec<u8>, extensions: &[(u8, u8)]) -> Vec<u8> {
     for (number, units) in extensions.iter().rev() {
         let len = usize::from(*units) * 8;
         let mut header = vec![0; len];
-        // Padding, RFC 8200, 4.2: one option over all the rest.
-        header[..4].copy_from_slice(&[next, units - 1, 1, (len - 4) as u8]);
+        // Padding, RFC 8200, 4.2: one option over all the rest. Routing, 4.4: of a kind for experiments, and at its end.
+        let [kind, rest] = if *number == 43 { [253, 0] } else { [1, (len - 4) as u8] };
+        header[..4].copy_from_slice(&[next, units - 1, kind, rest]);
         frame.splice(HEADERS..HEADERS, header);
         next = *number;
     }

@@ -1,7 +1,10 @@
 //! The same tables over IPv6: what the versions have in common is tested once, beside this; here is what differs.
 
+use std::net::SocketAddr;
+
 use lb_ebpf::{
-    abi::{Guard, Proto, RateLimit},
+    abi::{Address, FlowKey, Guard, Port, Proto, RateLimit, Scheduler, Slot},
+    sched::{client_hash, tuple_hash},
     tcp_state::State,
     verdict::{DropReason, Event, PassReason},
 };
@@ -15,6 +18,8 @@ use lb_tests::{
     },
     object::{Action, Door, HOST_V6, Object, action},
 };
+
+use lb_user::datapath::layout::{Share, lay_out};
 
 use super::{FRONT_DOORS, dropped, passed};
 
@@ -117,6 +122,83 @@ pub fn datagrams_over_ipv6_stay_with_a_backend() {
     }
 }
 
+/// The layout of the backends with these weights, as the agent makes it.
+fn layout(scheduler: Scheduler, weights: [u32; 3]) -> Vec<Slot> {
+    let share = |((backend, weight), (ip, port)): ((u32, u32), Side)| Share {
+        backend,
+        endpoint: SocketAddr::from((ip, port)),
+        weight,
+    };
+    let shares: Vec<Share> = (0..).zip(weights).zip(BACKENDS).map(share).collect();
+    lay_out(scheduler, &shares, 1_021)
+}
+
+/// Begins a connection and returns the number of its backend.
+fn begin(object: &Object, door: Door, from: Side) -> u32 {
+    let to = forwarded(object, door, &tcp(from, FRONTEND, SYN, 1, 0, &[])).to;
+    BACKENDS.iter().position(|backend| *backend == to).expect("a backend") as u32
+}
+
+pub fn every_scheduler_serves_ipv6() {
+    let addresses = |from: Side| [from.0, FRONTEND.0].map(|bytes| Address::from(std::net::Ipv6Addr::from(bytes)));
+    let key = |from: Side| {
+        let [client, frontend] = addresses(from);
+        FlowKey::new(client, Port::new(from.1), frontend, Port::new(FRONTEND.1), Proto::Tcp)
+    };
+    let at = |layout: &[Slot], hash: u32| layout[((u64::from(hash) * layout.len() as u64) >> 32) as usize].backend;
+    let weights = [2, 1, 1];
+    for scheduler in Scheduler::ALL {
+        for door in FRONT_DOORS {
+            let mut object = object();
+            let layout = layout(scheduler, weights);
+            object.lay_out(0, scheduler, 0, &layout);
+            let mut counts = [0; 3];
+            for number in 0..240_u8 {
+                // Clients differ in one byte of sixteen, each time another.
+                let mut from = client(40_000);
+                from.0[usize::from(number) % 16] ^= number / 16 + 1;
+                let chosen = begin(&object, door, from);
+                match scheduler {
+                    Scheduler::SourceHash => assert_eq!(chosen, at(&layout, client_hash(&key(from)))),
+                    Scheduler::Maglev => assert_eq!(chosen, at(&layout, tuple_hash(&key(from)))),
+                    Scheduler::RoundRobin | Scheduler::Weighted | Scheduler::LeastConn | Scheduler::RandomTwo => {}
+                }
+                counts[chosen as usize] += 1;
+            }
+            match scheduler {
+                Scheduler::RoundRobin | Scheduler::Weighted | Scheduler::LeastConn => {
+                    assert_eq!(counts, [120, 60, 60], "{scheduler:?}, {door:?}");
+                }
+                Scheduler::RandomTwo | Scheduler::SourceHash | Scheduler::Maglev => {
+                    // Five standard deviations of a fair draw.
+                    let is_near = (80..=160).contains(&counts[0]) && counts[1..].iter().all(|n| (26..=94).contains(n));
+                    assert!(is_near, "{scheduler:?}, {door:?}: {counts:?}");
+                }
+            }
+        }
+    }
+}
+
+pub fn a_client_of_ipv6_keeps_its_backend() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &layout(Scheduler::RoundRobin, [1; 3]));
+        // Each differs from the first in one byte.
+        let clients: Vec<Side> = (0..16)
+            .map(|place| {
+                let mut from = CLIENT;
+                from.0[place] ^= 1;
+                from
+            })
+            .collect();
+        for (turn, &(address, _)) in clients.iter().enumerate() {
+            for port in 10_000..10_003 {
+                assert_eq!(begin(&object, door, (address, port)) as usize, turn % 3, "{door:?}, client {turn}");
+            }
+        }
+    }
+}
+
 pub fn who_may_not_begin_over_ipv6_is_dropped() {
     let syn = |from: [u8; 16]| tcp((from, 40_000), FRONTEND, SYN, 100, 0, &[]);
     for door in FRONT_DOORS {
@@ -181,6 +263,9 @@ pub fn extension_headers_are_carried_along() {
         passed(&object, Door::Tc, &segment, PassReason::Extensions);
         assert_eq!(object.run(Door::Xdp, &segment).0, Action::Pass);
     }
+    let mut routed = with_extensions(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"extended"), &[(43, 3)]);
+    routed[54 + 3] = 1;
+    passed(&object, Door::Tc, &routed, PassReason::Extensions);
     for unknown in [50, 51, 135, 139, 253] {
         let segment = with_extensions(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"extended"), &[(unknown, 1)]);
         passed(&object, Door::Tc, &segment, PassReason::Protocol);
@@ -188,11 +273,7 @@ pub fn extension_headers_are_carried_along() {
 }
 
 pub fn what_is_not_ours_over_ipv6_is_left_untouched() {
-    let link_local = {
-        let mut address = address(0, 9);
-        address[..6].copy_from_slice(&[0xfe, 0x80, 0, 0, 0, 0]);
-        address
-    };
+    let link_local = of_link(9);
     let solicited = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 1];
     for door in FRONT_DOORS {
         let object = object();
@@ -202,6 +283,7 @@ pub fn what_is_not_ours_over_ipv6_is_left_untouched() {
             ("no flow and no SYN", PassReason::NoFlow, tcp(CLIENT, FRONTEND, ACK, 1, 1, &[])),
             ("from the link", PassReason::Scope, tcp((link_local, 40_000), FRONTEND, SYN, 1, 0, &[])),
             ("to the link", PassReason::Scope, tcp(CLIENT, (link_local, 80), SYN, 1, 0, &[])),
+            ("from many", PassReason::Scope, tcp((solicited, 40_000), FRONTEND, SYN, 1, 0, &[])),
             ("an echo", PassReason::Protocol, icmp(CLIENT.0, FRONTEND.0, (128, 0), 1, b"ping")),
             ("a solicitation", PassReason::Protocol, icmp(link_local, solicited, (135, 0), 0, &FRONTEND.0)),
             ("an advertisement", PassReason::Protocol, icmp(link_local, FRONTEND.0, (136, 0), 0, &link_local)),
@@ -270,6 +352,11 @@ pub fn fragments_of_ipv6_follow_the_first_of_their_datagram() {
     }
 }
 
+/// Returns an address of a link.
+const fn of_link(last: u8) -> [u8; 16] {
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
 /// Sends an ICMPv6 error that has to be translated, and returns what came out.
 fn translated(object: &Object, door: Door, frame: &[u8]) -> JudgedError {
     let before = object.count(Event::IcmpError.index());
@@ -293,7 +380,9 @@ pub fn errors_of_icmpv6_reach_whom_they_are_about() {
             let error = icmp_error(ROUTER, FRONTEND.0, kind, &of_backend, quoted);
             let out = translated(&object, Door::Tc, &error);
             assert_eq!((out.from, out.to, out.about), (ROUTER, backend.0, (backend, CLIENT)), "{kind:?} {quoted}");
-            for (who, seen) in [(backend.0, FRONTEND.0), (ROUTER, ROUTER)] {
+            let error = icmp_error(of_link(1), FRONTEND.0, kind, &of_backend, quoted);
+            assert_eq!(translated(&object, Door::Tc, &error).from, FRONTEND.0, "a router's address of its link");
+            for (who, seen) in [(backend.0, FRONTEND.0), (ROUTER, ROUTER), (of_link(1), FRONTEND.0)] {
                 let out = translated(&object, Door::Reply, &icmp_error(who, CLIENT.0, kind, &of_client, quoted));
                 assert_eq!((out.from, out.to, out.about), (seen, CLIENT.0, (CLIENT, FRONTEND)), "{kind:?} {quoted}");
             }

@@ -63,6 +63,11 @@ impl Script {
         self.tell(Event::Tick)
     }
 
+    /// Returns how many publications are due.
+    fn tick_publications(&mut self) -> usize {
+        self.tick().iter().filter(|command| matches!(command, Command::Publish(_))).count()
+    }
+
     /// Confirms publications until no other follows, and returns what else was commanded.
     fn confirm(&mut self, generation: u64) -> Vec<Command> {
         let mut others = Vec::new();
@@ -141,7 +146,8 @@ fn answered(began: u64, answers: &[(u32, [u64; 3])]) -> Event {
 
 fn publish(generation: u64, ready: &[u32], draining: &[u32]) -> Command {
     let ids = |ordinals: &[u32]| ordinals.iter().map(|&ordinal| id(&name(ordinal))).collect();
-    Command::Publish(Publication { generation, ready: ids(ready), deaf: BTreeSet::new(), draining: ids(draining) })
+    let (deaf, warming) = (BTreeSet::new(), BTreeMap::new());
+    Command::Publish(Publication { generation, ready: ids(ready), deaf, warming, draining: ids(draining) })
 }
 
 fn start(ordinal: u32) -> Command {
@@ -953,6 +959,77 @@ fn other_endpoints_are_published_again() {
     let mut script = Script::running(2, 2, 2);
 
     assert_eq!(script.effect(Event::EndpointsChanged), [publish(4, &[1, 2], &[])]);
+}
+
+#[test]
+fn a_backend_that_becomes_ready_is_given_more_and_more() {
+    let settings = Settings {
+        slow_start: Duration::from_secs(10),
+        adopted_ready: [(id("a"), sighting("", 1).address.unwrap())].into(),
+        ..Settings::new(Scaling::Fixed)
+    };
+    let mut script = Script::new(settings);
+    let warming = |script: &mut Script| {
+        let mut shares = Vec::new();
+        let mut due = script.tick();
+        while let Some(command) = due.pop() {
+            if let Command::Publish(publication) = command {
+                due.extend(script.tell(Event::Published { generation: publication.generation }));
+                assert_eq!(publication.ready, [id("a"), id("b")]);
+                shares.push(publication.warming);
+            }
+        }
+        shares
+    };
+    script.tell(Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]));
+    script.confirm(1);
+    let became_ready = script.effect(passed(2));
+    let [Command::Publish(publication)] = &became_ready[..] else { panic!("{became_ready:?}") };
+    assert_eq!(publication.warming, [(id("b"), 1)].into(), "that of a former agent had its share already");
+    script.confirm(publication.generation);
+
+    assert_eq!(script.at(1_999).tick_publications(), 0);
+    for tenths in 2..=9_u32 {
+        script.at(u64::from(tenths) * 1000);
+        assert_eq!(script.controller.deadline().map(|due| due <= script.now + Duration::from_secs(1)), Some(true));
+        assert_eq!(warming(&mut script), [BTreeMap::from([(id("b"), tenths)])]);
+        assert_eq!(script.controller.snapshot(script.now).backends[1].tenths, Some(tenths));
+    }
+    script.at(10_000);
+    assert_eq!(warming(&mut script), [BTreeMap::new()], "and then its whole share");
+    script.at(20_000);
+    assert_eq!(warming(&mut script), [], "once and for all");
+}
+
+#[test]
+fn another_slow_start_takes_effect_at_once() {
+    let mut script = Script::running_with(Settings::new(Scaling::Fixed), 2);
+    let slower = Reconfiguration { slow_start: Duration::from_secs(10), ..reconfigured(Scaling::Fixed) };
+
+    let commands = script.at(3_000).effect(Event::Reconfigured(Box::new(slower)));
+
+    let [Command::Publish(publication)] = &commands[..] else { panic!("{commands:?}") };
+    assert_eq!(publication.warming, [(id("a"), 3), (id("b"), 3)].into(), "they have become ready a while ago");
+    script.confirm(publication.generation);
+    let commands = script.effect(Event::Reconfigured(Box::new(reconfigured(Scaling::Fixed))));
+    let [Command::Publish(publication)] = &commands[..] else { panic!("{commands:?}") };
+    assert_eq!(publication.warming, BTreeMap::new());
+}
+
+#[test]
+fn a_share_goes_on_growing_under_the_next_agent() {
+    let settings = Settings {
+        slow_start: Duration::from_secs(10),
+        adopted_ready: [1, 2].map(|ordinal| (id(&name(ordinal)), sighting("", ordinal).address.unwrap())).into(),
+        adopted_warming: [(id("a"), ms(1_000)), (id("b"), ms(57_000))].into(),
+        ..Settings::new(Scaling::Fixed)
+    };
+    let mut script = Script::new(settings);
+
+    let commands = script.at(60_000).effect(Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]));
+
+    let [Command::Publish(publication)] = &commands[..] else { panic!("{commands:?}") };
+    assert_eq!((&publication.ready, &publication.warming), (&vec![id("a"), id("b")], &[(id("b"), 3)].into()));
 }
 
 const V4: Family = Family::V4;

@@ -115,7 +115,13 @@ impl World {
             created: 0,
             engine_is_away: false,
             proven: BTreeSet::new(),
-            published: Publication { generation: 0, ready: Vec::new(), deaf: BTreeSet::new(), draining: Vec::new() },
+            published: Publication {
+                generation: 0,
+                ready: Vec::new(),
+                deaf: BTreeSet::new(),
+                warming: BTreeMap::new(),
+                draining: Vec::new(),
+            },
             out_since: BTreeMap::new(),
             found_clear: BTreeSet::new(),
             pending: BTreeSet::new(),
@@ -480,7 +486,8 @@ proptest! {
     #[test]
     fn when_the_trouble_ends_everything_wanted_is_there(seed: u64, min in 1..4_u32, more in 0..8_u32) {
         let max = min + more;
-        let mut world = World::new(seed, Settings::new(Scaling::Auto(law(min, max))), max);
+        let slow_start = Duration::from_secs(seed % 3 * 20);
+        let mut world = World::new(seed, Settings { slow_start, ..Settings::new(Scaling::Auto(law(min, max))) }, max);
         world.run(Timestamp::ZERO + TROUBLE);
         world.calm();
         world.run(Timestamp::ZERO + TROUBLE + PEACE);

@@ -380,6 +380,7 @@ fn link_of(message: &LinkMessage) -> Link {
         mtu: 0,
         controller: None,
         peer_elsewhere: false,
+        lower: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -388,6 +389,7 @@ fn link_of(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::Link(index) => link.lower = Some(*index),
             LinkAttribute::LinkInfo(details) => {
                 let kind = details.iter().find_map(|detail| match detail {
                     LinkInfo::Kind(kind) => Some(kind_of(kind)),
@@ -398,6 +400,8 @@ fn link_of(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    // The number of a device elsewhere says nothing here.
+    link.lower = link.lower.filter(|_| !link.peer_elsewhere);
     link
 }
 
@@ -564,6 +568,7 @@ mod tests {
             LinkAttribute::Address(MAC.to_vec()),
             LinkAttribute::Mtu(1400),
             LinkAttribute::Controller(3),
+            LinkAttribute::Link(4),
             LinkAttribute::LinkNetNsId(0),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
         ];
@@ -578,8 +583,11 @@ mod tests {
             mtu: 1400,
             controller: Some(3),
             peer_elsewhere: true,
+            lower: None,
         };
         assert_eq!(link_of(&message), expected);
+        message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::LinkNetNsId(_)));
+        assert_eq!(link_of(&message), Link { peer_elsewhere: false, lower: Some(4), ..expected });
     }
 
     #[test]

@@ -1,0 +1,85 @@
+//! What the verifier looks at by itself, once: global functions, whose arguments may be anything and whose results mean
+//! nothing to it. A function that is only not inlined is followed again from every state in which it is called.
+//!
+//! Those are global, also in BTF (`BTF_FUNC_GLOBAL`), that the linker has to keep for others; they return a number, whether
+//! there is something to tell or not. One is called after the other, and none by another: the stack is theirs in turn.
+//!
+//! # Source
+//! Linux 5.6, commit 51c39bb1d5d1 (numbers as arguments); 5.13, commit e5069b9c23b3 (pointers to memory).
+
+use lb_ebpf::{
+    abi::{BackendId, FlowKey, FrontendId, KtimeNs, Proto},
+    pipeline,
+    sched::NOBODY,
+    tables::Insert,
+};
+
+use super::maps::KernelTables;
+
+/// [`pipeline::kept`].
+///
+/// # Safety
+/// `client` is null, or points to a key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn kept_backend(
+    frontend: FrontendId,
+    client: *const FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+) -> BackendId {
+    // SAFETY: the caller's promise; the verifier does not know it, and insists on the comparison with null.
+    match unsafe { client.as_ref() } {
+        Some(client) => pipeline::kept(frontend, client, but, now, &KernelTables),
+        None => NOBODY,
+    }
+}
+
+/// [`pipeline::pick`].
+///
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn pick_backend(
+    frontend: FrontendId,
+    client: *const FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+) -> BackendId {
+    // SAFETY: as above.
+    match unsafe { client.as_ref() } {
+        Some(client) => pipeline::pick(frontend, client, but, now, &KernelTables),
+        None => NOBODY,
+    }
+}
+
+/// [`pipeline::keep`]. Returns zero.
+///
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn keep_backend(
+    frontend: FrontendId,
+    client: *const FlowKey,
+    id: BackendId,
+    generation: u32,
+    now: KtimeNs,
+) -> u32 {
+    // SAFETY: as above.
+    if let Some(client) = unsafe { client.as_ref() } {
+        pipeline::keep(frontend, client, (id, generation), now, &KernelTables);
+    }
+    0
+}
+
+/// [`pipeline::claim_key`], of a protocol by its number. Returns the number of an [`Insert`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim_key(proto: u32) -> u32 {
+    match Proto::from_number(proto as u8) {
+        Some(proto) => pipeline::claim_key(proto, &KernelTables) as u32,
+        None => Insert::Full as u32,
+    }
+}
