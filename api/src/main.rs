@@ -6,7 +6,7 @@
 //! | `GET /healthz` | `ok` |
 //! | `GET /burn?ms=N` | uses one CPU for N ms, then `{"burned_ms":N,"host":"<hostname>"}` |
 //!
-//! It listens on `LB_API_LISTEN` (default `0.0.0.0:5000`). On SIGTERM or SIGINT it finishes what it serves and gives idle connections
+//! It listens on `LB_API_LISTEN`, or port 5000 of every address, of IPv6 and of IPv4. On SIGTERM or SIGINT it finishes what it serves and gives idle connections
 //! `LB_API_LINGER_MS` (default 3000) for one more request; [`server`] says how.
 
 mod burn;
@@ -21,6 +21,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{routes::Api, server::Drain};
 
+/// Where it listens unless it is told otherwise.
+const PORT: u16 = 5000;
+
 fn main() -> Result<()> {
     let address = listen_address()?;
     let drain = Drain { linger: linger()?, ..Drain::default() };
@@ -32,7 +35,10 @@ fn main() -> Result<()> {
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-        let listener = server::listen(address)?;
+        let listener = match address {
+            Some(address) => server::listen(address)?,
+            None => server::listen_everywhere(PORT)?,
+        };
         println!("listening on {}", listener.local_addr().context("read the listening address")?);
         let stop = async move {
             tokio::select! {
@@ -48,9 +54,11 @@ fn main() -> Result<()> {
     result
 }
 
-fn listen_address() -> Result<SocketAddr> {
-    let text = env::var("LB_API_LISTEN").unwrap_or_else(|_| "0.0.0.0:5000".to_owned());
-    text.parse().with_context(|| format!("parse LB_API_LISTEN={text}: write ADDRESS:PORT, as in 0.0.0.0:5000"))
+fn listen_address() -> Result<Option<SocketAddr>> {
+    let Ok(text) = env::var("LB_API_LISTEN") else { return Ok(None) };
+    let address =
+        text.parse().with_context(|| format!("parse LB_API_LISTEN={text}: write ADDRESS:PORT, as in 0.0.0.0:5000"));
+    address.map(Some)
 }
 
 fn linger() -> Result<Duration> {

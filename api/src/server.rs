@@ -13,7 +13,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::{
         Arc,
@@ -72,6 +72,15 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
         socket.listen(BACKLOG)
     };
     bind().with_context(|| format!("listen on {address}"))
+}
+
+/// Listens on every address of both families; on those of IPv4 alone where the kernel has no IPv6.
+///
+/// # Errors
+/// When neither can be bound.
+pub fn listen_everywhere(port: u16) -> Result<TcpListener> {
+    let all_of_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).or_else(|_| listen(all_of_ipv4))
 }
 
 /// Serves until `stop` completes and the connections have ended as `drain` says.

@@ -36,18 +36,18 @@ mod sweeper;
 
 use crate::{
     config::{self, Reload, RunConfig, ServiceName, Source},
-    control::{Answers, Command, ContainerId, Event, Sighting, Timestamp},
+    control::{Answers, Command, ContainerId, Event, Family, Sighting, Timestamp},
     datapath::{
         Datapath, DatapathError, Opening,
         links::Links,
         loader::{self, Former},
-        report::{Report, ServiceReport, Way},
+        report::{Report, ServiceReport},
     },
     metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu, pressure::Pressure},
     provider::{EVENT_BACKLOG, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
 };
 use network::Network;
-use perform::Places;
+use perform::{Examined, Places};
 use reload::Prepared;
 use service::{Feeds, Service, Told};
 use sweeper::Sweeper;
@@ -79,7 +79,7 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
     let host_cpu = HostCpu::new()?;
     let (fleet, providers) = service::connect(&mut config).await?;
     let links = Arc::new(Links::open()?);
-    let network = Network::find(&config, &links).await?;
+    let mut network = Network::find(&config, &links).await?;
     let opening = Opening {
         instance: config.instance.as_str(),
         max_flows: config.max_flows,
@@ -192,7 +192,7 @@ enum Answer {
     /// Something for a service's controller.
     Event(ServiceName, Event),
     /// A probe's result, with the way if it was looked for.
-    Probed { service: ServiceName, id: ContainerId, outcome: Result<Option<Way>, String> },
+    Probed { service: ServiceName, id: ContainerId, outcome: Result<Examined, String> },
     /// The first process of a container.
     Process { id: ContainerId, pid: u32 },
     /// The interfaces and addresses as they are.
@@ -479,10 +479,13 @@ impl Agent {
             Answer::Event(name, event) => vec![(name, event)],
             Answer::Probed { service: name, id, outcome } => {
                 let Some(service) = self.services.get_mut(&name) else { return Vec::new() };
-                let found = outcome.as_ref().ok().and_then(Clone::clone);
-                let has_moved = found.is_some_and(|way| service.places.reached(&id, way));
+                let (found, outcome) = match outcome {
+                    Ok(Examined { found, heard }) => (found, Ok(heard)),
+                    Err(error) => (None, Err(error)),
+                };
+                let has_moved = found.is_some_and(|found| service.places.reached(&id, found));
                 let moved = has_moved.then(|| Event::WayChanged { id: id.clone() });
-                let probed = Event::BackendProbed { id, outcome: outcome.map(drop) };
+                let probed = Event::BackendProbed { id, outcome };
                 moved.into_iter().chain([probed]).map(|event| (name.clone(), event)).collect()
             }
             Answer::Process { id, pid } => {
@@ -521,13 +524,14 @@ impl Agent {
                 busy.insert((backend.service.as_str(), backend.frontend));
             }
         }
-        let mut answers: BTreeMap<&str, BTreeMap<ContainerId, Answers>> = BTreeMap::new();
+        let mut answers: BTreeMap<&str, BTreeMap<(ContainerId, Family), Answers>> = BTreeMap::new();
         for (key, handshakes) in &census.handshakes {
             if let Some(backend) = registry.backend(key.0, key.1) {
                 let waiting = census.waiting.get(key).copied().unwrap_or(0);
                 let there = Answers { accepted: handshakes.accepted(), refused: handshakes.refused, waiting };
                 let of_service = answers.entry(&backend.service).or_default();
-                let sum = of_service.entry(backend.container.clone()).or_default();
+                let family = Family::of(backend.endpoint.ip());
+                let sum = of_service.entry((backend.container.clone(), family)).or_default();
                 *sum = sum.and(there);
             }
         }

@@ -186,8 +186,10 @@ fn flags_of_a_file() -> Vec<Id> {
 pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
-    /// Without ADDR: every local address of the uplinks and their VLANs, and the loopback for clients on this host; of IPv4 and of IPv6,
-    /// as far as backends have such addresses. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets.
+    /// Without ADDR: every local address of the uplinks and their VLANs, and the loopback for clients on this host; of
+    /// IPv4 and of IPv6, as far as backends have such addresses: then it is two frontends, and each backend counts in
+    /// both. 0.0.0.0 and [::] are one of the two; an IPv6 address stands in brackets. Which families the network of
+    /// containers has is asked when the agent starts, and on SIGHUP if settings of the containers have changed.
     /// Without a protocol: tcp. With --backend there is no CONTAINER_PORT. Ports may be ranges: 8000-8010:5000-5010, or
     /// 8000-8010:5000.
     #[arg(long, value_name = "[ADDR:]PORT:CONTAINER_PORT[/tcp|/udp]", help_heading = FRONTENDS)]
@@ -307,6 +309,9 @@ pub struct ServiceArgs {
 
     /// What makes a backend healthy: it accepts a connection, answers GET PATH with 200 to 399, or just runs
     /// [default: tcp, or none if every frontend is UDP]
+    ///
+    /// A container is asked at its address of each family that is published: by tcp at all ports, by http at one. It gets
+    /// clients of those families in which it passes.
     #[arg(long, value_name = "tcp|http:PATH|none", help_heading = HEALTH)]
     pub health: Option<HealthCheck>,
 
@@ -357,6 +362,9 @@ pub struct InstanceArgs {
     pub keep: bool,
 
     /// Interface by which clients come; may be repeated [default: those of the default routes]
+    ///
+    /// Of each family that is published: those of its default routes, or else those that have an address of it. With --hook
+    /// xdp, one that is so for IPv6 alone and cannot do XDP is left out.
     ///
     /// Its VLANs belong to it: eth0 means eth0.5, too, and what is in that. To balance at one VLAN alone, name that.
     #[arg(long, value_name = "IFACE", value_parser = value::parse_interface, help_heading = DATAPATH)]

@@ -22,7 +22,7 @@ use lb_ebpf::{
 use lb_tests::frames::{self, ACK, FIN, SYN, Side};
 use lb_user::{
     control::{
-        BackendName, Command, ContainerId, Controller, CpuLoad, Event, Scaling, Settings, Sighting, Timestamp,
+        BackendName, Command, ContainerId, Controller, CpuLoad, Event, Family, Scaling, Settings, Sighting, Timestamp,
         policy::{self, Bounds, Law, Memory},
     },
     datapath::layout::{self, Share},
@@ -224,7 +224,9 @@ fn settled(backends: u32) -> (Controller, Timestamp) {
         for command in due {
             now = now + Duration::from_millis(1);
             next.extend(match command {
-                Command::Probe { id, .. } => controller.handle(Event::BackendProbed { id, outcome: Ok(()) }, now),
+                Command::Probe { id, .. } => {
+                    controller.handle(Event::BackendProbed { id, outcome: Ok([(Family::V4, Ok(()))].into()) }, now)
+                }
                 Command::Publish(publication) => {
                     controller.handle(Event::Published { generation: publication.generation }, now)
                 }

@@ -325,10 +325,24 @@ fn services_have_containers_of_their_own() {
 
 fn containers_are_reached_by_both_families() {
     let site = Site::with_ipv6(9);
-    let mut agent = site.start(&["--min", "2", "--max", "2", "--env", "LB_API_LISTEN=[::]:5000"]);
-    agent.wait_ready(2);
     let over_v6 = format!("http://[{}]:{}/", site.host_address_v6(), site.port());
     let ask = |url: &str| run(command_in(&site.client(), "curl").args(["-s", "-f", "-g", "-m", "3", url]));
+
+    // Servers that listen at IPv4 alone serve that, and say so.
+    let mut agent = site.start(&["--min", "1", "--max", "1", "--env", "LB_API_LISTEN=0.0.0.0:5000"]);
+    agent.wait_for("IPv4 is served, and IPv6 is told not to be", Duration::from_secs(30), |status| {
+        status["scaling"]["ready"] == 1
+            && status["frontends"][0]["backends"][0]["slot"] == true
+            && status["frontends"][1]["backends"][0]["slot"] == false
+            && status.to_string().contains("no clients of IPv6 are led to it: connect to [2001:db8:209::")
+    });
+    assert!(ask(&site.url()).contains("Hello"));
+    let refused = command_in(&site.client(), "curl").args(["-s", "-g", "-m", "3", &over_v6]).status().unwrap();
+    assert_eq!(refused.code(), Some(7), "curl: failed to connect");
+    agent.stop(Signal::SIGINT);
+
+    let mut agent = site.start(&["--min", "2", "--max", "2", "--env", "LB_API_LISTEN=[::]:5000"]);
+    agent.wait_ready(2);
     let ask_here = |url: String| run(Command::new("curl").args(["-s", "-f", "-g", "-m", "3", &url]));
     for answers in [
         [ask(&over_v6), ask(&over_v6)],

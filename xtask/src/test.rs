@@ -25,7 +25,7 @@ use crate::{
 /// `setup --tests` does. A test that cannot run here says what it lacks and counts as skipped; with CI=true or --no-skip it fails instead.
 ///
 /// `vm` is no part of `all`: it runs the packets, and of `net` what the kernel has a say in, on Debian's Linux 6.1 in qemu. Where this
-/// host's kernel has no VLANs, the tests of `net` that need them run there, too.
+/// host's kernel has no VLANs, one test of `net` that needs them runs there, too; the others are left to `vm`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cargo xtask test                    everything

@@ -101,9 +101,10 @@ pub fn run(filter: Option<&str>) -> Result<Vec<Suite>> {
     perform(&jobs)
 }
 
-/// Runs the cases with VLANs in the machine.
+/// Runs the case with VLANs in the machine that says most: each takes minutes there.
 pub fn run_vlans() -> Result<Vec<Suite>> {
-    perform(&VLAN_CASES.map(Job::of_case))
+    let [most, ..] = VLAN_CASES;
+    perform(&[Job::of_case(most)])
 }
 
 fn perform(jobs: &[Job]) -> Result<Vec<Suite>> {

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Drain, listen, serve};
+use super::{Drain, listen, listen_everywhere, serve};
 use crate::routes::Api;
 
 const QUICK: Drain =
@@ -27,6 +27,17 @@ async fn the_root_tells_the_host() {
     assert_eq!(response.body, r#"{"host":"box","message":"Hello"}"#);
     assert_eq!(response.header("content-type"), Some("application/json"));
     assert_eq!(response.header("connection"), None);
+}
+
+#[tokio::test]
+async fn clients_of_both_families_are_heard() {
+    let listener = listen_everywhere(0).unwrap();
+    let port = listener.local_addr().unwrap().port();
+
+    for address in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(address.parse().unwrap(), port);
+        assert!(TcpStream::connect(address).await.is_ok(), "{address}");
+    }
 }
 
 #[tokio::test]

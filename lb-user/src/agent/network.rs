@@ -1,5 +1,5 @@
-//! Where clients come from: uplinks and their VLANs, the host's bridges, and the addresses at which frontends answer. Looked at again
-//! every few seconds, because interfaces and addresses change under a running agent.
+//! Where clients come from: uplinks and their VLANs, the host's bridges, and the addresses at which frontends answer.
+//! Looked at again every few seconds, because interfaces and addresses change under a running agent.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Hook, RunConfig, Service, ServiceName, Snat},
+    config::{Family, Hook, RunConfig, Service, ServiceName, Snat},
     control::Event,
     datapath::{
         Datapath, DatapathError,
@@ -32,7 +32,13 @@ pub struct Network {
     uplinks: Vec<Link>,
     vlans: Vec<Link>,
     bridges: Vec<Bridge>,
-    addresses: BTreeSet<IpAddr>,
+    /// The addresses of uplinks and VLANs, by their index.
+    addresses: BTreeMap<u32, Vec<IpAddr>>,
+    /// Uplinks that are such for the sake of one family alone, while the other has uplinks of its own: they keep nothing from
+    /// being served.
+    dispensable: BTreeSet<u32>,
+    /// Those of them that cannot do what the hook asks for.
+    unfit: BTreeSet<u32>,
     existing: BTreeMap<u32, String>,
     problems: Vec<String>,
 }
@@ -64,12 +70,19 @@ impl Network {
     async fn look(config: &RunConfig, links: &Links) -> Result<Self, LinkError> {
         let existing = links.all().await?;
         let mut problems = Vec::new();
+        let mut dispensable = BTreeSet::new();
         let uplinks = if config.uplinks.is_empty() {
             // With snat, clients and backends may come by one device.
             let apart = config.services.iter().filter(|service| service.snat == Snat::default());
             let backends: Vec<IpAddr> =
                 apart.flat_map(Service::static_backends).map(|backend| backend.address.ip()).collect();
-            links.uplinks(&backends).await?
+            let mut of_each = Vec::new();
+            for family in families(config) {
+                of_each.push(links.uplinks(family, &backends).await?);
+            }
+            let (uplinks, others) = union(of_each);
+            dispensable = others;
+            uplinks
         } else {
             let mut named = Vec::new();
             for name in &config.uplinks {
@@ -91,50 +104,97 @@ impl Network {
         let mut bridges = links.bridges().await?;
         bridges.retain(|bridge| uplinks.iter().all(|uplink| uplink.index != bridge.index));
         let vlans = links::vlans_of(&uplinks, &existing);
-        let mut addresses = BTreeSet::new();
+        let mut addresses = BTreeMap::new();
         for link in uplinks.iter().chain(&vlans) {
-            addresses.extend(links.addresses(link.index).await?);
+            addresses.insert(link.index, links.addresses(link.index).await?);
         }
-        addresses.extend(bridges.iter().flat_map(|bridge| bridge.addresses.iter().copied()));
         let existing = existing.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Self { uplinks, vlans, bridges, addresses, existing, problems })
+        Ok(Self { uplinks, vlans, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, problems })
     }
 
     /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
     ///
     /// # Errors
     /// If another instance has a frontend, or the kernel refuses.
-    pub fn attach(&self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
-        for link in &self.uplinks {
-            loader::check_xdp(link, config.hook, config.complete_checksums)?;
-            self.check_tags(link, config.hook)?;
+    pub fn attach(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
+        for link in self.uplinks.clone() {
+            let outcome = loader::check_xdp(&link, config.hook, config.complete_checksums);
+            self.dispense(link.index, outcome.and_then(|()| self.check_tags(&link, config.hook)))?;
         }
         let _nobody_else_takes_one = pins::lock_frontends()?;
-        let wishes = self.wishes(config);
-        for wish in &wishes {
+        for wish in &self.wishes(config) {
             datapath.check_others(wish)?;
         }
-        for device in self.front_devices() {
-            self.open(datapath, config, device)?;
-        }
+        self.open_all(datapath, config).into_iter().collect::<Result<(), _>>()?;
         datapath.answer_at(&self.answering(config))?;
         datapath.open_cgroup()?;
-        datapath.serve(&wishes)?;
+        datapath.serve(&self.wishes(config))?;
         self.close_others(datapath)
+    }
+
+    /// Opens every door, and leaves out uplinks that are dispensable and unfit.
+    fn open_all(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Vec<Result<(), DatapathError>> {
+        let devices: Vec<(u32, Result<(), DatapathError>)> =
+            self.front_devices().map(|device| (device.ifindex, self.open(datapath, config, device))).collect();
+        devices.into_iter().map(|(ifindex, outcome)| self.dispense(ifindex, outcome)).collect()
+    }
+
+    /// Leaves an uplink out that cannot do XDP, if it is dispensable, instead of failing.
+    fn dispense(&mut self, ifindex: u32, outcome: Result<(), DatapathError>) -> Result<(), DatapathError> {
+        match outcome {
+            Err(
+                error @ (DatapathError::Xdp { .. }
+                | DatapathError::XdpOnVeth { .. }
+                | DatapathError::XdpOnVlan { .. }
+                | DatapathError::XdpWithoutTags { .. }),
+            ) if self.dispensable.contains(&ifindex) => {
+                self.leave_out(ifindex);
+                let error = super::chain(&error);
+                if self.vlans.iter().any(|vlan| vlan.index == ifindex) {
+                    tracing::warn!("{error}; clients come by it as a VLAN of another uplink, by TC");
+                } else {
+                    tracing::warn!("{error}; clients do not come by it, as it is an uplink of one family alone");
+                }
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Leaves an uplink out, and its VLANs with it. It may be a VLAN of another one, though.
+    fn leave_out(&mut self, unfit: u32) {
+        self.vlans.extend(self.uplinks.extract_if(.., |uplink| uplink.index == unfit));
+        self.vlans = links::vlans_of(&self.uplinks, &self.vlans);
+        let left: BTreeSet<u32> = self.uplinks.iter().chain(&self.vlans).map(|link| link.index).collect();
+        self.addresses.retain(|index, _| left.contains(index));
+        self.unfit.insert(unfit);
+    }
+
+    /// Leaves out what was found to be unfit before, as long as it is there and is dispensable.
+    fn remember_unfit(&mut self, former: &Self) {
+        for &unfit in former.unfit.intersection(&self.dispensable.clone()) {
+            if former.existing.get(&unfit) == self.existing.get(&unfit) {
+                self.leave_out(unfit);
+            }
+        }
+    }
+
+    /// Returns the addresses of uplinks, VLANs and bridges.
+    fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let of_bridges = self.bridges.iter().flat_map(|bridge| &bridge.addresses);
+        self.addresses.values().flatten().chain(of_bridges).copied().collect()
     }
 
     /// Follows what has changed: as [`attach`](Self::attach), but what fails keeps nothing else from being done. Returns
     /// what is wrong.
-    fn follow(&self, datapath: &mut Datapath, config: &RunConfig) -> Vec<String> {
+    fn follow(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Vec<String> {
         let mut problems = Vec::new();
         let mut note =
             |outcome: Result<(), DatapathError>| problems.extend(outcome.err().map(|error| super::chain(&error)));
         for uplink in &self.uplinks {
             note(self.check_tags(uplink, config.hook));
         }
-        for device in self.front_devices() {
-            note(self.open(datapath, config, device));
-        }
+        self.open_all(datapath, config).into_iter().for_each(&mut note);
         note(datapath.answer_at(&self.answering(config)));
         // The loop waits for nobody: who holds the lock is starting, or is hanging.
         match pins::try_lock_frontends() {
@@ -211,6 +271,7 @@ impl Network {
     }
 
     fn wishes(&self, config: &RunConfig) -> Vec<FrontendWish> {
+        let own = self.own_addresses();
         let frontends =
             config.services.iter().flat_map(|service| service.frontends.iter().map(move |publish| (service, publish)));
         frontends
@@ -218,7 +279,7 @@ impl Network {
                 service: service.name.to_string(),
                 name: publish.name(),
                 proto: publish.proto,
-                addresses: loader::answering(publish.at, publish.port.get(), &self.addresses),
+                addresses: loader::answering(publish.at, publish.port.get(), &own),
                 guard: service.guard.clone(),
                 scheduling: scheduling(service),
             })
@@ -251,6 +312,28 @@ impl Network {
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
+}
+
+/// Returns the families of which there are frontends; both where that is not known.
+fn families(config: &RunConfig) -> BTreeSet<Family> {
+    let both = [Family::V4, Family::V6];
+    let is_served = |family: &Family| {
+        config.frontends().all(|publish| publish.family().is_none())
+            || config.frontends().any(|publish| publish.family().is_none_or(|of| of == *family))
+    };
+    both.into_iter().filter(is_served).collect()
+}
+
+/// Puts the uplinks of families together, by rising index; returns also the indices of those that are not of the first family
+/// that has any.
+fn union(of_each: Vec<Vec<Link>>) -> (Vec<Link>, BTreeSet<u32>) {
+    let mut of_each = of_each.into_iter().filter(|links| !links.is_empty());
+    let mut all = of_each.next().unwrap_or_default();
+    let needed: BTreeSet<u32> = all.iter().map(|link| link.index).collect();
+    all.extend(of_each.flatten().filter(|link| !needed.contains(&link.index)));
+    all.sort_by_key(|link| link.index);
+    let dispensable = all.iter().map(|link| link.index).filter(|index| !needed.contains(index)).collect();
+    (all, dispensable)
 }
 
 /// Returns how the frontends of a service choose backends.
@@ -302,7 +385,8 @@ impl Agent {
                 return Vec::new();
             }
         };
-        if network.addresses != self.network.addresses {
+        network.remember_unfit(&self.network);
+        if network.own_addresses() != self.network.own_addresses() {
             tracing::info!("the host's addresses have changed; the frontends follow");
         }
         let lost = self.datapath.forget_doors_except(&network.existing);
@@ -341,5 +425,119 @@ impl Agent {
             }
         }
         self.network.problems = problems;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::file::parse, datapath::links::LinkKind};
+
+    fn link(index: u32, kind: LinkKind) -> Link {
+        Link {
+            index,
+            name: format!("if{index}"),
+            kind,
+            mac: None,
+            framing: Framing::Ethernet,
+            up: true,
+            mtu: 1500,
+            controller: None,
+            peer_netns: None,
+            lower: None,
+        }
+    }
+
+    fn network(of_each: Vec<Vec<Link>>) -> Network {
+        let (uplinks, dispensable) = union(of_each);
+        let addresses = uplinks.iter().map(|link| (link.index, vec![IpAddr::from([198, 18, 0, link.index as u8])]));
+        let existing = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
+        Network { addresses: addresses.collect(), dispensable, existing, uplinks, ..Network::default() }
+    }
+
+    /// What is looked at with these VLANs beside the uplinks.
+    fn network_with(of_each: Vec<Vec<Link>>, vlans: &[Link]) -> Network {
+        let mut network = network(of_each);
+        network.vlans = links::vlans_of(&network.uplinks, vlans);
+        let addressed =
+            network.vlans.iter().map(|vlan| (vlan.index, vec![IpAddr::from([198, 18, 0, vlan.index as u8])]));
+        network.addresses.extend(addressed);
+        network
+    }
+
+    fn indices(network: &Network) -> Vec<u32> {
+        network.uplinks.iter().map(|link| link.index).collect()
+    }
+
+    #[test]
+    fn uplinks_of_ipv6_come_beside_those_of_ipv4() {
+        let [physical, veth] = [link(2, LinkKind::Physical), link(3, LinkKind::Veth)];
+
+        let both = network(vec![vec![physical.clone()], vec![veth.clone(), physical.clone()]]);
+        assert_eq!((indices(&both), both.dispensable), (vec![2, 3], [3].into()));
+        let only = network(vec![Vec::new(), vec![veth]]);
+        assert_eq!((indices(&only), only.dispensable), (vec![3], [].into()), "there is no other");
+    }
+
+    #[test]
+    fn an_uplink_of_ipv6_alone_that_cannot_do_xdp_is_left_out() {
+        let [physical, veth] = [link(2, LinkKind::Physical), link(3, LinkKind::Veth)];
+        let look = || network(vec![vec![physical.clone()], vec![veth.clone()]]);
+        let refusal = |link: &Link| loader::check_xdp(link, Hook::Xdp, false);
+        let mut found = look();
+
+        assert!(found.dispense(3, refusal(&veth)).is_ok());
+        assert!(found.dispense(2, refusal(&veth)).is_err(), "that of IPv4 cannot be done without");
+
+        assert_eq!(indices(&found), [2]);
+        assert_eq!(found.own_addresses(), [IpAddr::from([198, 18, 0, 2])].into());
+        let mut next = look();
+        next.remember_unfit(&found);
+        assert_eq!(indices(&next), [2], "nor is it tried again every few seconds");
+    }
+
+    #[test]
+    fn an_uplink_that_is_left_out_takes_its_vlans_along() {
+        let vlan = |index, lower| Link { lower: Some(lower), ..link(index, LinkKind::Vlan) };
+        let look = || {
+            let of_each = vec![vec![link(2, LinkKind::Physical)], vec![link(3, LinkKind::Physical)]];
+            network_with(of_each, &[vlan(4, 2), vlan(5, 3), vlan(6, 5)])
+        };
+        let mut found = look();
+        assert_eq!(found.vlans.iter().map(|vlan| vlan.index).collect::<Vec<_>>(), [4, 5, 6]);
+
+        assert!(found.dispense(3, Err(DatapathError::XdpWithoutTags { interface: "if3".into() })).is_ok());
+
+        let mut next = look();
+        next.remember_unfit(&found);
+        for network in [found, next] {
+            assert_eq!(network.front_devices().map(|device| device.ifindex).collect::<Vec<_>>(), [4, 2]);
+            assert_eq!(network.own_addresses(), [2, 4].map(|index| IpAddr::from([198, 18, 0, index])).into());
+        }
+    }
+
+    #[test]
+    fn a_vlan_that_is_no_uplink_of_its_own_is_one_of_the_device_below() {
+        let vlan = Link { lower: Some(2), ..link(3, LinkKind::Vlan) };
+        let mut found = network(vec![vec![link(2, LinkKind::Physical)], vec![vlan.clone()]]);
+
+        assert!(found.dispense(3, loader::check_xdp(&vlan, Hook::Xdp, true)).is_ok());
+
+        assert_eq!(indices(&found), [2]);
+        assert_eq!(found.vlans, [vlan]);
+        assert_eq!(found.own_addresses(), [2, 3].map(|index| IpAddr::from([198, 18, 0, index])).into());
+    }
+
+    #[test]
+    fn uplinks_are_looked_for_of_the_families_that_are_served() {
+        let of = |publish: &str, backend: &str| {
+            let text = format!("[[service]]\nname = \"a\"\npublish = \"{publish}\"\nbackends = [{backend}]\n");
+            let config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+            families(&config).into_iter().collect::<Vec<_>>()
+        };
+
+        assert_eq!(of("80", "\"198.18.2.11:80\""), [Family::V4]);
+        assert_eq!(of("80", "\"[2001:db8::2]:80\""), [Family::V6]);
+        assert_eq!(of("80", "\"198.18.2.11:80\", \"[2001:db8::2]:80\""), [Family::V4, Family::V6]);
     }
 }

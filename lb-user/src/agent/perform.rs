@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
+
 use super::{Agent, Answer, Service, chain};
 use crate::{
-    config::{Publish, ServiceName, Snat, Source, Weight, publish::Proto},
-    control::{Addresses, Command, ContainerId, Event, Publication, WHOLE},
+    config::{self, Family, Publish, ServiceName, Snat, Source, Weight, publish::Proto},
+    control::{Addresses, Command, ContainerId, Event, Heard, Publication, WHOLE},
     datapath::{
         DatapathError,
-        links::{self, Belief, Links, Reach},
+        links::{Belief, LinkError, Links, Path, Reach},
         publish::{Member, Registry},
         report::Way,
     },
@@ -37,6 +39,19 @@ struct Place {
     way: Option<Way>,
     /// When the way was found last; nothing if it may be another by now.
     found: Option<Instant>,
+    /// Families of whose address it is not the way, and why.
+    barred: Barred,
+}
+
+/// Why families are not served.
+type Barred = BTreeMap<Family, String>;
+
+/// The way to a backend, as it was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    way: Way,
+    /// Families of whose address it is not the way, and why.
+    barred: Barred,
 }
 
 impl Places {
@@ -54,7 +69,11 @@ impl Places {
     pub fn located(&mut self, id: &ContainerId, address: Addresses) {
         let place = self.of.entry(id.clone()).or_default();
         match place.address {
-            Some(known) if known.are_of(&address) => place.address = Some(address),
+            Some(known) if known.are_of(&address) => {
+                // A further address may be reached by another way.
+                place.found = place.found.filter(|_| known == address);
+                place.address = Some(address);
+            }
             Some(_) | None => *place = Place { address: Some(address), ..Place::default() },
         }
     }
@@ -85,10 +104,11 @@ impl Places {
 
     /// Notes a way; returns whether it differs from one that was known. Of a container that was forgotten meanwhile
     /// nothing is noted.
-    pub fn reached(&mut self, id: &ContainerId, way: Way) -> bool {
+    pub fn reached(&mut self, id: &ContainerId, found: Found) -> bool {
         let Some(place) = self.of.get_mut(id) else { return false };
         place.found = Some(Instant::now());
-        let former = place.way.replace(way);
+        place.barred = found.barred;
+        let former = place.way.replace(found.way);
         former.is_some() && former != place.way
     }
 
@@ -198,15 +218,21 @@ impl Agent {
         let registry = &self.datapath.registry;
         let mut unreachable = BTreeMap::new();
         let mut ready = Vec::new();
+        let mut draining: Vec<Member> =
+            publication.draining.iter().filter_map(|id| service.leaver(registry, id)).collect();
         for id in &publication.ready {
-            match service.member(registry, id, publication.warming.get(id).copied()) {
+            let is_deaf = |address: IpAddr| publication.deaf.contains(&(id.clone(), Family::of(address)));
+            match service.member(registry, id, is_deaf, publication.warming.get(id).copied()) {
                 Ok(member) => ready.push(member),
                 Err(error) => {
                     unreachable.insert(id.clone(), error);
                 }
             }
+            if let Some(mut leaver) = service.leaver(registry, id) {
+                leaver.endpoints.retain(|_, endpoint| is_deaf(endpoint.ip()));
+                draining.extend((!leaver.endpoints.is_empty()).then_some(leaver));
+            }
         }
-        let draining: Vec<Member> = publication.draining.iter().filter_map(|id| service.leaver(registry, id)).collect();
         let prepared = self.datapath.prepare(name.as_str(), &ready, &draining)?;
         unreachable.extend(prepared.unreachable.iter().map(|(id, error)| (id.clone(), chain(error))));
         // Should the agent die from here on, the next one knows what the kernel may hold.
@@ -220,19 +246,23 @@ impl Agent {
         let Some(service) = self.services.get(name) else { return };
         let place = service.places.of.get(&id);
         let address = place.and_then(|place| place.address);
-        let trust = match place.filter(|place| place.way.is_some()).and_then(|place| place.found) {
-            Some(found) if found.elapsed() < WAY_AGE => Trust::Fresh,
+        let way = place.and_then(|place| place.way.clone());
+        let barred = place.map(|place| place.barred.clone()).unwrap_or_default();
+        let trust = match place.filter(|_| way.is_some()).and_then(|place| place.found) {
+            // One that has barred a family is looked at again, as that may have been but slow to answer.
+            Some(found) if found.elapsed() < WAY_AGE && barred.is_empty() => Trust::Fresh,
             Some(_) => Trust::Old,
             None => Trust::None,
         };
-        let endpoints = address.map(|address| service.probed_endpoints(&id, address)).unwrap_or_default();
-        let address = address.and_then(|address| address.first());
+        let endpoints = address.map(|address| probed_endpoints(&service.config, &id, address)).unwrap_or_default();
         let (links, check, answers) = (self.links.clone(), service.config.health.clone(), self.answers.clone());
         let snat = service.config.snat;
         let name = name.clone();
         tokio::spawn(async move {
             let outcome = match address {
-                Some(address) => examine((address, snat), trust, &endpoints, &links, &check).await,
+                Some(address) => {
+                    examine((address, snat), trust, (way.as_ref(), barred), endpoints, &links, &check).await
+                }
                 None => Err("it has no address".to_owned()),
             };
             let _nobody_listens = answers.send(Answer::Probed { service: name, id, outcome });
@@ -248,13 +278,22 @@ impl Service {
         Some(Member { way: way.unwrap_or(member.way), ..member })
     }
 
-    fn member(&self, registry: &Registry, id: &ContainerId, tenths: Option<u32>) -> Result<Member, String> {
+    /// Returns a backend that gets new connections, or some tenths of its share of them, but for those to deaf addresses.
+    fn member(
+        &self,
+        registry: &Registry,
+        id: &ContainerId,
+        is_deaf: impl Fn(IpAddr) -> bool,
+        tenths: Option<u32>,
+    ) -> Result<Member, String> {
         let place = self.places.of.get(id);
         let address = place.and_then(|place| place.address).ok_or_else(|| format!("{id}: no address is known"))?;
         let way = place.and_then(|place| place.way.clone()).ok_or_else(|| format!("{id}: no way is known"))?;
         let mut endpoints = BTreeMap::new();
         for publish in &self.config.frontends {
-            if let Some(endpoint) = self.endpoint(id, address, publish)? {
+            if let Some(endpoint) =
+                endpoint(&self.config, id, address, publish)?.filter(|endpoint| !is_deaf(endpoint.ip()))
+            {
                 endpoints.insert(publish.name(), endpoint);
             }
         }
@@ -275,30 +314,43 @@ impl Service {
         let own = self.config.static_backends().iter().find(|backend| Some(backend.address) == address);
         own.map_or(Weight::ONE, |backend| backend.weight).number()
     }
+}
 
-    /// Returns where a backend listens for a frontend: a static backend says so itself. Nowhere, if it has no address of
-    /// the frontend's family.
-    fn endpoint(&self, id: &ContainerId, address: Addresses, publish: &Publish) -> Result<Option<SocketAddr>, String> {
-        let Some(address) = publish.family().and_then(|family| address.of_family(family)) else { return Ok(None) };
-        match (&self.config.source, publish.container_port) {
-            (Source::Docker(_), Some(port)) => Ok(Some(SocketAddr::new(address, port.get()))),
-            (Source::Docker(_), None) | (Source::Static { .. }, _) => {
-                id.0.parse().map(Some).map_err(|_| format!("{id}: no port is known"))
-            }
+/// Returns where a backend listens for a frontend: a static backend says so itself. Nowhere, if it has no address of the
+/// frontend's family.
+fn endpoint(
+    service: &config::Service,
+    id: &ContainerId,
+    address: Addresses,
+    publish: &Publish,
+) -> Result<Option<SocketAddr>, String> {
+    let Some(address) = publish.family().and_then(|family| address.of_family(family)) else { return Ok(None) };
+    match (&service.source, publish.container_port) {
+        (Source::Docker(_), Some(port)) => Ok(Some(SocketAddr::new(address, port.get()))),
+        (Source::Docker(_), None) | (Source::Static { .. }, _) => {
+            id.0.parse().map(Some).map_err(|_| format!("{id}: no port is known"))
         }
     }
+}
 
-    fn probed_endpoints(&self, id: &ContainerId, address: Addresses) -> Vec<SocketAddr> {
-        let tcp = self.config.frontends.iter().filter(|publish| publish.proto == Proto::Tcp);
-        let mut endpoints: Vec<SocketAddr> =
-            tcp.filter_map(|publish| self.endpoint(id, address, publish).ok().flatten()).collect();
-        endpoints.sort();
-        endpoints.dedup();
-        if matches!(self.config.health, HealthCheck::Http { .. }) {
-            endpoints.truncate(1);
+/// Returns whom to ask, in each family of which a backend serves anything: nobody where that is UDP alone.
+fn probed_endpoints(
+    service: &config::Service,
+    id: &ContainerId,
+    address: Addresses,
+) -> BTreeMap<Family, BTreeSet<SocketAddr>> {
+    let mut probed: BTreeMap<Family, BTreeSet<SocketAddr>> = BTreeMap::new();
+    for publish in &service.frontends {
+        let Some(endpoint) = endpoint(service, id, address, publish).ok().flatten() else { continue };
+        let of_family = probed.entry(Family::of(endpoint.ip())).or_default();
+        if publish.proto == Proto::Tcp {
+            of_family.insert(endpoint);
         }
-        endpoints
     }
+    if matches!(service.health, HealthCheck::Http { .. }) {
+        probed.values_mut().for_each(|endpoints| *endpoints = endpoints.first().copied().into_iter().collect());
+    }
+    probed
 }
 
 /// How much is known of a way.
@@ -311,39 +363,209 @@ enum Trust {
     None,
 }
 
-async fn examine(
-    address: (IpAddr, Snat),
-    trust: Trust,
-    endpoints: &[SocketAddr],
-    links: &Links,
-    check: &HealthCheck,
-) -> Result<Option<Way>, String> {
-    let way = match trust {
-        Trust::Fresh => None,
-        Trust::Old => find_way(address, links, Belief::Kept).await.ok(),
-        // First of all: until the kernel has found it, no check can pass either.
-        Trust::None => Some(find_way(address, links, Belief::Lost).await.map_err(|error| chain(&error))?),
-    };
-    for &endpoint in endpoints {
-        health::probe(check, endpoint, PROBE_LIMIT).await.map_err(|error| chain(&error))?;
-    }
-    Ok(way)
+/// What a look at a backend has found.
+pub struct Examined {
+    /// The way, if it was looked for, and a family answered.
+    pub found: Option<Found>,
+    pub heard: Heard,
 }
 
-/// Finds the way to one address of a backend, which is the way to the other, too: they are of one network.
-async fn find_way((address, snat): (IpAddr, Snat), links: &Links, belief: Belief) -> Result<Way, links::LinkError> {
-    let path = links.resolve(address, belief).await?;
-    if path.reach == Reach::Routed && snat != Snat::default() {
-        return Err(links::LinkError::RoutedSnat { backend: address, device: path.name });
+/// Looks for the way to a backend, and asks it in each family.
+async fn examine(
+    address: (Addresses, Snat),
+    trust: Trust,
+    (former, barred): (Option<&Way>, Barred),
+    endpoints: BTreeMap<Family, BTreeSet<SocketAddr>>,
+    links: &Links,
+    check: &HealthCheck,
+) -> Result<Examined, String> {
+    let found = match trust {
+        Trust::Fresh => None,
+        Trust::Old => find_way(address, former, links, Belief::Kept).await.ok(),
+        // First of all: until the kernel has found it, no check can pass either.
+        Trust::None => Some(find_way(address, former, links, Belief::Lost).await?),
+    };
+    let barred = found.as_ref().map_or(&barred, |found| &found.barred);
+    let heard: Heard = join_all(endpoints.into_iter().map(async |(family, endpoints)| {
+        let outcome = match barred.get(&family) {
+            Some(reason) => Err(reason.clone()),
+            None => ask(check, endpoints).await,
+        };
+        (family, outcome)
+    }))
+    .await
+    .into_iter()
+    .collect();
+    let found = found.filter(|_| heard.values().any(Result::is_ok));
+    Ok(Examined { found, heard })
+}
+
+/// Asks a backend at all of its endpoints of a family.
+async fn ask(check: &HealthCheck, endpoints: BTreeSet<SocketAddr>) -> Result<(), String> {
+    for endpoint in endpoints {
+        health::probe(check, endpoint, PROBE_LIMIT).await.map_err(|error| chain(&error))?;
     }
-    let own = links.addresses(path.l3_ifindex).await?;
-    let v4 = own.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    });
-    let v6 = own.iter().find_map(|address| match address {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(address) => Some(*address),
-    });
-    Ok(Way::new(path, (v4, v6)).hiding_clients_behind(snat))
+    Ok(())
+}
+
+/// Finds the way to a backend, by each of its addresses. What does not have to be another than on the former way is not.
+async fn find_way(
+    (address, snat): (Addresses, Snat),
+    former: Option<&Way>,
+    links: &Links,
+    belief: Belief,
+) -> Result<Found, String> {
+    let paths = join_all(address.each().map(async |address| {
+        let path = links.resolve(address, belief).await.and_then(|path| hidable(path, address, snat));
+        (address, path.map_err(|error| chain(&error)))
+    }));
+    let (path, barred) = common(paths.await)?;
+    let former = former.map_or((None, None), |way| (way.host_address, way.host_address_v6));
+    let stand_ins = links.stand_ins(path.l3_ifindex, former).await.map_err(|error| chain(&error))?;
+    Ok(Found { way: Way::new(path, stand_ins).hiding_clients_behind(snat), barred })
+}
+
+/// Refuses a path by which no client can be hidden.
+fn hidable(path: Path, backend: IpAddr, snat: Snat) -> Result<Path, LinkError> {
+    if path.reach == Reach::Routed && snat != Snat::default() {
+        return Err(LinkError::RoutedSnat { backend, device: path.name });
+    }
+    Ok(path)
+}
+
+/// Returns the path to the first address that has one, and why the families of those are barred that have none, or another.
+fn common(paths: Vec<(IpAddr, Result<Path, String>)>) -> Result<(Path, Barred), String> {
+    let mut first: Option<(IpAddr, Path)> = None;
+    let mut barred = Barred::new();
+    for (address, path) in paths {
+        match (path, &first) {
+            (Ok(path), None) => first = Some((address, path)),
+            (Ok(path), Some((_, own))) if path == *own => {}
+            (Ok(path), Some((other, own))) => {
+                let why = format!("{address} is reached by {}, and {other} by {}", path.reply_name, own.reply_name);
+                barred.insert(Family::of(address), why);
+            }
+            (Err(error), _) => {
+                barred.insert(Family::of(address), error);
+            }
+        }
+    }
+    let none = || barred.values().cloned().collect::<Vec<_>>().join("; ");
+    let (_, path) = first.ok_or_else(none)?;
+    Ok((path, barred))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        agent::service::{Feeds, settings},
+        cli::file::parse,
+        datapath::links::Framing,
+        provider::fixed::FixedProvider,
+    };
+
+    fn path(port: u32) -> Path {
+        Path {
+            reach: Reach::Veth,
+            ifindex: port,
+            name: format!("veth{port}"),
+            reply_ifindex: port,
+            reply_name: format!("veth{port}"),
+            reply_framing: Framing::Ethernet,
+            l3_ifindex: 3,
+            mac: Some([2, 0, 0, 0, 0, port as u8]),
+            src_mac: Some([2; 6]),
+            netns: Some(port),
+        }
+    }
+
+    #[test]
+    fn a_family_whose_address_is_elsewhere_is_barred() {
+        let [v4, v6]: [IpAddr; 2] = ["198.18.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
+        let none = || Err("no answer".to_owned());
+        let barred = |family, why: &str| Barred::from([(family, why.to_owned())]);
+
+        assert_eq!(common(vec![(v4, Ok(path(7))), (v6, Ok(path(7)))]), Ok((path(7), Barred::new())));
+        let elsewhere = "2001:db8::2 is reached by veth8, and 198.18.2.2 by veth7";
+        assert_eq!(common(vec![(v4, Ok(path(7))), (v6, Ok(path(8)))]), Ok((path(7), barred(Family::V6, elsewhere))));
+        assert_eq!(common(vec![(v4, Ok(path(7))), (v6, none())]), Ok((path(7), barred(Family::V6, "no answer"))));
+        assert_eq!(common(vec![(v4, none()), (v6, Ok(path(8)))]), Ok((path(8), barred(Family::V4, "no answer"))));
+        assert_eq!(common(vec![(v4, none()), (v6, none())]), Err("no answer; no answer".to_owned()));
+    }
+
+    #[test]
+    fn who_is_routed_to_cannot_be_told_another_client() {
+        let [v4, snat]: [IpAddr; 2] = ["198.18.2.2", "198.18.2.1"].map(|text| text.parse().unwrap());
+        let (none, snat) = (Snat::default(), Snat::new(&[snat]).unwrap());
+        let routed = Path { reach: Reach::Routed, ..path(7) };
+
+        assert!(hidable(path(7), v4, snat).is_ok());
+        assert!(hidable(routed.clone(), v4, none).is_ok());
+        let refused = hidable(routed, v4, snat);
+        assert!(matches!(refused, Err(LinkError::RoutedSnat { backend, .. }) if backend == v4), "{refused:?}");
+    }
+
+    #[test]
+    fn every_family_is_asked() {
+        let address: Addresses = IpAddr::from([198, 18, 2, 2]).into();
+        let address = address.or(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]).into());
+        let asked = |rest: &str| {
+            let text = format!("[[service]]\nname = \"a\"\nimage = \"lb-api\"\n{rest}\n");
+            let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+            config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
+            let probed = probed_endpoints(&config.services[0], &"c".into(), address);
+            let shown = probed.into_iter().map(|(family, endpoints)| {
+                let ports: Vec<String> = endpoints.iter().map(|endpoint| endpoint.port().to_string()).collect();
+                format!("{family} {}", ports.join(" "))
+            });
+            shown.collect::<Vec<_>>().join(", ")
+        };
+
+        assert_eq!(asked("publish = [\"80:5000\", \"81:5001\"]\nhealth = \"tcp\""), "IPv4 5000 5001, IPv6 5000 5001");
+        assert_eq!(asked("publish = [\"80:5000\", \"81:5001\"]\nhealth = \"http:/\""), "IPv4 5000, IPv6 5000");
+        assert_eq!(asked("publish = [\"[::]:80:5000\"]\nhealth = \"http:/\""), "IPv6 5000");
+        assert_eq!(asked("publish = [\"0.0.0.0:80:5000\", \"[::]:53:53/udp\"]"), "IPv4 5000, IPv6 ");
+    }
+
+    #[tokio::test]
+    async fn a_member_has_no_endpoint_of_a_family_in_which_it_is_deaf() {
+        let text = "[[service]]\nname = \"a\"\nimage = \"lb-api\"\npublish = \"80:5000\"\n";
+        let mut config = parse(text).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
+        let (id, address) = (ContainerId::from("c"), Addresses::from(IpAddr::from([198, 18, 2, 2])));
+        let both = address.or(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]).into());
+        let mut places = Places::default();
+        places.located(&id, both);
+        places.reached(&id, Found { way: Way::new(path(7), (None, None)), barred: Barred::new() });
+        let settings = settings(&config.services[0], &config);
+        let (sender, _told) = tokio::sync::mpsc::channel(1);
+        let provider = Arc::new(FixedProvider::new(&[]));
+        let service = Service::new(config.services[0].clone(), settings, provider, places, &mut Feeds::new(sender));
+        let listens = |is_deaf: fn(IpAddr) -> bool| {
+            let member = service.member(&Registry::default(), &id, is_deaf, None);
+            member.map(|member| member.endpoints.into_values().map(|at| at.to_string()).collect::<Vec<_>>().join(" "))
+        };
+
+        assert_eq!(listens(|_| false).as_deref(), Ok("198.18.2.2:5000 [2001:db8::2]:5000"));
+        assert_eq!(listens(|address| address.is_ipv6()).as_deref(), Ok("198.18.2.2:5000"));
+        assert_eq!(listens(|address| address.is_ipv4()).as_deref(), Ok("[2001:db8::2]:5000"));
+        assert!(listens(|_| true).is_err());
+    }
+
+    #[test]
+    fn a_further_address_is_looked_for_and_the_way_is_kept() {
+        let (id, v4) = (ContainerId::from("c"), Addresses::from(IpAddr::from([198, 18, 2, 2])));
+        let mut places = Places::default();
+        places.located(&id, v4);
+        places.reached(&id, Found { way: Way::new(path(7), (None, None)), barred: Barred::new() });
+        places.located(&id, v4);
+        assert!(places.of[&id].found.is_some());
+
+        places.located(&id, v4.or(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]).into()));
+
+        assert!(places.of[&id].found.is_none() && places.of[&id].way.is_some());
+    }
 }

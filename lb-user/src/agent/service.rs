@@ -333,10 +333,16 @@ pub fn adopt(
     for (&id, &address) in &served {
         if !is_to_be_shown(id, service) {
             settings.adopted_leaving.insert(id.clone(), address);
-        } else if slotted.contains(id) && registry.member(name, id).is_some_and(|member| is_wanted(&member, service)) {
-            settings.adopted_ready.insert(id.clone(), address);
-        } else {
-            settings.adopted_flows.insert(id.clone());
+            continue;
+        }
+        let member = registry.member(name, id);
+        let is_ready = |family| {
+            slotted.contains(&(id.clone(), family))
+                && member.as_ref().is_some_and(|member| is_wanted(member, service, family))
+        };
+        match address.only(is_ready) {
+            Some(ready) => _ = settings.adopted_ready.insert(id.clone(), ready),
+            None => _ = settings.adopted_flows.insert(id.clone()),
         }
     }
     let is_static = matches!(service.source, Source::Static { .. });
@@ -376,17 +382,63 @@ fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
     }
 }
 
-/// Returns whether a backend serves what it would serve today, whatever else it has served.
-fn is_wanted(member: &Member, service: &config::Service) -> bool {
-    let is_for = |publish: &&Publish| match service.source {
-        Source::Docker(_) => true,
-        // One family each.
-        Source::Static { .. } => {
-            member.endpoints.values().any(|endpoint| publish.family() == Some(Family::of(endpoint.ip())))
-        }
-    };
-    service.frontends.iter().filter(is_for).all(|publish| {
+/// Returns whether a backend serves clients of a family as it would today, whatever else it has served. What it lacks of the
+/// other family, because that was not served by then, comes with its check.
+fn is_wanted(member: &Member, service: &config::Service, family: Family) -> bool {
+    if service.frontends.is_empty() {
+        return true;
+    }
+    let mut of_family = service.frontends.iter().filter(|publish| publish.family() == Some(family)).peekable();
+    let serves = |publish: &Publish| {
         let endpoint = member.endpoints.get(&publish.name());
         endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
-    })
+    };
+    of_family.peek().is_some() && of_family.all(serves)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cli::file::parse,
+        config::Snat,
+        control::WHOLE,
+        datapath::{
+            links::{Framing, Reach},
+            report::Way,
+        },
+    };
+
+    #[test]
+    fn each_family_is_taken_over_for_itself() {
+        let way = Way {
+            reach: Reach::Veth,
+            ifindex: 7,
+            name: "veth7".into(),
+            reply_ifindex: 7,
+            reply_name: "veth7".into(),
+            reply_framing: Framing::Ethernet,
+            mac: [2; 6],
+            source_mac: [4; 6],
+            host_address: None,
+            host_address_v6: None,
+            netns: None,
+            snat: Snat::default(),
+        };
+        let wanted = |publish: &str, held: &[(&str, &str)]| {
+            let text = format!("[[service]]\nname = \"a\"\nimage = \"lb-api\"\npublish = [{publish}]\n");
+            let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+            config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
+            let endpoints = held.iter().map(|&(name, at)| (name.to_owned(), at.parse().unwrap())).collect();
+            let member = Member { container: "c".into(), endpoints, way: way.clone(), weight: 1, tenths: WHOLE };
+            [Family::V4, Family::V6].map(|family| is_wanted(&member, &config.services[0], family))
+        };
+        let (v4, v6) = (("80/tcp", "198.18.2.2:5000"), ("[::]:80/tcp", "[2001:db8::2]:5000"));
+
+        assert_eq!(wanted("\"80:5000\"", &[v4]), [true, false], "of an agent that knew IPv4 alone");
+        assert_eq!(wanted("\"80:5000\"", &[v4, v6]), [true, true]);
+        assert_eq!(wanted("\"80:5001\"", &[v4, v6]), [false, false], "another port");
+        assert_eq!(wanted("\"80:5000\", \"81:5001\"", &[v4, v6]), [false, false], "a further frontend");
+        assert_eq!(wanted("\"[::]:80:5000\"", &[v4, v6]), [false, true]);
+    }
 }

@@ -140,7 +140,7 @@ fn between(drafts: &[(ServiceName, ServiceArgs)]) -> Vec<Fault> {
                 None => claimed.push(second),
             }
         }
-        let own = (frontends - before) as u64 * u64::from(said.most_backends());
+        let own = said.most_in_all();
         let limit = u64::from(MAX_BACKENDS_IN_ALL);
         if own <= limit && backends <= limit && backends + own > limit {
             let flag = if said.image.is_some() { "max" } else { "backend" };
@@ -377,12 +377,17 @@ impl ServiceArgs {
         .collect()
     }
 
-    /// Returns how many backends each frontend may have.
-    fn most_backends(&self) -> u32 {
-        match &self.image {
-            Some(_) => self.max.unwrap_or(DEFAULT_MAX),
-            None => u32::try_from(self.backend.len()).unwrap_or(u32::MAX),
-        }
+    /// Returns how many backends there may be, each counted once for each of its frontends. Of how many families containers
+    /// have addresses is known later ([`RunConfig::check_room`]): here it is one.
+    fn most_in_all(&self) -> u64 {
+        let of = |publish: &Publish| match &self.image {
+            Some(_) => u64::from(self.max.unwrap_or(DEFAULT_MAX)),
+            None => {
+                let is_served = |family: Family| publish.family().is_none_or(|of| of == family);
+                self.backend.iter().filter(|backend| is_served(Family::of(backend.address.ip()))).count() as u64
+            }
+        };
+        self.frontends().map(|(_, publish)| of(&publish)).sum()
     }
 
     /// Returns how many slots the weights take at each frontend, where they are counted in slots.
@@ -405,11 +410,9 @@ impl ServiceArgs {
 
     /// Every frontend has its own entry for each backend in the kernel's map.
     fn check_sum(&self, each: u32) -> Result<(), ConfigError> {
-        let frontends = self.count_frontends();
-        let fits = u32::try_from(frontends).ok().and_then(|count| count.checked_mul(each));
-        match fits {
-            Some(sum) if sum <= MAX_BACKENDS_IN_ALL => Ok(()),
-            Some(_) | None => Err(ConfigError::TooManyInAll { each, frontends }),
+        match self.most_in_all() {
+            sum if sum <= u64::from(MAX_BACKENDS_IN_ALL) => Ok(()),
+            _ => Err(ConfigError::TooManyInAll { each, frontends: self.count_frontends() }),
         }
     }
 
@@ -755,6 +758,37 @@ mod tests {
             run(&format!("--publish 80 --publish 81 --publish 82 {}", backends(1024))),
             Err(ConfigError::TooManyInAll { each: 1024, frontends: 3 })
         );
+    }
+
+    #[test]
+    fn a_backend_counts_for_the_frontends_of_its_family() {
+        let backends: String =
+            (1..=512).map(|port| format!("--backend 10.0.0.2:{port} --backend [2001:db8::2]:{port} ")).collect();
+        // Each has 512 of one family, or 1024 of both.
+        let four = "--publish 0.0.0.0:80 --publish [::]:80 --publish 0.0.0.0:81 --publish [::]:81";
+
+        assert!(run(&format!("{four} {backends}")).is_ok());
+        assert!(run(&format!("{four} --publish [::]:82 {backends}")).is_err());
+        assert!(run(&format!("--publish 80 --publish 81 {backends}")).is_ok());
+        assert!(run(&format!("--publish 80 --publish 81 --publish [::]:82 {backends}")).is_err());
+
+        let mut config = run("--image a --publish 80:5000 --publish 81:5000 --max 1024").expect("there is room");
+        config.services[0].complete(&[Family::V4, Family::V6]).expect("frontends of both");
+        let (_, error) = config.check_room().expect_err("it is twice as many");
+        assert!(error.to_string().contains("4096 backends") && error.to_string().contains("0.0.0.0"), "{error}");
+    }
+
+    #[test]
+    fn a_frontend_of_both_families_is_told_apart_from_one_of_either() {
+        for (args, told) in [
+            ("--publish 80:1 --publish [::]:80:2", "write 0.0.0.0:80:1/tcp for IPv4 alone, or give one"),
+            ("--publish 192.0.2.1:80:1 --publish 80:2", "write [::]:80:2/tcp for IPv6 alone, or give one"),
+            ("--publish 80:1 --publish 80:2", "claims: give one"),
+        ] {
+            let error = run(&format!("--image a {args}")).expect_err(args).to_string();
+
+            assert!(error.contains(told), "{args} gives {error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use humantime::format_duration;
 
-use super::{Family, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish};
+use super::{At, Family, MAX_BACKENDS_IN_ALL, MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish};
 use crate::health::{HealthCheck, HealthCheckError};
 
 /// Why a configuration is none.
@@ -81,7 +81,7 @@ pub enum ConfigError {
     )]
     ContainerPortUnwanted { publish: Publish },
     /// Two frontends claim the same packets.
-    #[error("publish {second} claims connections that {first} claims: give one of them another port or address")]
+    #[error("publish {second} claims connections that {first} claims: {}", way_apart(*first, *second))]
     DuplicatePublish { first: Publish, second: Publish },
     /// There are too many frontends.
     #[error("{count} frontends are too many: at most {MAX_FRONTENDS}, or run another instance with --instance")]
@@ -163,8 +163,9 @@ pub enum ConfigError {
     TooManyInAll { each: u32, frontends: usize },
     /// More backends than an instance may have, in several services.
     #[error(
-        "with this service there may be {sum} backends, each counted once for each of its frontends: at most \
-         {MAX_BACKENDS_IN_ALL} in all, lower their number or run another instance with --instance"
+        "with this service there may be {sum} backends, each counted once for each of its frontends, which are two where one \
+         serves IPv4 and IPv6: at most {MAX_BACKENDS_IN_ALL} in all, lower their number, publish at 0.0.0.0 for IPv4 alone, \
+         or run another instance with --instance"
     )]
     TooManyInServices { sum: u64 },
 
@@ -355,4 +356,24 @@ impl fmt::Display for AddressKind {
             Self::Mapped => "an IPv4-in-IPv6",
         })
     }
+}
+
+/// Says how two frontends are told apart. One without an address may well be meant for the family that the other is not of.
+fn way_apart(first: Publish, second: Publish) -> String {
+    let other = "give one of them another port or address";
+    let of_both = match (first.at, second.at) {
+        (At::EveryOfBoth, At::Every(_) | At::One(_)) => (first, second),
+        (At::Every(_) | At::One(_), At::EveryOfBoth) => (second, first),
+        (At::EveryOfBoth, At::EveryOfBoth) | (At::Every(_) | At::One(_), At::Every(_) | At::One(_)) => {
+            return other.to_owned();
+        }
+    };
+    let (wide, narrow) = of_both;
+    let family = match narrow.family() {
+        Some(Family::V4) => Family::V6,
+        Some(Family::V6) | None => Family::V4,
+    };
+    let apart = Publish { at: At::Every(family), ..wide };
+    let address = if family == Family::V4 { "0.0.0.0:" } else { "" };
+    format!("write {address}{apart} for {family} alone, or {other}")
 }

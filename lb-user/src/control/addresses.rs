@@ -45,6 +45,7 @@ impl fmt::Display for Family {
 
 /// The addresses of one backend, one at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Addresses {
     v4: Option<Ipv4Addr>,
     v6: Option<Ipv6Addr>,
@@ -56,6 +57,37 @@ impl From<IpAddr> for Addresses {
             IpAddr::V4(address) => Self { v4: Some(address), v6: None },
             IpAddr::V6(address) => Self { v4: None, v6: Some(address) },
         }
+    }
+}
+
+/// Addresses as they are written in reports: those of agents that know one family only are readable, and so are theirs here.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    One(IpAddr),
+    Several(Vec<IpAddr>),
+}
+
+impl From<Addresses> for Written {
+    fn from(addresses: Addresses) -> Self {
+        let all: Vec<IpAddr> = addresses.each().collect();
+        match all.as_slice() {
+            [one] => Self::One(*one),
+            _ => Self::Several(all),
+        }
+    }
+}
+
+impl TryFrom<Written> for Addresses {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        let all = match written {
+            Written::One(address) => vec![address],
+            Written::Several(addresses) => addresses,
+        };
+        let joined = all.into_iter().map(Self::from).reduce(Self::or);
+        joined.ok_or("a list of addresses without any")
     }
 }
 
@@ -73,15 +105,25 @@ impl Addresses {
         }
     }
 
+    /// Returns the families of which there is one.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        [Family::V4, Family::V6].into_iter().filter(|family| self.of_family(*family).is_some())
+    }
+
     /// Returns those of both, where they are in `other` instead of here.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self { v4: self.v4.or(other.v4), v6: self.v6.or(other.v6) }
     }
 
-    /// Returns one of them: IPv4 if it is there.
-    pub fn first(&self) -> Option<IpAddr> {
-        self.of_family(Family::V4).or(self.of_family(Family::V6))
+    /// Returns those of some families; `None` if there is none.
+    pub fn only(&self, is_wanted: impl Fn(Family) -> bool) -> Option<Self> {
+        Self::of(self.v4.filter(|_| is_wanted(Family::V4)), self.v6.filter(|_| is_wanted(Family::V6)))
+    }
+
+    /// Returns each of them, IPv4 first.
+    pub fn each(&self) -> impl Iterator<Item = IpAddr> {
+        [Family::V4, Family::V6].into_iter().filter_map(|family| self.of_family(family))
     }
 
     /// Returns whether all of these are those of `other`.
@@ -115,7 +157,23 @@ mod tests {
         assert!(!both.are_of(&v4) && !v6.are_of(&v4));
         assert!(!Addresses::from(IpAddr::from([198, 19, 0, 3])).are_of(&both));
         assert_eq!(both.to_string(), "198.19.0.2, 2001:db8::2");
-        assert_eq!((both.first(), v6.first()), (Some([198, 19, 0, 2].into()), v6.of_family(Family::V6)));
+        assert_eq!(
+            both.each().chain(v6.each()).map(Family::of).collect::<Vec<_>>(),
+            [Family::V4, Family::V6, Family::V6]
+        );
         assert_eq!(Addresses::of(None, None), None);
+    }
+
+    #[test]
+    fn one_address_is_written_as_agents_read_it_that_know_no_other() {
+        let both = r#"["198.19.0.2","2001:db8::2"]"#;
+        for text in [r#""198.19.0.2""#, r#""2001:db8::2""#, both] {
+            let addresses: Addresses = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+
+            assert_eq!(serde_json::to_string(&addresses).unwrap(), text);
+        }
+        let read: Addresses = serde_json::from_str(both).unwrap();
+        assert_eq!(read.to_string(), "198.19.0.2, 2001:db8::2");
+        assert!(serde_json::from_str::<Addresses>("[]").is_err());
     }
 }

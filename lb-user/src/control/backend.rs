@@ -19,9 +19,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Family};
 use super::event::{BackendName, ContainerId, Sighting};
-use super::passive::{Answers, Passive};
+use super::families::{Families, Heard, Shift, Verdict};
+use super::passive::Answers;
 use super::retry::Errand;
 use super::settings::Settings;
 use super::slow_start;
@@ -150,7 +151,7 @@ pub(super) struct Backend {
     pub flows: u64,
     pub last_error: Option<String>,
     health: Health,
-    passive: Passive,
+    families: Families,
 }
 
 impl Backend {
@@ -173,7 +174,7 @@ impl Backend {
             flows: 0,
             last_error: None,
             health: Health::new(now),
-            passive: Passive::default(),
+            families: Families::default(),
         }
     }
 
@@ -213,14 +214,14 @@ impl Backend {
     }
 
     /// Takes over what the provider shows of a running backend. One with another address is another server: it has to
-    /// pass its checks again, and what flows led to the old address are lost.
+    /// pass its checks again, and what flows led to the old address are lost. A further one changes nothing of that.
     pub fn sight(&mut self, sighting: Sighting, now: Timestamp) {
         self.name = sighting.name;
         self.ordinal = sighting.ordinal;
         self.created = sighting.created;
         self.outdated = sighting.outdated;
         self.sighted = true;
-        let moved = sighting.address.is_some() && self.address.is_some() && sighting.address != self.address;
+        let moved = self.address.zip(sighting.address).is_some_and(|(own, seen)| !own.are_of(&seen));
         if sighting.address.is_some() {
             self.address = sighting.address;
         }
@@ -245,7 +246,7 @@ impl Backend {
             }
             State::Starting => {
                 self.health = Health { in_flight: self.health.in_flight, ..Health::new(now) };
-                self.passive = Passive::default();
+                self.families = Families::default();
             }
             State::Unhealthy => {
                 self.health.fell.get_or_insert(now);
@@ -289,7 +290,7 @@ impl Backend {
     /// put aside for its clients' sake does not count: its checks may pass all the while.
     pub fn failing_since(&self) -> Option<Timestamp> {
         match self.state {
-            State::Ready | State::Unhealthy => self.health.fell.max(self.health.fell.and(self.passive.until())),
+            State::Ready | State::Unhealthy => self.health.fell.max(self.health.fell.and(self.families.aside_until())),
             State::Starting | State::Draining(_) | State::Stopping(_) | State::Dead(_) => None,
         }
     }
@@ -318,22 +319,32 @@ impl Backend {
     }
 
     /// Takes an outcome. An outcome that nobody waits for (repeated, or older than the state) changes nothing.
-    pub fn probed(&mut self, outcome: Result<(), String>, settings: &Settings, now: Timestamp) -> Turn {
+    pub fn probed(&mut self, outcome: Result<Heard, String>, settings: &Settings, now: Timestamp) -> Turn {
         if self.health.in_flight.take().is_none() || !self.is_active() {
             return Turn::None;
         }
         let starting = self.state == State::Starting;
         self.health.next = now + if starting { settings.start_probe_interval } else { settings.probe_interval };
+        let outcome = match outcome {
+            Ok(mut heard) => {
+                heard.retain(|family, _| self.address.is_some_and(|address| address.of_family(*family).is_some()));
+                self.families.check(heard, self.state == State::Ready, now)
+            }
+            Err(error) => {
+                self.families.fail(&error);
+                Err(error)
+            }
+        };
         match outcome {
-            Ok(()) => {
-                self.health.passes = self.health.passes.saturating_add(1);
+            Ok(verdict) => {
+                self.health.passes = match verdict {
+                    Verdict::Passes => self.health.passes.saturating_add(1),
+                    // What clients meet is worse than what this host does.
+                    Verdict::Aside => 0,
+                };
                 self.health.failures = 0;
                 if self.state == State::Ready && self.health.fell.is_none() {
                     self.last_error = None;
-                }
-                // What clients meet is worse than what this host does.
-                if self.passive.is_aside(now) {
-                    self.health.passes = 0;
                 }
             }
             Err(error) => {
@@ -345,6 +356,7 @@ impl Backend {
         match self.state {
             State::Starting if self.health.passes >= settings.rise => {
                 self.health.next = now + settings.probe_interval;
+                self.families.begin();
                 self.enter(State::Ready, now);
                 self.warming_since = Some(now);
                 Turn::BecameReady
@@ -353,6 +365,7 @@ impl Backend {
                 if self.health.fell.is_some() && self.health.passes >= settings.rise_again =>
             {
                 self.health.fell = None;
+                self.families.begin();
                 // The last one has stayed in rotation all the while.
                 if self.state == State::Unhealthy {
                     self.warming_since = Some(now);
@@ -381,20 +394,42 @@ impl Backend {
         }
     }
 
-    /// Takes how new connections were answered.
-    pub fn answered(&mut self, answers: Answers, now: Timestamp) {
-        if self.state != State::Ready {
-            self.passive.skip(answers);
-        } else if let Some(reason) = self.passive.observe(answers, now) {
+    /// Takes how new connections of a family were answered.
+    pub fn answered(&mut self, family: Family, answers: Answers, now: Timestamp) {
+        if let Some(reason) = self.families.answered(family, answers, self.state == State::Ready, now) {
             self.last_error = Some(reason);
             self.health.fell.get_or_insert(now);
             self.health.passes = 0;
         }
     }
 
+    /// Takes over that it has slots at these addresses, and is ready without a check.
+    pub fn adopt(&mut self, addresses: Addresses, now: Timestamp) {
+        self.families.adopt(addresses);
+        self.offered_slot();
+        self.enter(State::Ready, now);
+    }
+
+    /// Brings each family of a ready backend to where it belongs.
+    pub fn shift(&mut self, is_last: impl Fn(Family) -> bool, settings: &Settings, now: Timestamp) -> Vec<Shift> {
+        if self.state == State::Ready { self.families.shift(is_last, settings, now) } else { Vec::new() }
+    }
+
+    /// Returns the families of its addresses, each with whether it is served while the backend is ready.
+    pub fn families(&self) -> impl Iterator<Item = (Family, bool)> {
+        let has = |family: &Family| self.address.is_some_and(|address| address.of_family(*family).is_some());
+        [Family::V4, Family::V6].into_iter().filter(has).map(|family| (family, self.families.serves(family)))
+    }
+
+    /// Returns what is wrong with it, for people; that of one family if there is nothing else.
+    pub fn error(&self) -> Option<String> {
+        let of_family = || self.families.error().filter(|_| self.state == State::Ready);
+        self.last_error.clone().or_else(of_family)
+    }
+
     /// Says what it does wrong, for people.
     pub fn failing(&self, now: Timestamp) -> &'static str {
-        if self.passive.is_aside(now) { "fails its clients" } else { "fails its checks" }
+        if self.families.is_aside(now) { "fails its clients" } else { "fails its checks" }
     }
 
     /// Notes that the datapath is asked to give it a slot.

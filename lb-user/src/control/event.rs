@@ -1,12 +1,13 @@
 //! What the controller is told and what it asks for.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Family};
+use super::families::Heard;
 use super::load::CpuLoad;
 use super::measures::Measures;
 use super::passive::Answers;
@@ -138,8 +139,8 @@ pub enum Event {
     BackendProbed {
         /// Which.
         id: ContainerId,
-        /// Whether it passed; if not, why.
-        outcome: Result<(), String>,
+        /// How it answered in each family; if it could not be asked at all, why.
+        outcome: Result<Heard, String>,
     },
     /// [`Command::Publish`] succeeded.
     Published {
@@ -176,8 +177,8 @@ pub enum Event {
         began: Timestamp,
         /// Live connections of each backend; one that is missing has none.
         flows: BTreeMap<ContainerId, u64>,
-        /// How each backend answers new connections.
-        answers: BTreeMap<ContainerId, Answers>,
+        /// How each backend answers new connections, by family.
+        answers: BTreeMap<(ContainerId, Family), Answers>,
     },
     /// [`Command::Start`] succeeded.
     Started {
@@ -234,7 +235,9 @@ pub struct Publication {
     pub generation: u64,
     /// In the slots, in this order.
     pub ready: Vec<ContainerId>,
-    /// Those of them that get a part of their share of new connections only, in tenths.
+    /// Of ready ones, the families in which they have no slot; their flows of those go on.
+    pub deaf: BTreeSet<(ContainerId, Family)>,
+    /// Of ready ones, those that get a part of their share of new connections only, in tenths.
     pub warming: BTreeMap<ContainerId, u32>,
     /// Not in the slots; their flows go on.
     pub draining: Vec<ContainerId>,

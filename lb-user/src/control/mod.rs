@@ -17,6 +17,7 @@ mod addresses;
 mod backend;
 mod crash_loop;
 mod event;
+mod families;
 mod history;
 pub mod law;
 mod load;
@@ -34,6 +35,7 @@ mod time;
 pub use addresses::{Addresses, Family};
 pub use backend::BackendState;
 pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
+pub use families::Heard;
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
 pub use measures::{CpuUsed, Measures};
@@ -45,6 +47,7 @@ pub use time::Timestamp;
 
 use backend::{Backend, DrainCause, Held, State, Turn};
 use crash_loop::{CrashLoop, SHORT_LIFE};
+use families::Shift;
 use history::History;
 use policy::{Bounds, Law};
 use publisher::Publisher;
@@ -177,7 +180,7 @@ impl Controller {
                 warming_since: backend.warming_since,
                 tenths: backend.tenths(self.settings.slow_start, now),
                 flows: backend.flows,
-                last_error: backend.last_error.clone(),
+                last_error: backend.error(),
             })
             .collect();
         backends.sort_by(|one, other| (one.ordinal, &one.id).cmp(&(other.ordinal, &other.id)));
@@ -309,8 +312,10 @@ impl Controller {
                 for backend in self.backends.values_mut() {
                     let count = flows.get(&backend.id).copied().unwrap_or(0);
                     backend.swept(count, began, self.settings.settle);
-                    if let Some(answers) = answers.get(&backend.id) {
-                        backend.answered(*answers, now);
+                }
+                for ((id, family), answers) in answers {
+                    if let Some(backend) = self.backends.get_mut(&id) {
+                        backend.answered(family, answers, now);
                     }
                 }
             }
@@ -455,9 +460,8 @@ impl Controller {
         }
         let mut backend = Backend::starting(sighting, now);
         let adopted = self.settings.adopted_ready.remove(&backend.id);
-        if adopted.zip(backend.address).is_some_and(|(adopted, address)| adopted.are_of(&address)) {
-            backend.offered_slot();
-            backend.enter(State::Ready, now);
+        if let Some((adopted, _)) = adopted.zip(backend.address).filter(|(adopted, address)| adopted.are_of(address)) {
+            backend.adopt(adopted, now);
             backend.warming_since = self.settings.adopted_warming.remove(&backend.id);
             let reason = format!("{} had its slot already", backend.name);
             self.backends.insert(backend.id.clone(), backend);
@@ -571,7 +575,7 @@ impl Controller {
         }
     }
 
-    fn probed(&mut self, id: &ContainerId, outcome: Result<(), String>, now: Timestamp) {
+    fn probed(&mut self, id: &ContainerId, outcome: Result<Heard, String>, now: Timestamp) {
         let Some(backend) = self.backends.get_mut(id) else { return };
         let turn = backend.probed(outcome, &self.settings, now);
         let name = backend.name.clone();
@@ -726,6 +730,44 @@ impl Controller {
             };
             self.remark(kind, reason, now);
         }
+        self.judge_families(now);
+    }
+
+    /// Takes families in which backends fail out of rotation, but never the last backend of one, and brings back those that
+    /// pass again.
+    fn judge_families(&mut self, now: Timestamp) {
+        let mut serving: BTreeMap<Family, usize> = BTreeMap::new();
+        for backend in self.backends.values().filter(|backend| backend.state == State::Ready) {
+            for (family, _) in backend.families().filter(|(_, serves)| *serves) {
+                *serving.entry(family).or_default() += 1;
+            }
+        }
+        let mut remarks = Vec::new();
+        for backend in self.backends.values_mut() {
+            let is_last = |family| serving.get(&family).is_none_or(|count| *count <= 1);
+            for shift in backend.shift(is_last, &self.settings, now) {
+                let name = &backend.name;
+                remarks.push(match shift {
+                    Shift::Comes(family) => {
+                        *serving.entry(family).or_default() += 1;
+                        (DecisionKind::Recovered, format!("{name} passes its checks by {family}"))
+                    }
+                    Shift::Fails(family, error) => {
+                        (DecisionKind::Unhealthy, format!("{name} gets no clients of {family}: {error}"))
+                    }
+                    Shift::Goes(family, error) => {
+                        serving.entry(family).and_modify(|count| *count -= 1);
+                        (DecisionKind::Unhealthy, format!("{name} gets no more clients of {family}: {error}"))
+                    }
+                    Shift::Stays(family, error) => {
+                        (DecisionKind::KeptLast, format!("{name} fails by {family}, but is the last one: {error}"))
+                    }
+                });
+            }
+        }
+        for (kind, reason) in remarks {
+            self.remark(kind, reason, now);
+        }
     }
 
     /// Starts, keeps and drains, so that as many backends count as are wanted.
@@ -844,6 +886,7 @@ impl Controller {
 
     fn publish(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
         let mut ready = Vec::new();
+        let mut deaf = BTreeSet::new();
         let mut warming = BTreeMap::new();
         let mut draining = Vec::new();
         let mut ordered: Vec<&Backend> = self.backends.values().collect();
@@ -852,6 +895,8 @@ impl Controller {
             match backend.state {
                 State::Ready => {
                     ready.push(backend.id.clone());
+                    let unserved = backend.families().filter(|(_, serves)| !serves);
+                    deaf.extend(unserved.map(|(family, _)| (backend.id.clone(), family)));
                     let tenths = backend.tenths(self.settings.slow_start, now);
                     warming.extend(tenths.map(|tenths| (backend.id.clone(), tenths)));
                 }
@@ -863,7 +908,7 @@ impl Controller {
                 State::Starting | State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Dead(_) => {}
             }
         }
-        if let Some(publication) = self.publisher.offer((ready, warming), draining, now) {
+        if let Some(publication) = self.publisher.offer(ready, deaf, warming, draining, now) {
             for id in &publication.ready {
                 if let Some(backend) = self.backends.get_mut(id) {
                     backend.offered_slot();

@@ -1,8 +1,9 @@
 //! The publication: one on its way at most, the latest wish next, and nothing believed before it is confirmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::addresses::Family;
 use super::event::{ContainerId, Publication};
 use super::retry::{Errand, Pace};
 use super::time::Timestamp;
@@ -39,12 +40,15 @@ impl Publisher {
     /// not wait for the retry.
     pub fn offer(
         &mut self,
-        (ready, warming): (Vec<ContainerId>, BTreeMap<ContainerId, u32>),
+        ready: Vec<ContainerId>,
+        deaf: BTreeSet<(ContainerId, Family)>,
+        warming: BTreeMap<ContainerId, u32>,
         draining: Vec<ContainerId>,
         now: Timestamp,
     ) -> Option<Publication> {
         let same = |publication: &Publication| {
-            (&publication.ready, &publication.warming, &publication.draining) == (&ready, &warming, &draining)
+            (&publication.ready, &publication.deaf, &publication.warming, &publication.draining)
+                == (&ready, &deaf, &warming, &draining)
         };
         let errand = match &self.open {
             Some(open) if now < open.errand.due() && (open.on_its_way || same(&open.publication)) => return None,
@@ -53,7 +57,7 @@ impl Publisher {
             None => Errand::new(now),
         };
         self.generation += 1;
-        let publication = Publication { generation: self.generation, ready, warming, draining };
+        let publication = Publication { generation: self.generation, ready, deaf, warming, draining };
         let mut open = Open { publication: publication.clone(), errand, on_its_way: true };
         open.errand.sent(PATIENCE, now);
         self.open = Some(open);
@@ -112,7 +116,9 @@ mod tests {
     }
 
     fn offer(publisher: &mut Publisher, ready: &[&str], at_ms: u64) -> Option<u64> {
-        publisher.offer((ids(ready), BTreeMap::new()), Vec::new(), Timestamp::from_millis(at_ms)).map(|p| p.generation)
+        let (deaf, warming) = (BTreeSet::new(), BTreeMap::new());
+        let offered = publisher.offer(ids(ready), deaf, warming, Vec::new(), Timestamp::from_millis(at_ms));
+        offered.map(|publication| publication.generation)
     }
 
     #[test]
@@ -176,7 +182,8 @@ mod tests {
         let mut publisher = Publisher::new(0);
         let mut offer = |tenths, at_ms| {
             let warming = BTreeMap::from([(ContainerId::from("a"), tenths)]);
-            let offered = publisher.offer((ids(&["a"]), warming), Vec::new(), Timestamp::from_millis(at_ms));
+            let now = Timestamp::from_millis(at_ms);
+            let offered = publisher.offer(ids(&["a"]), BTreeSet::new(), warming, Vec::new(), now);
             offered.map(|publication| publisher.confirm(publication.generation).map(|p| p.warming.clone()))
         };
 

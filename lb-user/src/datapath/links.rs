@@ -7,11 +7,15 @@
 //! Every answer is asked of the kernel for one object at a time, by rtnetlink, in the network namespace in which the
 //! [`Links`] were opened. There is no cache: a backend that moves is found at its new place by asking again.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
 use self::netlink::{Neighbour, Netlink, NextHop};
+use crate::control::Family;
 
 mod netlink;
 
@@ -120,6 +124,26 @@ pub struct Bridge {
     pub name: String,
     /// The host's addresses on it.
     pub addresses: Vec<IpAddr>,
+}
+
+/// An address of global scope that an interface has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct HostAddress {
+    /// The interface's index.
+    device: u32,
+    address: IpAddr,
+    standing: Standing,
+}
+
+/// For how long an address may be relied upon, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// Until somebody takes it away.
+    Lasting,
+    /// Not for long: it is deprecated, or a temporary one of many.
+    Passing,
+    /// It is not sure yet that nobody else has it: the host does not answer for it.
+    Tentative,
 }
 
 /// Why a way, or an interface, could not be found.
@@ -274,13 +298,13 @@ impl Links {
         }
     }
 
-    /// Returns the interfaces by which clients come: those of the default routes, or where there is none, those that
-    /// are up and have a global address, except loopback, bridges, ports, and those that lead to `backends`.
+    /// Returns the interfaces by which clients of a family come: those of its default routes, or where there is none, those
+    /// that are up and have a global address of it, except loopback, bridges, ports, and those that lead to `backends`.
     ///
     /// # Errors
     /// `Netlink`.
-    pub async fn uplinks(&self, backends: &[IpAddr]) -> Result<Vec<Link>, LinkError> {
-        let defaults = self.netlink.default_devices().await?;
+    pub async fn uplinks(&self, family: Family, backends: &[IpAddr]) -> Result<Vec<Link>, LinkError> {
+        let defaults = self.netlink.default_devices(family).await?;
         let links = self.all().await?;
         if !defaults.is_empty() {
             return Ok(links.into_iter().filter(|link| defaults.contains(&link.index)).collect());
@@ -292,7 +316,9 @@ impl Links {
                 leading_away.push(device);
             }
         }
-        let addressed: Vec<u32> = self.netlink.addresses().await?.into_iter().map(|(index, _)| index).collect();
+        let addresses = self.netlink.addresses().await?;
+        let of_family = |found: &HostAddress| Family::of(found.address) == family;
+        let addressed: Vec<u32> = addresses.into_iter().filter(of_family).map(|found| found.device).collect();
         Ok(links
             .into_iter()
             .filter(Link::may_be_uplink)
@@ -306,7 +332,7 @@ impl Links {
     /// `Netlink`.
     pub async fn bridges(&self) -> Result<Vec<Bridge>, LinkError> {
         let addresses = self.netlink.addresses().await?;
-        let on = |index| addresses.iter().filter(move |(found, _)| *found == index).map(|(_, address)| *address);
+        let on = |index| sure(&addresses, index);
         let bridges = self.all().await?.into_iter().filter(|link| link.kind == LinkKind::Bridge);
         Ok(bridges
             .map(|link| Bridge { addresses: on(link.index).collect(), index: link.index, name: link.name })
@@ -314,13 +340,39 @@ impl Links {
             .collect())
     }
 
-    /// Returns the addresses of global scope that an interface has, in the kernel's order.
+    /// Returns the addresses of global scope at which an interface answers, in the kernel's order.
     ///
     /// # Errors
     /// `Netlink`.
     pub async fn addresses(&self, ifindex: u32) -> Result<Vec<IpAddr>, LinkError> {
         let all = self.netlink.addresses().await?;
-        Ok(all.into_iter().filter(|(index, _)| *index == ifindex).map(|(_, address)| address).collect())
+        Ok(sure(&all, ifindex).collect())
+    }
+
+    /// Returns an address of this host on an interface for each family, by which it stands in for others there: the former
+    /// ones while the interface has them, because connections depend on them.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn stand_ins(
+        &self,
+        ifindex: u32,
+        (v4, v6): (Option<Ipv4Addr>, Option<Ipv6Addr>),
+    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), LinkError> {
+        let mut all = self.netlink.addresses().await?;
+        all.retain(|found| found.device == ifindex);
+        let of_v4 = |found: &HostAddress| match found.address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        let of_v6 = |found: &HostAddress| match found.address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address),
+        };
+        // The kernel lists the oldest address of IPv4 first, and the youngest of IPv6.
+        let v4 = stand_in(all.iter().filter_map(|found| Some((found.standing, (), of_v4(found)?))), v4);
+        let v6 = stand_in(all.iter().filter_map(|found| Some((found.standing, of_v6(found)?, of_v6(found)?))), v6);
+        Ok((v4, v6))
     }
 
     /// Returns every interface, by rising index.
@@ -404,6 +456,23 @@ impl Link {
     fn leads_elsewhere(&self) -> bool {
         self.kind == LinkKind::Veth && self.peer_netns.is_some()
     }
+}
+
+/// Returns the addresses for which an interface answers.
+fn sure(addresses: &[HostAddress], device: u32) -> impl Iterator<Item = IpAddr> {
+    let on = addresses.iter().filter(move |found| found.device == device);
+    on.filter(|found| found.standing != Standing::Tentative).map(|found| found.address)
+}
+
+/// Returns the former address if it is still there, or else the one of the best standing, and of those the first by rank.
+fn stand_in<A: Copy + PartialEq, R: Ord>(
+    addresses: impl Iterator<Item = (Standing, R, A)>,
+    former: Option<A>,
+) -> Option<A> {
+    let addresses: Vec<(Standing, R, A)> = addresses.collect();
+    let kept = addresses.iter().find(|(_, _, address)| Some(*address) == former);
+    let best = || addresses.iter().min_by_key(|(standing, rank, _)| (*standing, rank));
+    kept.or_else(best).map(|(_, _, address)| *address)
 }
 
 /// Returns the VLANs of devices, and those inside them, that are none of the devices themselves.
@@ -531,6 +600,32 @@ mod tests {
         let path = path(&tunnel, Place::Routed);
 
         assert_eq!((path.reach, path.mac, path.reply_framing), (Reach::Routed, None, Framing::Bare));
+    }
+
+    #[test]
+    fn the_host_stands_in_by_the_same_address_while_it_has_it() {
+        use Standing::{Lasting, Passing, Tentative};
+        let choose = |addresses: &[(Standing, u8)], former| {
+            stand_in(addresses.iter().map(|&(standing, address)| (standing, address, address)), former)
+        };
+
+        assert_eq!(choose(&[(Lasting, 9), (Lasting, 3)], None), Some(3), "whatever the kernel lists first");
+        assert_eq!(choose(&[(Lasting, 1), (Lasting, 3)], Some(3)), Some(3), "another one has come");
+        assert_eq!(choose(&[(Lasting, 1), (Passing, 3)], Some(3)), Some(3));
+        assert_eq!(choose(&[(Lasting, 1)], Some(3)), Some(1), "it is gone");
+        assert_eq!(choose(&[(Tentative, 1), (Passing, 2), (Lasting, 3)], None), Some(3));
+        assert_eq!(choose(&[(Tentative, 1), (Passing, 2)], None), Some(2));
+        assert_eq!(choose(&[(Tentative, 1)], None), Some(1), "it will be sure in a moment");
+        assert_eq!(choose(&[], Some(3)), None);
+    }
+
+    #[test]
+    fn an_address_that_is_not_sure_is_no_frontend() {
+        let found = |address: &str, standing| HostAddress { device: 2, address: address.parse().unwrap(), standing };
+        let all = [found("2001:db8::1", Standing::Tentative), found("2001:db8::2", Standing::Passing)];
+
+        assert_eq!(sure(&all, 2).map(|address| address.to_string()).collect::<Vec<_>>(), ["2001:db8::2"]);
+        assert_eq!(sure(&all, 3).count(), 0);
     }
 
     #[test]

@@ -533,11 +533,11 @@ impl Datapath {
                 unreachable.insert(member.container.clone(), error);
             }
         }
+        unreachable.retain(|container, _| ready.iter().any(|member| member.container == *container));
         let ready: Vec<&Member> = ready.iter().filter(|member| !unreachable.contains_key(&member.container)).collect();
         let draining: Vec<&Member> = draining.iter().collect();
         let plan = self.registry.plan(service, &ready, &draining)?;
         self.registry.announce(&plan);
-        unreachable.retain(|container, _| !draining.iter().any(|member| member.container == *container));
         Ok(Prepared { plan, unreachable })
     }
 
@@ -557,11 +557,11 @@ impl Datapath {
                 self.maps.write_layout(range.base, layout)?;
             }
             self.write_frontend(id, held)?;
-            if let Some(row) = self.registry.frontends.get_mut(&id) {
-                if let NewLayout::Written(layout) = layout {
-                    row.layout = layout;
-                    self.registry.next_slot = range.base + range.len;
-                }
+            if let NewLayout::Written(layout) = layout
+                && let Some(row) = self.registry.frontends.get_mut(&id)
+            {
+                row.layout = layout;
+                self.registry.next_slot = range.base + range.len;
             }
         }
         for id in ended {
@@ -742,6 +742,30 @@ mod tests {
         settle(&mut registry, plan);
 
         assert_eq!(registry.plan(WEB, &[&a, &b], &[]).unwrap(), Plan::default());
+    }
+
+    #[test]
+    fn a_member_leaves_one_frontend_and_stays_in_another() {
+        let mut registry = registry();
+        let row = FrontendRow { name: "[::]:80/tcp".into(), ..registry.frontends[&0].clone() };
+        registry.frontends.insert(1, row);
+        let v4 = member("a", "198.19.0.2:5000");
+        let v6 = Member {
+            endpoints: [("[::]:80/tcp".to_owned(), "[2001:db8::2]:5000".parse().unwrap())].into(),
+            ..v4.clone()
+        };
+        let both =
+            Member { endpoints: v4.endpoints.clone().into_iter().chain(v6.endpoints.clone()).collect(), ..v4.clone() };
+        let plan = registry.plan(WEB, &[&both], &[]).unwrap();
+        settle(&mut registry, plan);
+
+        let plan = registry.plan(WEB, &[&v4], &[&v6]).unwrap();
+
+        assert!(plan.ended.is_empty(), "its flows go on");
+        let [told] = &plan.backends[..] else { panic!("{plan:?}") };
+        assert_eq!((told.frontend, told.generation, told.leaving), (1, 1, true), "and no client keeps it");
+        let [(1, held, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
+        assert_eq!((held.slots().len, layout.as_slice()), (0, [].as_slice()), "and no more come");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{Guard, Snat},
-    control::{ContainerId, ControlReport, Decision, Timestamp},
+    control::{ContainerId, ControlReport, Decision, Family, Timestamp},
 };
 
 /// The report: JSON in the map `REPORT`.
@@ -241,13 +241,14 @@ impl Inheritance {
         }
     }
 
-    /// Returns the containers of a service all of whose backends are in `ready`.
-    pub fn containers_of(&self, service: &str, ready: &BTreeSet<BackendId>) -> BTreeSet<ContainerId> {
-        let mut of: BTreeMap<&ContainerId, bool> = BTreeMap::new();
+    /// Returns the containers of a service, with the families in which all of their backends are in `ready`.
+    pub fn containers_of(&self, service: &str, ready: &BTreeSet<BackendId>) -> BTreeSet<(ContainerId, Family)> {
+        let mut of: BTreeMap<(&ContainerId, Family), bool> = BTreeMap::new();
         for backend in self.backends.iter().filter(|backend| backend.service == service) {
-            *of.entry(&backend.container).or_insert(true) &= ready.contains(&backend.id);
+            let family = Family::of(backend.endpoint.ip());
+            *of.entry((&backend.container, family)).or_insert(true) &= ready.contains(&backend.id);
         }
-        of.into_iter().filter(|(_, all)| *all).map(|(id, _)| id.clone()).collect()
+        of.into_iter().filter(|(_, all)| *all).map(|((id, family), _)| (id.clone(), family)).collect()
     }
 }
 

@@ -107,7 +107,13 @@ fn probe(ordinal: u32) -> Command {
 }
 
 fn passed(ordinal: u32) -> Event {
-    Event::BackendProbed { id: id(&name(ordinal)), outcome: Ok(()) }
+    heard(ordinal, &[(Family::V4, true)])
+}
+
+/// A check that passed in some families, and was refused in others.
+fn heard(ordinal: u32, families: &[(Family, bool)]) -> Event {
+    let of = |&(family, passes): &(Family, bool)| (family, if passes { Ok(()) } else { Err("refused".into()) });
+    Event::BackendProbed { id: id(&name(ordinal)), outcome: Ok(families.iter().map(of).collect()) }
 }
 
 fn failed(ordinal: u32) -> Event {
@@ -136,14 +142,14 @@ fn answered(began: u64, answers: &[(u32, [u64; 3])]) -> Event {
     Event::Swept {
         began: ms(began),
         flows: BTreeMap::new(),
-        answers: answers.iter().map(|&(ordinal, counted)| (id(&name(ordinal)), of(counted))).collect(),
+        answers: answers.iter().map(|&(ordinal, counted)| ((id(&name(ordinal)), Family::V4), of(counted))).collect(),
     }
 }
 
 fn publish(generation: u64, ready: &[u32], draining: &[u32]) -> Command {
     let ids = |ordinals: &[u32]| ordinals.iter().map(|&ordinal| id(&name(ordinal))).collect();
-    let warming = BTreeMap::new();
-    Command::Publish(Publication { generation, ready: ids(ready), warming, draining: ids(draining) })
+    let (deaf, warming) = (BTreeSet::new(), BTreeMap::new());
+    Command::Publish(Publication { generation, ready: ids(ready), deaf, warming, draining: ids(draining) })
 }
 
 fn start(ordinal: u32) -> Command {
@@ -699,11 +705,15 @@ fn repeated_and_unknown_events_change_nothing() {
         Event::PublishFailed { generation: 1, error: "late".into() },
         Event::StopFailed { id: id("a"), error: "late".into() },
         Event::RemoveFailed { id: id("a"), error: "late".into() },
-        Event::BackendProbed { id: nobody(), outcome: Ok(()) },
+        Event::BackendProbed { id: nobody(), outcome: Ok(Heard::new()) },
         Event::BackendGone { id: nobody(), cause: GoneCause::Killed },
         Event::Stopped { id: nobody() },
         Event::StopFailed { id: nobody(), error: "late".into() },
-        Event::Swept { began: ms(50), flows: [(nobody(), 7)].into(), answers: [(nobody(), Answers::default())].into() },
+        Event::Swept {
+            began: ms(50),
+            flows: [(nobody(), 7)].into(),
+            answers: [((nobody(), Family::V4), Answers::default())].into(),
+        },
         Event::BackendSeen(sighting("a", 1)),
         Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]),
         Event::ProviderBack,
@@ -1022,4 +1032,194 @@ fn a_share_goes_on_growing_under_the_next_agent() {
 
     let [Command::Publish(publication)] = &commands[..] else { panic!("{commands:?}") };
     assert_eq!((&publication.ready, &publication.warming), (&vec![id("a"), id("b")], &[(id("b"), 3)].into()));
+}
+
+const V4: Family = Family::V4;
+const V6: Family = Family::V6;
+
+/// A container with addresses of both families.
+fn dual(name: &str, ordinal: u32) -> Sighting {
+    let one = sighting(name, ordinal);
+    let v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, ordinal as u16]);
+    Sighting { address: one.address.map(|address| address.or(v6.into())), ..one }
+}
+
+/// A publication of ready backends, some of which have no slot in a family.
+fn publish_but(generation: u64, ready: &[u32], deaf: &[(u32, Family)]) -> Command {
+    let Command::Publish(all) = publish(generation, ready, &[]) else { unreachable!("it is a publication") };
+    let deaf = deaf.iter().map(|&(ordinal, family)| (id(&name(ordinal)), family)).collect();
+    Command::Publish(Publication { deaf, ..all })
+}
+
+/// So many backends with both families, ready and published.
+fn running_dual(number: u32) -> Script {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(number, number))));
+    script.tell(Event::Resynced((1..=number).map(|ordinal| dual(&name(ordinal), ordinal)).collect()));
+    script.confirm(1);
+    for ordinal in 1..=number {
+        if let [Command::Publish(publication)] = script.tell(heard(ordinal, &[(V4, true), (V6, true)])).as_slice() {
+            assert_eq!(publication.deaf, BTreeSet::new());
+            script.confirm(publication.generation);
+        }
+    }
+    assert_eq!(script.states(), vec![BackendState::Ready; number as usize]);
+    script.controller.take_news();
+    script
+}
+
+#[test]
+fn a_server_of_one_family_serves_that_one() {
+    let mut script = Script::new(Settings::new(Scaling::Auto(law(1, 1))));
+    script.tell(Event::Resynced(vec![dual("a", 1)]));
+    script.confirm(1);
+
+    let commands = script.at(100).effect(heard(1, &[(V4, true), (V6, false)]));
+
+    assert_eq!(commands, [publish_but(2, &[1], &[(1, V6)])]);
+    script.confirm(2);
+    assert_eq!(script.states(), [BackendState::Ready]);
+    let error = script.controller.snapshot(script.now).backends[0].last_error.clone();
+    assert_eq!(error.as_deref(), Some("no clients of IPv6 are led to it: refused"));
+    assert!(script.kinds().contains(&DecisionKind::Unhealthy), "it is told");
+    // It is told once, and changes nothing.
+    for second in 3..20 {
+        script.at(second * 1000).tick();
+        assert_eq!(script.effect(heard(1, &[(V4, true), (V6, false)])), []);
+    }
+    assert_eq!(script.kinds(), []);
+
+    // It may come later.
+    script.at(22_000).tick();
+    assert_eq!(script.effect(heard(1, &[(V4, true), (V6, true)])), [publish(3, &[1], &[])]);
+    assert_eq!(script.controller.snapshot(script.now).backends[0].last_error, None);
+}
+
+#[test]
+fn a_family_that_fails_leaves_alone_and_comes_back() {
+    let mut script = running_dual(2);
+    let mut check = |second: u64, passes: bool| {
+        script.at(second * 1000).tick();
+        let _other = script.tell(heard(1, &[(V4, true), (V6, true)]));
+        let commands = script.effect(heard(2, &[(V4, true), (V6, passes)]));
+        if let [Command::Publish(publication)] = commands.as_slice() {
+            script.confirm(publication.generation);
+        }
+        assert_eq!(script.states(), [BackendState::Ready; 2]);
+        commands
+    };
+
+    assert_eq!(check(2, false), []);
+    assert_eq!(check(4, false), []);
+    assert_eq!(check(6, false), [publish_but(4, &[1, 2], &[(2, V6)])]);
+    assert_eq!(check(8, true), []);
+    assert_eq!(check(10, true), [publish(5, &[1, 2], &[])]);
+}
+
+#[test]
+fn the_last_backend_of_a_family_is_kept() {
+    let mut script = running_dual(2);
+    for second in [2, 4, 6, 8] {
+        script.at(second * 1000).tick();
+        for ordinal in [1, 2] {
+            if let [Command::Publish(publication)] =
+                script.effect(heard(ordinal, &[(V4, true), (V6, false)])).as_slice()
+            {
+                assert_eq!(publication.deaf, [(id("a"), V6)].into(), "only the first one may go");
+                script.confirm(publication.generation);
+            }
+        }
+    }
+    assert_eq!(script.kinds(), [DecisionKind::Unhealthy, DecisionKind::KeptLast]);
+}
+
+#[test]
+fn a_family_that_refuses_its_clients_is_put_aside_alone() {
+    let mut script = running_dual(2);
+    let counted = |began: u64, refused: u64| Event::Swept {
+        began: ms(began),
+        flows: BTreeMap::new(),
+        answers: [
+            ((id("a"), V4), Answers { accepted: 0, refused: 0, waiting: 0 }),
+            ((id("a"), V6), Answers { accepted: 0, refused, waiting: 0 }),
+        ]
+        .into(),
+    };
+    script.at(1_000).effect(counted(900, 0));
+
+    let commands = script.at(1_500).effect(counted(1_400, 5));
+
+    assert_eq!(commands, [publish_but(4, &[1, 2], &[(1, V6)])]);
+    assert_eq!(script.states(), [BackendState::Ready; 2], "clients of IPv4 are served");
+    script.confirm(4);
+    // Its checks pass, and are not believed for ten seconds.
+    let mut came_back = None;
+    for second in 2..20 {
+        script.at(second * 1000).tick();
+        script.tell(heard(2, &[(V4, true), (V6, true)]));
+        if script.effect(heard(1, &[(V4, true), (V6, true)])) == [publish(5, &[1, 2], &[])] {
+            came_back.get_or_insert(second);
+            script.confirm(5);
+        }
+    }
+    assert_eq!(came_back, Some(14), "after ten seconds, and two checks");
+}
+
+#[test]
+fn a_backend_fails_when_every_family_that_it_serves_does() {
+    let mut script = running_dual(2);
+    for second in [2, 4] {
+        script.at(second * 1000).tick();
+        script.tell(heard(1, &[(V4, true), (V6, true)]));
+        assert_eq!(script.effect(heard(2, &[(V4, false), (V6, false)])), []);
+    }
+    script.at(6_000).tick();
+
+    assert_eq!(script.effect(heard(2, &[(V4, false), (V6, false)])), [publish(4, &[1], &[2])]);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Unhealthy]);
+}
+
+#[test]
+fn a_backend_that_was_served_in_one_family_goes_on_and_the_other_follows() {
+    let settings = Settings {
+        adopted_ready: [(id("a"), sighting("", 1).address.unwrap())].into(),
+        ..Settings::new(Scaling::Auto(law(1, 1)))
+    };
+    let mut script = Script::new(settings);
+
+    let commands = script.tell(Event::Resynced(vec![dual("a", 1)]));
+
+    assert_eq!(commands, [publish_but(1, &[1], &[(1, V6)]), probe(1)], "it keeps its slot");
+    script.confirm(1);
+    assert_eq!(script.effect(heard(1, &[(V4, true), (V6, true)])), [publish(2, &[1], &[])]);
+}
+
+#[test]
+fn a_backend_that_gets_another_address_keeps_what_it_has() {
+    let mut script = Script::running(1, 1, 1);
+
+    let commands = script.effect(Event::BackendSeen(dual("a", 1)));
+
+    assert_eq!(commands, [publish_but(3, &[1], &[(1, V6)])]);
+    assert_eq!(script.states(), [BackendState::Ready]);
+    script.confirm(3);
+    script.tick();
+    assert_eq!(script.effect(heard(1, &[(V4, true), (V6, true)])), [publish(4, &[1], &[])]);
+}
+
+#[test]
+fn a_backend_that_refuses_in_one_family_and_fails_in_the_other_falls() {
+    let mut script = running_dual(2);
+    let counted = |began: u64, refused: u64| Event::Swept {
+        began: ms(began),
+        flows: BTreeMap::new(),
+        answers: [((id("b"), V4), Answers { accepted: 0, refused, waiting: 0 })].into(),
+    };
+    script.at(1_000).effect(counted(900, 0));
+    script.at(2_000).tick();
+    script.tell(heard(2, &[(V4, true), (V6, false)]));
+
+    let commands = script.at(2_500).effect(counted(2_400, 5));
+
+    assert_eq!(commands, [publish(4, &[1], &[2])]);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Unhealthy]);
 }

@@ -41,6 +41,11 @@ impl Chance {
     }
 }
 
+/// Returns an address of IPv6.
+fn v6_of(number: u64) -> Addresses {
+    IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number as u16]).into()
+}
+
 /// A container of the engine.
 #[derive(Clone, Debug)]
 struct Real {
@@ -63,8 +68,8 @@ struct World {
     containers: BTreeMap<ContainerId, Real>,
     created: u64,
     engine_is_away: bool,
-    /// Containers that have passed a check since they were last told to be gone.
-    proven: BTreeSet<ContainerId>,
+    /// Containers that have passed a check since they were last told to be gone, by family.
+    proven: BTreeSet<(ContainerId, Family)>,
     /// The last publication that the controller was told to have succeeded.
     published: Publication,
     /// Since when a container is out of the confirmed slots.
@@ -76,8 +81,8 @@ struct World {
     addresses: BTreeMap<ContainerId, Option<Addresses>>,
     /// Connections by container.
     flows: BTreeMap<ContainerId, u64>,
-    /// How new connections were answered, by container.
-    answers: BTreeMap<ContainerId, Answers>,
+    /// How new connections were answered.
+    answers: BTreeMap<(ContainerId, Family), Answers>,
     load_percent: f64,
     finished: bool,
     /// The last events and commands, shown when something does not hold.
@@ -111,7 +116,13 @@ impl World {
             created: 0,
             engine_is_away: false,
             proven: BTreeSet::new(),
-            published: Publication { generation: 0, ready: Vec::new(), warming: BTreeMap::new(), draining: Vec::new() },
+            published: Publication {
+                generation: 0,
+                ready: Vec::new(),
+                deaf: BTreeSet::new(),
+                warming: BTreeMap::new(),
+                draining: Vec::new(),
+            },
             out_since: BTreeMap::new(),
             found_clear: BTreeSet::new(),
             pending: BTreeSet::new(),
@@ -182,12 +193,14 @@ impl World {
         }
         self.flows.clone_from(&flows);
         for id in self.published.ready.clone() {
-            let is_faulty = self.is_faulty();
-            let answers = self.answers.entry(id).or_default();
-            (answers.waiting, answers.accepted) = (0, answers.accepted + self.chance.below(3));
-            if is_faulty {
-                answers.refused += self.chance.below(8);
-                answers.waiting = self.chance.below(8);
+            for family in [Family::V4, Family::V6] {
+                let is_faulty = self.is_faulty();
+                let answers = self.answers.entry((id.clone(), family)).or_default();
+                (answers.waiting, answers.accepted) = (0, answers.accepted + self.chance.below(3));
+                if is_faulty {
+                    answers.refused += self.chance.below(8);
+                    answers.waiting = self.chance.below(8);
+                }
             }
         }
         let after = self.chance.below(SWEEP.as_millis() as u64);
@@ -232,7 +245,12 @@ impl World {
             (3, Some(id)) => self.notice(after, Event::BackendGone { id, cause: GoneCause::Paused }),
             (4, Some(id)) => {
                 let real = self.containers.get_mut(&id).expect("it is there");
-                real.sighting.address = Some(IpAddr::from([198, 19, 9, self.created as u8]).into());
+                let v4 = real.sighting.address.and_then(|address| address.of_family(Family::V4));
+                // It moves, or comes to an address of the other family, too.
+                real.sighting.address = match (v4, self.chance.one_in(2)) {
+                    (Some(v4), true) => Some(Addresses::from(v4).or(v6_of(self.created))),
+                    (Some(_) | None, _) => Some(IpAddr::from([198, 19, 9, self.created as u8]).into()),
+                };
                 self.created += 1;
                 if real.sighting.running {
                     let sighting = real.sighting.clone();
@@ -291,8 +309,9 @@ impl World {
     fn tell(&mut self, event: Event) {
         self.note(format!("{:10.3} {event:?}", self.now.elapsed().as_secs_f64()));
         match &event {
-            Event::BackendProbed { id, outcome: Ok(()) } => {
-                self.proven.insert(id.clone());
+            Event::BackendProbed { id, outcome: Ok(heard) } => {
+                let passed = heard.iter().filter(|(_, outcome)| outcome.is_ok());
+                self.proven.extend(passed.map(|(family, _)| (id.clone(), *family)));
             }
             Event::BackendGone { id, cause } if *cause != GoneCause::Paused => self.note_gone(id),
             Event::BackendSeen(sighting) => self.note_seen(sighting),
@@ -328,7 +347,7 @@ impl World {
     /// Its flows are over, and a slot that it may have leads nowhere.
     fn note_gone(&mut self, id: &ContainerId) {
         self.published.ready.retain(|ready| ready != id);
-        self.proven.remove(id);
+        self.proven.retain(|(proven, _)| proven != id);
         self.out_since.remove(id);
         self.addresses.remove(id);
     }
@@ -336,7 +355,8 @@ impl World {
     fn note_seen(&mut self, sighting: &Sighting) {
         self.pending.remove(&sighting.ordinal);
         let former = self.addresses.get(&sighting.id).copied();
-        if !sighting.running || former.is_some_and(|former| former != sighting.address) {
+        let has_moved = former.flatten().zip(sighting.address).is_some_and(|(own, seen)| !own.are_of(&seen));
+        if !sighting.running || has_moved {
             self.note_gone(&sighting.id);
         }
         self.addresses.insert(sighting.id.clone(), sighting.address);
@@ -364,7 +384,13 @@ impl World {
     fn publish(&mut self, publication: Publication) {
         assert!(publication.generation > self.published.generation, "generations rise");
         for id in &publication.ready {
-            assert!(self.proven.contains(id), "{id} has a slot and passed no check");
+            let address = self.addresses[id].expect("it has an address");
+            let is_deaf = |family: &Family| publication.deaf.contains(&(id.clone(), *family));
+            let served: Vec<Family> = address.families().filter(|family| !is_deaf(family)).collect();
+            assert!(!served.is_empty(), "{id} is ready in no family");
+            for family in served {
+                assert!(self.proven.contains(&(id.clone(), family)), "{id} has a slot and passed no check by {family}");
+            }
             assert!(!publication.draining.contains(id), "{id} is both");
         }
         let generation = publication.generation;
@@ -387,11 +413,20 @@ impl World {
 
     fn probe(&mut self, id: ContainerId) {
         let passes = self.containers.get(&id).is_some_and(|real| real.healthy && real.sighting.running);
-        let outcome = if passes && !self.is_faulty() { Ok(()) } else { Err("refused".to_owned()) };
+        let outcome = if self.is_faulty() { Err("no way".to_owned()) } else { Ok(self.ask(&id, passes)) };
         if !(self.is_faulty() && self.chance.one_in(4)) {
             let after = self.chance.below(30);
             self.plan(after, Event::BackendProbed { id, outcome });
         }
+    }
+
+    /// Asks a container in each of its families: one may fail alone.
+    fn ask(&mut self, id: &ContainerId, passes: bool) -> Heard {
+        let address = self.containers.get(id).and_then(|real| real.sighting.address);
+        let families: Vec<Family> =
+            address.into_iter().flat_map(|address| address.families().collect::<Vec<_>>()).collect();
+        let mut of = |family| (family, if passes && !self.is_faulty() { Ok(()) } else { Err("refused".to_owned()) });
+        families.into_iter().map(&mut of).collect()
     }
 
     fn start(&mut self, ordinal: u32) {
@@ -405,7 +440,8 @@ impl World {
         self.created += 1;
         let id = ContainerId(format!("{:06}", self.created));
         let name = BackendName(format!("lb-test-{ordinal}"));
-        let address = Some(IpAddr::from([198, 19, (self.created >> 8) as u8, self.created as u8]).into());
+        let v4 = Addresses::from(IpAddr::from([198, 19, (self.created >> 8) as u8, self.created as u8]));
+        let address = Some(if self.chance.one_in(2) { v4.or(v6_of(self.created)) } else { v4 });
         let sighting =
             Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created, outdated: false };
         let healthy = !(self.is_faulty() && self.chance.one_in(2));
@@ -490,6 +526,7 @@ proptest! {
         prop_assert_eq!(ready.len() as u32, report.desired);
         prop_assert!(report.desired >= min && report.desired <= max);
         prop_assert_eq!(world.containers.keys().collect::<Vec<_>>(), world.published.ready.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(&world.published.deaf, &BTreeSet::new(), "each family is served again");
         prop_assert_eq!(report.problems, Vec::<String>::new());
     }
 

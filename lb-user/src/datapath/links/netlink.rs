@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage, AddressScope},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
@@ -20,7 +20,9 @@ use rtnetlink::{
 };
 use tokio::{sync::Mutex, task::JoinHandle};
 
-use super::{Framing, Link, LinkError, LinkKind, Mac};
+use crate::control::Family;
+
+use super::{Framing, HostAddress, Link, LinkError, LinkKind, Mac, Standing};
 
 /// The pauses between two looks at a neighbour that is being asked for; their sum is the time that it has.
 const ASK_PAUSES: [(u32, Duration); 2] = [(10, Duration::from_millis(1)), (99, Duration::from_millis(10))];
@@ -96,19 +98,18 @@ impl Netlink {
         }
     }
 
-    /// Returns the devices of the default routes in the main table.
-    pub async fn default_devices(&self) -> Result<Vec<u32>, LinkError> {
-        let mut devices = Vec::new();
-        for question in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-        {
-            let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
-            let routes = answers.iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            });
-            devices.extend(routes.flat_map(default_devices_of));
-        }
-        Ok(devices)
+    /// Returns the devices of a family's default routes in the main table.
+    pub async fn default_devices(&self, family: Family) -> Result<Vec<u32>, LinkError> {
+        let question = match family {
+            Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let answers = self.list(RouteNetlinkMessage::GetRoute(question), "list routes").await?;
+        let routes = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        Ok(routes.flat_map(default_devices_of).collect())
     }
 
     pub async fn links(&self) -> Result<Vec<Link>, LinkError> {
@@ -137,18 +138,17 @@ impl Netlink {
         }
     }
 
-    /// Returns all addresses of global scope with the index of their interface.
-    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>, LinkError> {
+    /// Returns all addresses of global scope that are this host's, in the kernel's order.
+    pub async fn addresses(&self) -> Result<Vec<HostAddress>, LinkError> {
         let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let answers = self.list(question, "list addresses").await?;
-        let mut addresses = Vec::new();
-        for answer in answers {
-            let RouteNetlinkMessage::NewAddress(answer) = answer else { continue };
-            if answer.header.scope == AddressScope::Universe {
-                addresses.extend(address_of(&answer).map(|address| (answer.header.index, address)));
-            }
-        }
-        Ok(addresses)
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(answer) => host_address(answer),
+                _ => None,
+            })
+            .collect())
     }
 
     pub async fn neighbour(&self, device: u32, backend: IpAddr) -> Result<Option<Neighbour>, LinkError> {
@@ -286,6 +286,24 @@ fn neighbour_question(device: u32, backend: IpAddr) -> NeighbourMessage {
     question.header.ifindex = device;
     question.attributes = vec![NeighbourAttribute::Destination(destination)];
     question
+}
+
+/// Reads an address of global scope; one that another host has as well is none.
+fn host_address(answer: &AddressMessage) -> Option<HostAddress> {
+    let flags = answer.header.flags;
+    let address = address_of(answer).filter(|_| answer.header.scope == AddressScope::Universe)?;
+    // Of IPv4, the same bit says that there is another address of the network.
+    let is_temporary = address.is_ipv6() && flags.contains(AddressHeaderFlags::Secondary);
+    let standing = if flags.contains(AddressHeaderFlags::Dadfailed) {
+        return None;
+    } else if flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic) {
+        Standing::Tentative
+    } else if is_temporary || flags.contains(AddressHeaderFlags::Deprecated) {
+        Standing::Passing
+    } else {
+        Standing::Lasting
+    };
+    Some(HostAddress { device: answer.header.index, address, standing })
 }
 
 /// Returns the address of this host in an answer. On a point-to-point device `Address` is the other side, and `Local` ours;
@@ -518,6 +536,25 @@ mod tests {
         assert_eq!(read(vec![AddressAttribute::Address(theirs), AddressAttribute::Local(ours)]), Some(ours));
         assert_eq!(read(vec![AddressAttribute::Address(ours)]), Some(ours));
         assert_eq!(read(vec![]), None);
+    }
+
+    #[test]
+    fn an_address_that_is_not_sure_is_told_from_others() {
+        let standing = |address: &str, flags: AddressHeaderFlags| {
+            let mut answer = AddressMessage::default();
+            (answer.header.scope, answer.header.flags) = (AddressScope::Universe, flags);
+            answer.attributes = vec![AddressAttribute::Local(address.parse().unwrap())];
+            host_address(&answer).map(|found| found.standing)
+        };
+        let v6 = |flags| standing("2001:db8::1", flags);
+
+        assert_eq!(v6(AddressHeaderFlags::Permanent), Some(Standing::Lasting));
+        assert_eq!(v6(AddressHeaderFlags::Secondary), Some(Standing::Passing), "temporary, RFC 8981");
+        assert_eq!(v6(AddressHeaderFlags::Deprecated), Some(Standing::Passing));
+        assert_eq!(v6(AddressHeaderFlags::Tentative), Some(Standing::Tentative));
+        assert_eq!(v6(AddressHeaderFlags::Tentative | AddressHeaderFlags::Optimistic), Some(Standing::Lasting));
+        assert_eq!(v6(AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed), None);
+        assert_eq!(standing("198.18.0.1", AddressHeaderFlags::Secondary), Some(Standing::Lasting));
     }
 
     #[test]
