@@ -214,6 +214,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
 #[inline(always)]
 fn count_connection(flow: &LocalFlow) {
     KernelTables.begun(flow.backend);
+    KernelTables.held(flow.backend);
     if let Some(traffic) = KernelTables.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }

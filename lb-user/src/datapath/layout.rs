@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 
-use lb_ebpf::abi::{BackendId, MAX_SLOTS, Scheduler, Slot};
+use lb_ebpf::abi::{BackendId, MAX_BACKENDS, MAX_SLOTS, Scheduler, Slot};
 
 /// Returns how many places a frontend's layout may have, where there are so many frontends. By hash it has exactly so many,
 /// whatever backends there are: with another size all clients would move. Primes, as the tables of Maglev need them.
@@ -19,8 +19,14 @@ pub const fn room(frontends: usize) -> u32 {
     }
 }
 
-/// A live and a spare range of each frontend, and as much again for the gaps between ranges of different lengths.
-const _: () = assert!(4 * 4 * room(4) <= MAX_SLOTS && 4 * 16 * room(16) <= MAX_SLOTS && 4 * 64 * room(64) <= MAX_SLOTS);
+/// A live and a spare range of each frontend with its roll, and as much again for the gaps between ranges of different
+/// lengths.
+const _: () = {
+    const fn is_room(frontends: u32) -> bool {
+        4 * (frontends * room(frontends as usize) + MAX_BACKENDS) <= MAX_SLOTS
+    }
+    assert!(is_room(4) && is_room(16) && is_room(64));
+};
 
 /// Returns how many places a frontend's layout has whatever backends there are; nothing where they decide.
 pub const fn fixed(scheduler: Scheduler, frontends: usize) -> Option<u32> {
@@ -57,6 +63,16 @@ pub fn lay_out(scheduler: Scheduler, shares: &[Share], room: u32) -> Vec<Slot> {
         Scheduler::SourceHash | Scheduler::Maglev => scattered(shares, &weights, room),
     };
     order.into_iter().map(slot).collect()
+}
+
+/// Returns what follows a layout: each backend once, unless the layout is that already. There one is looked for that may have
+/// one more connection, when it is not whose turn it is.
+pub fn roll(layout: &[Slot], shares: &[Share]) -> Vec<Slot> {
+    if layout.len() <= shares.len() {
+        return Vec::new();
+    }
+    let slot = |(share, weight): (&Share, u32)| Slot { backend: share.backend, weight };
+    shares.iter().zip(lowest(shares)).map(slot).collect()
 }
 
 /// Returns the weights in lowest terms; there is none of zero.
@@ -381,8 +397,13 @@ mod tests {
         ) {
             let slots = lay_out(Scheduler::from_number(number), &shares(&weights), 1_021);
 
+            let roll = roll(&slots, &shares(&weights));
+
             prop_assert!(slots.len() <= 1_021);
             prop_assert_eq!(counts(&slots).len(), weights.len());
+            let each = if roll.is_empty() { &slots } else { &roll };
+            prop_assert_eq!(counts(each).len(), weights.len());
+            prop_assert_eq!(each.len(), weights.len(), "each once");
         }
     }
 }
