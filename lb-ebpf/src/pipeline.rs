@@ -915,6 +915,18 @@ fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
     FlowKey::new(client, flow.seen_client_port(), backend.address, backend.port, packet.proto)
 }
 
+/// A backend that was chosen.
+#[derive(Clone, Copy)]
+pub struct Choice<'tables> {
+    /// Its number.
+    pub id: BackendId,
+    /// The backend.
+    pub backend: &'tables Backend,
+    /// Whether there is nothing to be kept: the client keeps it already, or clients of the frontend keep none. Otherwise
+    /// it is to be kept when the connection has begun, and not when it comes to nothing.
+    pub is_kept: bool,
+}
+
 /// Chooses the backend of a client that begins a connection, another than `but` where there is one: the one that it keeps,
 /// or the scheduler's choice.
 ///
@@ -927,7 +939,7 @@ pub fn choose<'t, T: Tables>(
     but: BackendId,
     now: KtimeNs,
     tables: &'t T,
-) -> Result<(BackendId, &'t Backend), Verdict> {
+) -> Result<Choice<'t>, Verdict> {
     let kept = tables.kept(frontend, client, but, now);
     let mut id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but, now) };
     if id == STALE {
@@ -935,10 +947,7 @@ pub fn choose<'t, T: Tables>(
     }
     match tables.backend(id) {
         Some(backend) if backend.is_active() && backend.frontend == frontend => {
-            if kept == NOT_YET {
-                tables.keep(frontend, client, (id, backend.generation), now);
-            }
-            Ok((id, backend))
+            Ok(Choice { id, backend, is_kept: kept != NOT_YET })
         }
         None if id == NOBODY => Err(Verdict::Pass(PassReason::NoBackend)),
         None if id == FULL => Err(Verdict::Drop(DropReason::BackendsFull)),
@@ -1121,7 +1130,7 @@ fn schedule<'t, T: Tables>(
         Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
         Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
     }
-    let (id, backend) = choose(frontend, &packet.key, silent, arrival.now, tables)?;
+    let Choice { id, backend, is_kept } = choose(frontend, &packet.key, silent, arrival.now, tables)?;
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own.
@@ -1154,6 +1163,9 @@ fn schedule<'t, T: Tables>(
             };
         }
         Insert::Full => return Err(Verdict::Drop(DropReason::NoMemory)),
+    }
+    if !is_kept {
+        tables.keep(frontend, &packet.key, whose, arrival.now);
     }
     if id != silent {
         tables.begun(id);

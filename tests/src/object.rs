@@ -332,6 +332,16 @@ impl Object {
         action(door, result.return_value)
     }
 
+    /// Gives every port that a client could get at a backend to connections of somebody else.
+    pub fn take_all_ports(&mut self, backend: Side, client: Side, now: KtimeNs) {
+        let other = key(([198, 18, 9, 9], 1), backend, Proto::Tcp);
+        let mut replies: HashMap<&mut MapData, FlowKey, ReplyEntry> = self.map(map::REPLIES);
+        for port in crate::model::LOT.chain([client.1]) {
+            let key = key(backend, (client.0, port), Proto::Tcp);
+            replies.insert(key, ReplyEntry::new(&key, other, (0, 1, 1), 0, now), 0).unwrap();
+        }
+    }
+
     /// Removes the reply half of a flow of UDP, as a full table would.
     pub fn push_out_datagram_reply(&mut self, from: Side, to: Side) {
         let mut replies: HashMap<&mut MapData, FlowKey, ReplyEntry> = self.map(map::DATAGRAM_REPLIES);

@@ -188,8 +188,7 @@ fn count_with(
         }
     })?;
     maps.local_datagrams.scan(|key: &LocalKey, flow: &LocalFlow| {
-        let fresh = now.saturating_sub(flow.last_seen) <= rules.lifetimes.of(State::UdpReplied);
-        if key.is_flow() && fresh && rules.serves(flow.backend, flow.generation) {
+        if key.is_flow() && is_in_use(flow, rules, now) && rules.serves(flow.backend, flow.generation) {
             tally(local, flow.backend, flow.generation, HELD);
         }
     })?;
@@ -221,6 +220,12 @@ fn standing(entry: &FlowEntry, now: KtimeNs) -> Tally {
     let is_proven = Seen(entry.ingress).any(Seen::PROVEN | Seen::DATAGRAMS);
     let is_given_up = entry.state() == State::SynSent && now.saturating_sub(entry.last_seen) >= GIVEN_UP_NS;
     Tally { active: u64::from(!is_given_up), held: u64::from(is_proven) }
+}
+
+/// Returns whether an unconnected socket can be thought to use a flow: nothing tells when it is closed, nor whether it was
+/// answered. It is led to the same backend for longer than that.
+fn is_in_use(flow: &LocalFlow, rules: &Rules, now: KtimeNs) -> bool {
+    now.saturating_sub(flow.last_seen) <= rules.lifetimes.of(State::UdpUnreplied)
 }
 
 /// Returns whether a client has repeated its SYN and waits for the answer.
@@ -361,7 +366,7 @@ pub fn sweep_sockets(maps: &Maps, absent: &mut Absent, now: KtimeNs) -> Result<u
 #[cfg(test)]
 mod tests {
     use lb_ebpf::{
-        abi::{Address, Port, Proto},
+        abi::{Address, Endpoint, Port, Proto},
         tcp_state::Seen,
     };
 
@@ -441,6 +446,21 @@ mod tests {
             tally(1, 1),
             "a datagram proves nothing, ever"
         );
+    }
+
+    #[test]
+    fn an_unconnected_socket_uses_a_flow_for_as_long_as_an_unanswered_one_lives() {
+        let now = 20_000 * SECOND;
+        let to = Endpoint::new(Address::from_v4([198, 18, 1, 1]), Port::new(53), Proto::Udp);
+        let sent = |seconds: u64| LocalFlow {
+            last_seen: now - seconds * SECOND,
+            wanted: to,
+            given: to,
+            backend: 0,
+            generation: 3,
+        };
+
+        assert_eq!([0, 30, 31].map(|seconds| is_in_use(&sent(seconds), &rules(), now)), [true, true, false]);
     }
 
     #[test]

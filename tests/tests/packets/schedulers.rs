@@ -48,6 +48,7 @@ pub fn cases() -> Vec<Case> {
         case("what_another_replaces_is_held_no_longer", what_another_replaces_is_held_no_longer),
         case("a_client_goes_on_waiting_where_all_others_are_full", a_client_goes_on_waiting_where_all_others_are_full),
         case("every_backend_is_found_whatever_its_weight", every_backend_is_found_whatever_its_weight),
+        case("nobody_keeps_a_backend_that_it_could_not_reach", nobody_keeps_a_backend_that_it_could_not_reach),
         case("who_cannot_be_its_own_server_has_another", who_cannot_be_its_own_server_has_another),
     ]
 }
@@ -564,5 +565,23 @@ fn who_cannot_be_its_own_server_has_another() {
                 assert_ne!(begin(&object, Door::Tc, (ip, port)), 0, "{scheduler:?}");
             }
         }
+    }
+}
+
+/// No port is left for the client at the only backend that there was.
+fn nobody_keeps_a_backend_that_it_could_not_reach() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let only = [Slot { backend: 0, weight: 1 }];
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &only);
+        let from = at_door(door, 10_000);
+        let syn = tcp(from, FRONTEND, SYN, 1, 0, &[]);
+        object.take_all_ports(BACKENDS[0], from, clock::ktime());
+        dropped(&object, door, &syn, DropReason::NoSourcePort);
+
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &layout(Scheduler::RoundRobin, &[1, 1, 1]));
+        let others: Vec<_> = (0..3).map(|port| begin(&object, door, at_door(door, 20_000 + port))).collect();
+        assert_eq!(others, [others[0]; 3], "{door:?}");
+        assert_ne!(others[0], 0, "{door:?}: its turn was the next one's");
     }
 }
