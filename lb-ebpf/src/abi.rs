@@ -23,11 +23,13 @@ pub mod map {
     /// `AffinityKey → AffinityEntry`: the backends that clients keep. LRU hash. Writer: datapath. Full: the oldest goes; its
     /// client is given a backend like any other.
     pub const AFFINITIES: &str = "AFFINITIES";
-    /// `BackendId → connections begun less those whose end was seen` (u64, wraps). Array. Writer: datapath.
+    /// `BackendId → Tally`: connections begun less those whose end was seen. Array. Writer: datapath.
     pub const TALLIES: &str = "TALLIES";
-    /// `BackendId → by how much its tally exceeds the connections under way` (u64, wraps), as of the last sweep: what idled
-    /// out, was pushed out or ended unseen. Array. Writer: agent.
+    /// `BackendId → Tally`: by how much that exceeds the connections under way, as of the last sweep: what idled out, was
+    /// pushed out or ended unseen. Array. Writer: agent.
     pub const TALLY_ERRORS: &str = "TALLY_ERRORS";
+    /// `0 → when the tallies were last set right` (u64, [`KtimeNs`](super::KtimeNs)). Array of one. Writer: agent.
+    pub const SWEPT: &str = "SWEPT";
     /// `FlowKey as the client sends it → FlowEntry`, TCP connections of clients that have proven to be real, while they
     /// last. Hash. Writer: datapath; the agent deletes what idled out. Full: a connection stays in `HALF_OPEN` and works
     /// on, counted as `flow_table_full`.
@@ -90,7 +92,7 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 31] = [
+    pub const ALL: [&str; 32] = [
         ADDRESSES,
         FRONTENDS,
         SLOTS,
@@ -99,6 +101,7 @@ pub mod map {
         AFFINITIES,
         TALLIES,
         TALLY_ERRORS,
+        SWEPT,
         FLOWS,
         REPLIES,
         HALF_OPEN,
@@ -164,7 +167,7 @@ pub const MAX_ADDRESSES: u32 = 8192;
 /// Backends at most, over all frontends, draining ones included.
 pub const MAX_BACKENDS: u32 = 4096;
 /// Places in all slot ranges, live and spare.
-pub const MAX_SLOTS: u32 = 262_144;
+pub const MAX_SLOTS: u32 = 278_528;
 /// Clients at most whose backends are kept in mind.
 pub const MAX_AFFINITIES: u32 = 65_536;
 /// Proven flows at most, unless the agent is told otherwise.
@@ -489,7 +492,7 @@ impl FlowKey {
 ///
 /// # Shape
 /// `0` slot range 8, `8` former slot range 8, `16` scheduler 1, `17` padding 3, `20` affinity 4, `24` connections at most 4,
-/// `28` padding 4. A slot range is one word so that a reader sees both its halves from the same publication.
+/// `28` roll 4. A slot range is one word so that a reader sees both its halves from the same publication.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
@@ -499,7 +502,7 @@ pub struct Frontend {
     _pad: [u8; 3],
     affinity_ms: u32,
     max_connections: u32,
-    _rest: [u8; 4],
+    roll: u32,
 }
 
 impl Frontend {
@@ -513,7 +516,7 @@ impl Frontend {
             _pad: [0; 3],
             affinity_ms: 0,
             max_connections: 0,
-            _rest: [0; 4],
+            roll: 0,
         }
     }
 
@@ -536,6 +539,35 @@ impl Frontend {
     pub const fn limited_to(mut self, max_connections: u32) -> Self {
         self.max_connections = max_connections;
         self
+    }
+
+    /// Says that so many slots follow its layout in which each of its backends is once.
+    #[must_use]
+    pub const fn rolling(mut self, roll: u32) -> Self {
+        self.roll = roll;
+        self
+    }
+
+    /// Returns how many slots follow its layout.
+    pub const fn roll_len(&self) -> u32 {
+        self.roll
+    }
+
+    /// Returns the slots in which each of its backends is once: those behind its layout, or the layout itself.
+    #[inline(always)]
+    pub const fn roll(&self) -> SlotRange {
+        let SlotRange { base, len } = self.slots();
+        if self.roll == 0 {
+            SlotRange { base, len }
+        } else {
+            SlotRange { base: base.wrapping_add(len), len: self.roll }
+        }
+    }
+
+    /// Returns its layout and what follows that.
+    pub const fn places(&self) -> SlotRange {
+        let SlotRange { base, len } = self.slots();
+        SlotRange { base, len: len + self.roll }
     }
 
     /// Returns its slots.
@@ -572,6 +604,23 @@ impl Frontend {
     pub const fn affinity_ns(&self) -> KtimeNs {
         self.affinity_ms as u64 * 1_000_000
     }
+}
+
+/// How many connections a backend has.
+///
+/// A SYN is a load from the moment that it is sent on, or a burst would go to one backend. It holds no place among those
+/// that a backend may have at most: whoever can forge an address sends SYNs, and would keep everybody else out with them.
+///
+/// # Shape
+/// `0` active 8, `8` held 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Those that have begun. Wraps.
+    pub active: u64,
+    /// Of those, what is proven, or can not be proven: TCP connections of clients that have answered, flows of UDP, and
+    /// sockets of this host. Wraps.
+    pub held: u64,
 }
 
 /// A place in a frontend's layout.
@@ -1434,6 +1483,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
     assert!(size_of::<Frontend>() == 32 && offset_of!(Frontend, max_connections) == 24 && size_of::<Slot>() == 8);
+    assert!(size_of::<Tally>() == 16 && offset_of!(Frontend, roll) == 28);
     assert!(size_of::<AffinityKey>() == 20 && size_of::<AffinityEntry>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
     assert!(offset_of!(Backend, netns) == 62);
@@ -1451,7 +1501,7 @@ const _: () = {
 mod pod {
     use super::{
         AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        Frontend, Guard, Handshakes, Lifetimes, LocalFlow, LocalKey, RateKey, ReplyEntry, Slot, Source, Traffic,
+        Frontend, Guard, Handshakes, Lifetimes, LocalFlow, LocalKey, RateKey, ReplyEntry, Slot, Source, Tally, Traffic,
     };
 
     macro_rules! pod {
@@ -1480,6 +1530,7 @@ mod pod {
         ReplyEntry,
         Slot,
         Source,
+        Tally,
         Traffic
     );
 }

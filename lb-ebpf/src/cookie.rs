@@ -300,6 +300,7 @@ fn begin<T: Tables>(packet: &Headers, arrival: &Arrival, (id, backend): (Backend
         return false;
     }
     tables.begun(id);
+    tables.held(id);
     if let Some(traffic) = tables.traffic(id) {
         traffic.count_connection();
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
@@ -380,7 +381,7 @@ mod tests {
     use crate::{
         abi::{
             AffinityEntry, AffinityKey, Endpoint, FragmentEntry, FragmentKey, Frontend, Handshakes, Lifetimes, RateKey,
-            Scheduler, Slot, SlotRange, Traffic,
+            Scheduler, Slot, SlotRange, Tally, Traffic,
         },
         packet::tests::{tcp, tcp_v6, v6},
         pipeline,
@@ -401,7 +402,8 @@ mod tests {
         has_room: bool,
         capacity: usize,
         ticket: RefCell<u64>,
-        active: Cell<u64>,
+        /// Connections that have begun, and that are held.
+        under_way: Cell<[u64; 2]>,
         flows: [RefCell<BTreeMap<FlowKey, Box<FlowEntry>>>; 3],
         replies: [RefCell<BTreeMap<FlowKey, Box<ReplyEntry>>>; 3],
         events: RefCell<Vec<Event>>,
@@ -439,7 +441,7 @@ mod tests {
                 has_room: false,
                 capacity: 1000,
                 ticket: RefCell::default(),
-                active: Cell::default(),
+                under_way: Cell::default(),
                 flows: Default::default(),
                 replies: Default::default(),
                 events: RefCell::default(),
@@ -558,16 +560,31 @@ mod tests {
             None
         }
         fn add_bucket(&self, _key: &RateKey, _full_at: KtimeNs) {}
-        fn active(&self, _id: BackendId) -> Option<u64> {
-            Some(self.active.get())
+        fn tally(&self, _id: BackendId) -> Option<Tally> {
+            let under_way = self.under_way.get();
+            Some(Tally { active: under_way[0], held: under_way[1] })
         }
         fn is_swept(&self, _now: KtimeNs) -> bool {
             true
         }
         fn begun(&self, _id: BackendId) {
-            self.active.set(self.active.get() + 1);
+            let [active, held] = self.under_way.get();
+            self.under_way.set([active + 1, held]);
+        }
+        fn held(&self, _id: BackendId) {
+            let [active, held] = self.under_way.get();
+            self.under_way.set([active, held + 1]);
         }
         fn ended(&self, _id: BackendId) {}
+        fn forget(&self, key: &FlowKey) {
+            pipeline::forget(key, self);
+        }
+        fn spare(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+            pipeline::spare(frontend, client, but, now, self)
+        }
+        fn look(&self, at: (u32, FrontendId), client: &FlowKey, but: BackendId, limit: u32) -> BackendId {
+            pipeline::look(at, client, but, limit, self)
+        }
         fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
             pipeline::kept(frontend, client, but, now, self)
         }
@@ -690,7 +707,7 @@ mod tests {
         assert_eq!((reply.acknowledged, reply.flags, reply.backend), (101, REPLY_SEEN, taken));
         assert_eq!(tables.send(Flags::ACK, 101, cookie.wrapping_add(1), SECOND), Ok(taken), "repeated");
         assert_eq!(*tables.events.borrow(), [Event::CookieIssued, Event::CookieAccepted]);
-        assert_eq!(tables.active.get(), 1, "it counts as under way");
+        assert_eq!(tables.under_way.get(), [1, 1], "it counts as under way");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry,
+        Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry, Slot, SlotRange,
     },
     cookie,
     guard::{self, Admission},
@@ -421,11 +421,24 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     if matches!(packet.proto, Proto::Udp) && tables.reply(Table::Datagrams, &packet.key).is_some() {
         return Err(Verdict::Pass(PassReason::NotOurs));
     }
-    if orphan {
-        tables.count(Event::Rescheduled);
-    }
     let is_first = fresh && !orphan;
-    schedule(packet, arrival, (frontend, silent, is_first), tables)
+    let begun = schedule(packet, arrival, (frontend, silent, is_first), tables)?;
+    // Nobody else may have room, and its backend may answer yet.
+    match &begun {
+        Begun::Now(to) if to.id == silent => note_repetition(silent, tables),
+        Begun::Now(_) | Begun::Before(_) if orphan => tables.count(Event::Rescheduled),
+        Begun::Now(_) | Begun::Before(_) => {}
+    }
+    Ok(begun)
+}
+
+/// Counts a SYN that was seen before.
+#[inline(always)]
+fn note_repetition<T: Tables>(id: BackendId, tables: &T) {
+    tables.count(Event::SynRetransmitted);
+    if let Some(handshakes) = tables.handshakes(id) {
+        handshakes.count_retransmitted();
+    }
 }
 
 /// Takes a connection that is not among the proven one step further.
@@ -434,10 +447,7 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     let flow = known.flow;
     let late = is_late(arrival, flow.last_seen());
     if packet.flags.opens() {
-        tables.count(Event::SynRetransmitted);
-        if let Some(handshakes) = tables.handshakes(flow.backend()) {
-            handshakes.count_retransmitted();
-        }
+        note_repetition(flow.backend(), tables);
     }
     let proven = flow.client().any(Seen::PROVEN);
     let moves = if proven { late && !flow.state().is_over() } else { proves(packet, flow) };
@@ -686,6 +696,19 @@ fn retire<T: Tables>(
     }
 }
 
+/// Removes a connection from the proven ones whose key another one takes: it was over, had idled out or lost its backend.
+#[inline(always)]
+pub fn forget<T: Tables>(key: &FlowKey, tables: &T) {
+    let Some(flow) = tables.flow(Table::Proven, key) else { return };
+    let (id, generation) = (flow.backend(), flow.generation());
+    if tables.remove_flow(Table::Proven, key)
+        && let Some(backend) = tables.backend(id)
+        && backend.serves(generation)
+    {
+        tables.ended(id);
+    }
+}
+
 /// Returns whether the packet begins another flow under the key of one that is over.
 ///
 /// That one is scheduled like any other: a client that uses its ports over and over would otherwise never see another
@@ -830,6 +853,7 @@ fn promote<T: Tables>(packet: &Headers, known: &Known<'_>, reply: Option<Shared<
         if tables.put_reply(Table::Proven, &reply_key, reply) == Insert::Done {
             match tables.add_flow(Table::Proven, &packet.key, known.flow) {
                 Insert::Done => {
+                    tables.held(known.flow.backend());
                     if known.flow.tag() == packet.key.tag() {
                         known.flow.set_client(known.flow.client().with(Seen::MOVED));
                         let after = known.flow.server();
@@ -908,6 +932,18 @@ fn to_backend(packet: &Headers, known: &Known<'_>) -> FlowKey {
     FlowKey::new(client, flow.seen_client_port(), backend.address, backend.port, packet.proto)
 }
 
+/// A backend that was chosen.
+#[derive(Clone, Copy)]
+pub struct Choice<'tables> {
+    /// Its number.
+    pub id: BackendId,
+    /// The backend.
+    pub backend: &'tables Backend,
+    /// Whether there is nothing to be kept: the client keeps it already, or clients of the frontend keep none. Otherwise
+    /// it is to be kept when the connection has begun, and not when it comes to nothing.
+    pub is_kept: bool,
+}
+
 /// Chooses the backend of a client that begins a connection, another than `but` where there is one: the one that it keeps,
 /// or the scheduler's choice.
 ///
@@ -920,36 +956,36 @@ pub fn choose<'t, T: Tables>(
     but: BackendId,
     now: KtimeNs,
     tables: &'t T,
-) -> Result<(BackendId, &'t Backend), Verdict> {
+) -> Result<Choice<'t>, Verdict> {
     let kept = tables.kept(frontend, client, but, now);
-    let id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but, now) };
+    let mut id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but, now) };
+    if id == STALE {
+        id = tables.spare(frontend, client, but, now);
+    }
     match tables.backend(id) {
         Some(backend) if backend.is_active() && backend.frontend == frontend => {
-            if kept == NOT_YET {
-                tables.keep(frontend, client, (id, backend.generation), now);
-            }
-            Ok((id, backend))
+            Ok(Choice { id, backend, is_kept: kept != NOT_YET })
         }
         None if id == NOBODY => Err(Verdict::Pass(PassReason::NoBackend)),
         None if id == FULL => Err(Verdict::Drop(DropReason::BackendsFull)),
+        None if id == ITSELF => Err(Verdict::Drop(DropReason::NoStandIn)),
         Some(_) | None => Err(Verdict::Pass(PassReason::StaleSlot)),
     }
 }
 
 /// From this number on they are no backends'.
-const FIRST_OF_NONE: BackendId = NOBODY - 2;
+const FIRST_OF_NONE: BackendId = NOBODY - 3;
 /// Clients of the frontend keep their backends, and this one has none.
 const NOT_YET: BackendId = NOBODY - 1;
 /// No backend could be chosen for a publication that goes on.
 const STALE: BackendId = NOBODY - 1;
 /// All that were looked at have as many connections as they may.
 const FULL: BackendId = NOBODY - 2;
-/// How often the next in turn is taken where the choice has come to nothing: between reading the slot range and the backend,
-/// a publication may have replaced both; or nobody was found but the one that does not answer.
-const TURNS: u32 = 3;
-/// How many slots in a row are looked at for a backend that may have one more connection, where the scheduler has found none.
-/// A SYN that is repeated begins at another.
-const SPARE_LOOKS: u32 = 64;
+/// The only one is the client itself, [`is_itself`].
+const ITSELF: BackendId = NOBODY - 3;
+/// How many backends in a row are looked at for one that may have one more connection, where the scheduler's choice has come
+/// to nothing. A SYN that is repeated begins at another.
+const SPARE_LOOKS: u32 = 256;
 
 /// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves,
 /// [`NOBODY`] if clients of the frontend keep none. From here on it is kept anew.
@@ -967,6 +1003,7 @@ pub fn kept<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, n
             && backend.serves(generation)
             && backend.frontend == frontend
             && !backend.is_leaving()
+            && !is_itself(backend, client)
             && !sched::is_full(id, limit(&entry, now, tables), tables)
         {
             kept.set_seen(now);
@@ -1000,7 +1037,8 @@ fn limit<T: Tables>(frontend: &Frontend, now: KtimeNs, tables: &T) -> u32 {
     }
 }
 
-/// Returns the number of the backend that the scheduler chooses, [`NOBODY`], [`STALE`] or [`FULL`].
+/// Returns the number of the backend that the scheduler chooses, [`NOBODY`] if there is none, or [`STALE`] if it
+/// may have no more connections.
 #[inline(always)]
 pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
     let Some(entry) = tables.frontend(frontend) else { return NOBODY };
@@ -1010,39 +1048,91 @@ pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, n
     let limit = limit(&entry, now, tables);
     // A number, and no `Option`: of one that is none, LLVM stores what it leaves undefined, and the verifier of 6.18 says
     // "R4 !read_ok".
-    let mut id = sched::pick((frontend, &entry), client, but, limit, tables).unwrap_or(NOBODY);
-    for turn in 0..=TURNS {
-        if (id != but || turn == TURNS)
-            && let Some(backend) = tables.backend(id)
-            && backend.is_active()
-            && backend.frontend == frontend
-        {
-            if sched::is_full(id, limit, tables) {
-                return spare((frontend, &entry), but, limit, tables);
-            }
+    let id = sched::pick((frontend, &entry), client, but, limit, tables).unwrap_or(NOBODY);
+    match tables.backend(id) {
+        Some(backend) if id != but && takes((id, backend), frontend, client, limit, tables) => id,
+        Some(_) | None => STALE,
+    }
+}
+
+/// Returns whether a backend may have one more connection.
+#[inline(always)]
+fn takes<T: Tables>(
+    (id, backend): (BackendId, &Backend),
+    frontend: FrontendId,
+    client: &FlowKey,
+    limit: u32,
+    tables: &T,
+) -> bool {
+    backend.is_active()
+        && backend.frontend == frontend
+        && !is_itself(backend, client)
+        && !sched::is_full(id, limit, tables)
+}
+
+/// Looks for a backend where the scheduler's choice has come to nothing: it is full, does not answer, or a publication has
+/// replaced it meanwhile. Each is looked at once, from the one on whose turn it is. If there is none, it is the one that has
+/// not answered: its client is there already, however many others are.
+#[inline(always)]
+pub fn spare<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
+    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+    let (SlotRange { base, len }, limit) = (entry.roll(), limit(&entry, now, tables));
+    if len == 0 {
+        return NOBODY;
+    }
+    let ticket = tables.ticket(frontend);
+    for look in 0..SPARE_LOOKS {
+        if look >= len {
+            break;
+        }
+        let place = base.wrapping_add(sched::place(ticket.wrapping_add(u64::from(look)), len));
+        let id = tables.look((place, frontend), client, but, limit);
+        if id < FIRST_OF_NONE {
             return id;
         }
-        let Some(entry) = tables.frontend(frontend) else { return NOBODY };
-        id = sched::next((frontend, &entry), tables).unwrap_or(NOBODY);
+    }
+    if let Some(backend) = tables.backend(but)
+        && backend.is_active()
+        && backend.frontend == frontend
+    {
+        return but;
+    }
+    if let Some(first) = tables.slot(base)
+        && let Some(backend) = tables.backend(first.backend)
+        && is_itself(backend, client)
+    {
+        return ITSELF;
+    }
+    // Some of them may have been replaced meanwhile, which the next SYN does not meet.
+    if limit == 0 { STALE } else { FULL }
+}
+
+/// Returns the backend at a place if it may have one more connection, and is not `but`; otherwise [`STALE`].
+#[inline(always)]
+pub fn look<T: Tables>(
+    (place, frontend): (u32, FrontendId),
+    client: &FlowKey,
+    but: BackendId,
+    limit: u32,
+    tables: &T,
+) -> BackendId {
+    if let Some(Slot { backend: id, weight: _ }) = tables.slot(place)
+        && id != but
+        && let Some(backend) = tables.backend(id)
+        && takes((id, backend), frontend, client, limit, tables)
+    {
+        return id;
     }
     STALE
 }
 
-/// Looks for a backend that may have one more connection, from the slot on whose turn it is.
+/// Returns whether a backend is the client, or is to know none, and nobody can stand in for it there: it would see its own
+/// address as the source, which its stack refuses (RFC 1812, 5.3.8), and routing refuses the host's own as one that came
+/// from elsewhere.
 #[inline(always)]
-fn spare<T: Tables>((id, frontend): (FrontendId, &Frontend), but: BackendId, limit: u32, tables: &T) -> BackendId {
-    let ticket = tables.ticket(id);
-    for look in 0..SPARE_LOOKS {
-        if let Some(id) = sched::at(ticket.wrapping_add(u64::from(look)), frontend, tables)
-            && id != but
-            && !sched::is_full(id, limit, tables)
-            && let Some(backend) = tables.backend(id)
-            && backend.is_active()
-        {
-            return id;
-        }
-    }
-    FULL
+fn is_itself(backend: &Backend, client: &FlowKey) -> bool {
+    (backend.hides_clients() || backend.address == client.source)
+        && (backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing))
 }
 
 /// Begins a flow.
@@ -1062,16 +1152,12 @@ fn schedule<'t, T: Tables>(
     if is_first && packet.flags.opens() && cookie::is_offered(packet, frontend, tables) {
         return Err(Verdict::Answer);
     }
-    let (id, backend) = choose(frontend, &packet.key, silent, arrival.now, tables)?;
+    let Choice { id, backend, is_kept } = choose(frontend, &packet.key, silent, arrival.now, tables)?;
     let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own. So does a backend whose replies would
     // not come back otherwise.
     let (client, wanted, stand_in) = if backend.hides_clients() || backend.address == packet.key.source {
-        // Routing refuses the host's own address as a source that came from elsewhere.
-        if backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing) {
-            return Err(Verdict::Drop(DropReason::NoStandIn));
-        }
         (backend.host_address, other_port(tables), Seen::STAND_IN)
     } else {
         (packet.key.source, packet.key.source_port, 0)
@@ -1082,7 +1168,7 @@ fn schedule<'t, T: Tables>(
     };
     let (table, ingress) = match packet.proto {
         Proto::Tcp => {
-            tables.remove_flow(Table::Proven, &packet.key);
+            tables.forget(&packet.key);
             (Table::HalfOpen, 0)
         }
         Proto::Udp => (Table::Datagrams, Seen::DATAGRAMS),
@@ -1101,9 +1187,19 @@ fn schedule<'t, T: Tables>(
         }
         Insert::Full => return Err(Verdict::Drop(DropReason::NoMemory)),
     }
-    tables.begun(id);
+    if !is_kept {
+        tables.keep(frontend, &packet.key, whose, arrival.now);
+    }
+    if id != silent {
+        tables.begun(id);
+    }
+    if matches!(packet.proto, Proto::Udp) {
+        tables.held(id);
+    }
     if let Some(traffic) = tables.traffic(id) {
-        traffic.count_connection();
+        if id != silent {
+            traffic.count_connection();
+        }
         traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
     let to = FlowKey::new(client, port, backend.address, backend.port, packet.proto);

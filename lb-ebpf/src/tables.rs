@@ -5,7 +5,8 @@ use core::ptr::NonNull;
 use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, Proto, RateKey, ReplyEntry, Slot, Traffic,
+        FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, Proto, RateKey, ReplyEntry, Slot, Tally,
+        Traffic,
     },
     cookie::Question,
     tcp_state::{Seen, State},
@@ -431,18 +432,26 @@ pub trait Tables {
     fn add_bucket(&self, key: &RateKey, full_at: KtimeNs);
     /// Returns how many connections of a backend are under way: exact when a sweep has just been, and between two sweeps
     /// as far as beginnings and ends are seen.
-    fn active(&self, id: BackendId) -> Option<u64>;
-    /// Returns whether a sweep can have been of late: without an agent, what ends unseen is counted for ever.
+    fn tally(&self, id: BackendId) -> Option<Tally>;
+    /// Returns whether a sweep has been of late: without one, what ends unseen is counted for ever.
     fn is_swept(&self, now: KtimeNs) -> bool;
     /// Notes that a connection begins.
     fn begun(&self, id: BackendId);
-    /// Notes that a connection is over.
+    /// Notes that one that has begun is held, [`Tally`].
+    fn held(&self, id: BackendId);
+    /// Notes that a connection is over that was held.
     fn ended(&self, id: BackendId);
+    /// The same as [`kept`](Self::kept) for [`pipeline::forget`](crate::pipeline::forget).
+    fn forget(&self, key: &FlowKey);
     /// Returns [`pipeline::kept`](crate::pipeline::kept) by these tables: a way round for the sake of the verifier, which
     /// looks at it apart in the object.
     fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
     /// The same for [`pipeline::pick`](crate::pipeline::pick).
     fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    /// The same for [`pipeline::spare`](crate::pipeline::spare).
+    fn spare(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    /// The same for [`pipeline::look`](crate::pipeline::look).
+    fn look(&self, at: (u32, FrontendId), client: &FlowKey, but: BackendId, limit: u32) -> BackendId;
     /// The same for [`pipeline::keep`](crate::pipeline::keep).
     fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
     /// The same for [`pipeline::claim_key`](crate::pipeline::claim_key).

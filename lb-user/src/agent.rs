@@ -52,6 +52,9 @@ use reload::Prepared;
 use service::{Feeds, Service, Told};
 use sweeper::Sweeper;
 
+/// How often connections are swept, unless the interval is shorter: a limit of connections and the least of them are as true
+/// as the last sweep, however seldom the load is looked at.
+const SWEEPS: Duration = Duration::from_secs(1);
 /// How often interfaces and addresses are compared with what is attached.
 const NETWORK_CHECK: Duration = Duration::from_secs(5);
 /// How long after a frontend has gone a sweep may begin that is believed when it finds no connections.
@@ -315,9 +318,10 @@ impl Agent {
         first: Vec<(ServiceName, Event)>,
     ) -> Result<()> {
         let mut ticks = interval(self.config.interval);
+        let mut sweeps = interval(self.config.interval.min(SWEEPS));
         let mut network_checks = interval(NETWORK_CHECK);
         let mut notices = interval(DRAIN_NOTICE);
-        for timer in [&mut ticks, &mut network_checks, &mut notices] {
+        for timer in [&mut ticks, &mut sweeps, &mut network_checks, &mut notices] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         let _nothing_is_over = self.handle_all(first);
@@ -331,6 +335,7 @@ impl Agent {
                 Some(answer) = inbox.recv() => self.on_answer(answer),
                 swept = self.sweeper.next() => self.on_sweep(swept?),
                 asked = signals.next() => self.on_signal(asked),
+                _ = sweeps.tick() => { self.sweeper.request(self.now(), self.datapath.retiring()); Vec::new() }
                 _ = ticks.tick() => self.on_tick(),
                 _ = network_checks.tick() => { self.look_at_network(); Vec::new() }
                 _ = notices.tick(), if self.asked > 0 => { self.tell_drain(); Vec::new() }
@@ -366,7 +371,6 @@ impl Agent {
     }
 
     fn on_tick(&mut self) -> Vec<(ServiceName, Event)> {
-        self.sweeper.request(self.now(), self.datapath.retiring());
         self.container_cpu.sample();
         let (load, mut events) = match self.host_cpu.sample() {
             Ok(Some(load)) => (Some(load), self.to_all(&Event::LoadSampled(load))),

@@ -249,22 +249,24 @@ pub struct ServiceArgs {
 
     /// Time after its last connection began for which a client's next goes to the same backend, 1s to 1day
     ///
-    /// Clients are told apart by their addresses; all processes on this host are one. A backend that is out of rotation is
-    /// kept by nobody.
+    /// Clients are told apart by their addresses; all processes on this host are one. A backend that is out of rotation, or
+    /// full, is kept by nobody.
     #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
     pub affinity: Option<Duration>,
 
-    /// Most connections of each backend, at each frontend, that may be under way [default: any number]
+    /// Most connections of each backend, at each frontend of each family, that may be under way [default: any number]
     ///
     /// A backend that has so many is passed over by every scheduler, and by clients that keep it. Where all are full, what
-    /// begins a connection is dropped and counted: TCP tries again, and gets in as others end. UDP flows count until they
-    /// idle out. A process on this host is told EPERM.
+    /// begins a connection is dropped and counted: TCP tries again, and gets in as others end. TCP counts from the end of its
+    /// handshake, so that forged SYNs keep nobody out, and as many too many may begin as are within one. UDP flows count
+    /// until they idle out. A process on this host is told EPERM.
     #[arg(long, value_name = "N", help_heading = SCHEDULING)]
     pub max_connections: Option<NonZeroU32>,
 
     /// Time in which a backend that has just become ready is given more and more connections, 1s to 1day
     ///
-    /// It begins with a tenth of its share, and gets all of it at the end.
+    /// It begins with a tenth of its share, or with more where another would get twice an equal share, and gets all of it at
+    /// the end.
     #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
     pub slow_start: Option<Duration>,
 

@@ -175,14 +175,22 @@ impl Service {
 
     /// Returns how many backends there may be, each counted once for each of its frontends.
     fn most_backends(&self) -> u64 {
-        let of = |publish: &Publish| match &self.source {
+        self.frontends.iter().map(|publish| self.most_backends_at(publish)).sum()
+    }
+
+    /// Returns how many backends the frontend may have that may have the most.
+    pub fn most_backends_each(&self) -> u64 {
+        self.frontends.iter().map(|publish| self.most_backends_at(publish)).max().unwrap_or_default()
+    }
+
+    fn most_backends_at(&self, publish: &Publish) -> u64 {
+        match &self.source {
             Source::Docker(docker) => u64::from(docker.scaling.max),
             Source::Static { backends } => {
                 let is_served = |backend: &&StaticBackend| publish.family() == Some(Family::of(backend.address.ip()));
                 backends.iter().filter(is_served).count() as u64
             }
-        };
-        self.frontends.iter().map(of).sum()
+        }
     }
 
     /// Returns the backends that somebody else runs.

@@ -85,8 +85,6 @@ const FIN_AHEAD: u32 = 1 << 24;
 const RST_AHEAD: u32 = 1 << 20;
 /// How far an answer to a SYN may acknowledge beyond it.
 const SYN_AHEAD: u32 = 1 << 16;
-/// How many slots are tried.
-const TURNS: u32 = 4;
 /// A segment that carries nothing, in bytes: Ethernet, IPv4 and TCP without options.
 const SEGMENT: u64 = 54;
 
@@ -265,10 +263,11 @@ impl Model {
         if packet.carrier == Carrier::Tcp && !opens {
             return Fate::Passed(if is_orphan { PassReason::BackendGone } else { PassReason::NoFlow });
         }
-        if is_orphan {
+        let fate = self.begin(packet, name, frontend);
+        if is_orphan && matches!(fate, Fate::Sent { .. } | Fate::Begun { .. }) {
             self.happens(Event::Rescheduled);
         }
-        self.begin(packet, name, frontend)
+        fate
     }
 
     fn reply_of(&self, name: FlowName, flow: &Flow) -> Option<&Reply> {
@@ -321,21 +320,19 @@ impl Model {
         if slots.is_empty() {
             return Fate::Passed(PassReason::NoBackend);
         }
-        // A slot may name a backend that was freed since; one of the next tickets may be luckier. After the last that is tried,
-        // one more is drawn.
-        let mut chosen = None;
-        for turn in 0..=TURNS {
+        // A slot may name a backend that was freed since: then the first that serves has it, from the next ticket's on.
+        let mut draw = || {
             let ticket = self.tickets.entry(frontend).or_default();
-            let id = slots[(*ticket % slots.len() as u64) as usize];
             *ticket += 1;
-            if turn == TURNS {
-                break;
-            }
-            if self.servers.get(&id).is_some_and(|server| server.alive && server.frontend == frontend) {
-                chosen = Some(id);
-                break;
-            }
-        }
+            (*ticket - 1) as usize
+        };
+        let serves =
+            |id: &BackendId| self.servers.get(id).is_some_and(|server| server.alive && server.frontend == frontend);
+        let at = |place: usize| slots[place % slots.len()];
+        let chosen = Some(at(draw())).filter(serves).or_else(|| {
+            let first = draw();
+            (first..first + slots.len()).map(at).find(serves)
+        });
         let Some(id) = chosen else { return Fate::Passed(PassReason::StaleSlot) };
         let to = self.servers[&id].at;
         let expected = packet.sequence.wrapping_add(1);

@@ -16,9 +16,9 @@ use aya::{
     util::nr_cpus,
 };
 use lb_ebpf::abi::{
-    Address, AffinityEntry, AffinityKey, AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, FrontendId, Guard, HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS,
-    Port, Proto, RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Traffic, map, program,
+    Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+    Frontend, FrontendId, Guard, HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto,
+    RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map, program,
 };
 
 use crate::frames::Side;
@@ -140,14 +140,14 @@ impl Object {
         for id in std::mem::take(&mut self.backends) {
             self.write_backend(id, none);
             for name in [map::TALLIES, map::TALLY_ERRORS] {
-                let mut words: Array<&mut MapData, u64> = self.map(name);
-                words.set(id, 0, 0).unwrap();
+                let mut tallies: Array<&mut MapData, Tally> = self.map(name);
+                tallies.set(id, Tally::default(), 0).unwrap();
             }
             self.clear_counted::<Traffic>(map::BACKEND_STATS, id);
             self.clear_counted::<Handshakes>(map::HANDSHAKES, id);
         }
         self.backends.clear();
-        self.beat(0);
+        self.sweep_at(0);
         let mut cursors: Array<&mut MapData, u64> = self.map(map::CURSORS);
         for id in 0..MAX_FRONTENDS {
             cursors.set(id, 0, 0).unwrap();
@@ -230,40 +230,56 @@ impl Object {
         frontends.insert(id, frontend.limited_to(max_connections), 0).unwrap();
     }
 
-    /// Gives a sign of life of an agent, as of this moment.
-    pub fn beat(&mut self, heartbeat: KtimeNs) {
-        let mut agent: Array<&mut MapData, AgentRecord> = self.map(map::AGENT);
-        agent.set(0, AgentRecord { heartbeat, ..AgentRecord::default() }, 0).unwrap();
+    /// Says that a sweep was at this time.
+    pub fn sweep_at(&mut self, at: KtimeNs) {
+        let mut swept: Array<&mut MapData, KtimeNs> = self.map(map::SWEPT);
+        swept.set(0, at, 0).unwrap();
     }
 
-    /// Replaces a frontend's slots, and says how a backend is chosen there.
+    /// Replaces a frontend's slots, and says how a backend is chosen there. Behind them, each backend is once.
     pub fn lay_out(&mut self, id: FrontendId, scheduler: Scheduler, affinity_ms: u32, layout: &[Slot]) {
         let base = self.next_slot;
-        self.next_slot += layout.len() as u32;
+        let each: BTreeSet<Slot> = layout.iter().copied().collect();
+        let roll: Vec<Slot> = if each.len() < layout.len() { each.into_iter().collect() } else { Vec::new() };
+        self.next_slot += (layout.len() + roll.len()) as u32;
         let mut slots: Array<&mut MapData, Slot> = self.map(map::SLOTS);
-        for (place, slot) in layout.iter().enumerate() {
+        for (place, slot) in layout.iter().chain(&roll).enumerate() {
             slots.set(base + place as u32, slot, 0).unwrap();
         }
         let range = SlotRange { base, len: layout.len() as u32 };
         let mut frontends: HashMap<&mut MapData, FrontendId, Frontend> = self.map(map::FRONTENDS);
         let former = frontends.get(&id, 0).map_or(SlotRange { base: 0, len: 0 }, |frontend| frontend.slots());
-        let frontend = Frontend::new(range, scheduler).keeping_clients(affinity_ms).after(former);
+        let frontend = Frontend::new(range, scheduler).keeping_clients(affinity_ms).rolling(roll.len() as u32);
+        let frontend = frontend.after(former);
         frontends.insert(id, frontend, 0).unwrap();
     }
 
     /// Returns how many connections of a backend the datapath takes for being under way.
     pub fn active(&self, id: BackendId) -> i64 {
-        let words = |name| -> Array<&MapData, u64> { self.ebpf().map(name).unwrap().try_into().unwrap() };
-        let [tally, error] = [map::TALLIES, map::TALLY_ERRORS].map(|name| words(name).get(&id, 0).unwrap());
-        tally.wrapping_sub(error) as i64
+        self.tally(id).active as i64
     }
 
-    /// Says how many connections of a backend are under way, as a sweep would.
+    /// Returns how many connections of a backend the datapath takes for being held.
+    pub fn held(&self, id: BackendId) -> i64 {
+        self.tally(id).held as i64
+    }
+
+    fn tally(&self, id: BackendId) -> Tally {
+        let tallies = |name| -> Array<&MapData, Tally> { self.ebpf().map(name).unwrap().try_into().unwrap() };
+        let [tally, error] = [map::TALLIES, map::TALLY_ERRORS].map(|name| tallies(name).get(&id, 0).unwrap());
+        Tally { active: tally.active.wrapping_sub(error.active), held: tally.held.wrapping_sub(error.held) }
+    }
+
+    /// Says how many connections of a backend are under way, all of them held, as a sweep would.
     pub fn set_active(&mut self, id: BackendId, active: i64) {
-        let excess = self.active(id) - active;
-        let mut errors: Array<&mut MapData, u64> = self.map(map::TALLY_ERRORS);
+        let Tally { active: begun, held } = self.tally(id);
+        let mut errors: Array<&mut MapData, Tally> = self.map(map::TALLY_ERRORS);
         let error = errors.get(&id, 0).unwrap();
-        errors.set(id, error.wrapping_add(excess as u64), 0).unwrap();
+        let error = Tally {
+            active: error.active.wrapping_add(begun).wrapping_sub(active as u64),
+            held: error.held.wrapping_add(held).wrapping_sub(active as u64),
+        };
+        errors.set(id, error, 0).unwrap();
     }
 
     /// Writes a backend that takes XDP frames, so that both front doors redirect.
@@ -348,6 +364,16 @@ impl Object {
         let result = self.program::<SchedClassifier>(name).test_run(options);
         let result = result.unwrap_or_else(|error| panic!("{door:?}: {error}"));
         action(door, result.return_value)
+    }
+
+    /// Gives every port that a client could get at a backend to connections of somebody else.
+    pub fn take_all_ports(&mut self, backend: Side, client: Side, now: KtimeNs) {
+        let other = key(([198, 18, 9, 9], 1), backend, Proto::Tcp);
+        let mut replies: HashMap<&mut MapData, FlowKey, ReplyEntry> = self.map(map::REPLIES);
+        for port in crate::model::LOT.chain([client.1]) {
+            let key = key(backend, (client.0, port), Proto::Tcp);
+            replies.insert(key, ReplyEntry::new(&key, other, (0, 1, 1), 0, now), 0).unwrap();
+        }
     }
 
     /// Removes the reply half of a flow of UDP, as a full table would.

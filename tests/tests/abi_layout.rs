@@ -3,7 +3,7 @@
 use lb_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, Guard, HandOff, Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto,
-    RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Traffic, map,
+    RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map,
 };
 use lb_ebpf::tcp_state::State;
 
@@ -46,12 +46,19 @@ fn a_frontend_is_a_slot_range_in_one_word_and_how_to_choose() {
     let numbers = Scheduler::ALL.map(|scheduler| (scheduler.name(), scheduler as u8));
     let expected = ["round-robin", "weighted", "least-conn", "random-two", "source-hash", "maglev"];
     assert_eq!(numbers.to_vec(), expected.into_iter().zip(0..).collect::<Vec<_>>());
-    let all = Frontend::new(range, Scheduler::Maglev).keeping_clients(90_000).limited_to(700);
+    let all = Frontend::new(range, Scheduler::Maglev).keeping_clients(90_000).limited_to(700).rolling(2);
     let all = all.after(SlotRange { base: 4, len: 2 });
-    let numbers = [u32::from_ne_bytes([5, 0, 0, 0]), 90_000, 700, 0].map(u32::to_ne_bytes).concat();
+    let numbers = [u32::from_ne_bytes([5, 0, 0, 0]), 90_000, 700, 2].map(u32::to_ne_bytes).concat();
     assert_eq!(bytes(&all), [&word.to_ne_bytes()[..], &former.to_ne_bytes(), &numbers].concat());
+    assert_eq!((all.roll(), all.places()), (SlotRange { base: 10, len: 2 }, SlotRange { base: 7, len: 5 }));
+    assert_eq!((plain.roll(), plain.places()), (range, range), "a layout may have each backend once");
 
     assert_eq!(bytes(&Slot { backend: 9, weight: 3 }), [9_u32.to_ne_bytes(), 3_u32.to_ne_bytes()].concat());
+}
+
+#[test]
+fn a_tally_is_what_has_begun_and_what_is_held() {
+    assert_eq!(bytes(&Tally { active: 7, held: 5 }), [7_u64.to_ne_bytes(), 5_u64.to_ne_bytes()].concat());
 }
 
 #[test]

@@ -127,6 +127,7 @@ fn main() -> ExitCode {
         case("the_backend_with_the_fewest_connections_is_next", the_backend_with_the_fewest_connections_is_next),
         case("a_client_keeps_its_backend", a_client_keeps_its_backend),
         case("connections_wait_while_all_backends_are_full", connections_wait_while_all_backends_are_full),
+        case("a_limit_holds_as_long_as_somebody_sweeps", a_limit_holds_as_long_as_somebody_sweeps),
         case("another_scheduler_takes_over_without_loss", another_scheduler_takes_over_without_loss),
         case("sockets_that_are_gone_are_forgotten", sockets_that_are_gone_are_forgotten),
         case("an_agent_waits_for_no_other_instance", an_agent_waits_for_no_other_instance),
@@ -1337,6 +1338,33 @@ fn connections_wait_while_all_backends_are_full() {
     write("");
     limit_is(None);
     held.extend((0..4).map(|_| converse(&balancer, "127.0.0.1")));
+}
+
+fn a_limit_holds_as_long_as_somebody_sweeps() {
+    let limit = ["--max-connections", "1", "--interval", "60s"];
+    let (lab, agent) = served(1, &limit);
+    let settle = || std::thread::sleep(Duration::from_millis(2_500));
+    let refused = || {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        inside(&lab.balancer(), || TcpStream::connect(address)).expect_err("all are full");
+    };
+    settle();
+    let _first = converse(&lab.client(), UPLINK);
+    refused();
+    agent.crash();
+    refused();
+
+    // As if that had been long ago, whatever else an agent has written since.
+    let pin = std::path::Path::new("/sys/fs/bpf/lb").join(lab.instance()).join(map::SWEPT);
+    let swept = MapData::from_pin(pin).and_then(Map::from_map_data).unwrap();
+    let mut swept: Array<_, u64> = swept.try_into().unwrap();
+    assert_ne!(swept.get(&0, 0).unwrap(), 0);
+    swept.set(0, 0, 0).unwrap();
+    let _second = converse(&lab.client(), UPLINK);
+    let next = start(&lab, &arguments(1), &limit);
+    next.wait_ready(1);
+    settle();
+    refused();
 }
 
 fn another_scheduler_takes_over_without_loss() {

@@ -2,7 +2,8 @@
 //! nothing to it. A function that is only not inlined is followed again from every state in which it is called.
 //!
 //! Those are global, also in BTF (`BTF_FUNC_GLOBAL`), that the linker has to keep for others; they return a number, whether
-//! there is something to tell or not. One is called after the other, and none by another: the stack is theirs in turn.
+//! there is something to tell or not. One is called after the other, and but for the smallest none
+//! by another: the stack is theirs in turn.
 //!
 //! # Source
 //! Linux 5.6, commit 51c39bb1d5d1 (numbers as arguments); 5.13, commit e5069b9c23b3 (pointers to memory).
@@ -14,7 +15,10 @@ use lb_ebpf::{
     tables::Insert,
 };
 
-use super::maps::TABLES;
+use super::{
+    atomic,
+    maps::{self, TABLES},
+};
 
 /// [`pipeline::kept`].
 ///
@@ -54,6 +58,46 @@ pub unsafe extern "C" fn pick_backend(
     }
 }
 
+/// [`pipeline::spare`].
+///
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn spare_backend(
+    frontend: FrontendId,
+    client: *const FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+) -> BackendId {
+    // SAFETY: as above.
+    match unsafe { client.as_ref() } {
+        Some(client) => pipeline::spare(frontend, client, but, now, &TABLES),
+        None => NOBODY,
+    }
+}
+
+/// [`pipeline::look`]. Of conditions that lead on to the next look, the verifier would follow each through all that are
+/// left: it does not keep so many states.
+///
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn look_at_backend(
+    place: u32,
+    frontend: FrontendId,
+    client: *const FlowKey,
+    but: BackendId,
+    limit: u32,
+) -> BackendId {
+    // SAFETY: as above.
+    match unsafe { client.as_ref() } {
+        Some(client) => pipeline::look((place, frontend), client, but, limit, &TABLES),
+        None => NOBODY,
+    }
+}
+
 /// [`pipeline::keep`]. Returns zero.
 ///
 /// # Safety
@@ -70,6 +114,51 @@ pub unsafe extern "C" fn keep_backend(
     // SAFETY: as above.
     if let Some(client) = unsafe { client.as_ref() } {
         pipeline::keep(frontend, client, (id, generation), now, &TABLES);
+    }
+    0
+}
+
+/// [`pipeline::forget`]. Returns zero.
+///
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn forget_connection(key: *const FlowKey) -> u32 {
+    // SAFETY: as above.
+    if let Some(key) = unsafe { key.as_ref() } {
+        pipeline::forget(key, &TABLES);
+    }
+    0
+}
+
+/// Counts a connection that begins. Returns zero.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tally_begun(id: BackendId) -> u32 {
+    if let Some((active, _)) = maps::tally_counters(id) {
+        atomic::increment(active);
+    }
+    0
+}
+
+/// Counts one that is held. Returns zero.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tally_held(id: BackendId) -> u32 {
+    if let Some((_, held)) = maps::tally_counters(id) {
+        atomic::increment(held);
+    }
+    0
+}
+
+/// Counts one that was held and is over. Returns zero.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tally_ended(id: BackendId) -> u32 {
+    if let Some((active, held)) = maps::tally_counters(id) {
+        atomic::decrement(active);
+        atomic::decrement(held);
     }
     0
 }

@@ -16,7 +16,7 @@ use lb_ebpf::{
         LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COOKIE_RATES, MAX_COUNTERS, MAX_DATAGRAMS,
         MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS,
         MAX_SOURCES, MAX_XDP_ANSWERS, Proto, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source,
-        Traffic,
+        Tally, Traffic,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
@@ -41,9 +41,11 @@ static CURSORS: Array<u64> = Array::with_max_entries(MAX_FRONTENDS, 0);
 #[map]
 static AFFINITIES: LruHashMap<AffinityKey, AffinityEntry> = LruHashMap::with_max_entries(MAX_AFFINITIES, 0);
 #[map]
-static TALLIES: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+static TALLIES: Array<Tally> = Array::with_max_entries(MAX_BACKENDS, 0);
 #[map]
-static TALLY_ERRORS: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+static TALLY_ERRORS: Array<Tally> = Array::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static SWEPT: Array<KtimeNs> = Array::with_max_entries(1, 0);
 #[map]
 static FLOWS: HashMap<FlowKey, FlowEntry> = HashMap::with_max_entries(DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
@@ -111,6 +113,13 @@ pub fn count_atomically(index: u32) {
     }
 }
 
+/// Returns the counters of a backend's connections: those begun, and those held.
+#[inline(always)]
+pub fn tally_counters(id: BackendId) -> Option<(*mut u64, *mut u64)> {
+    // SAFETY: fields of a value that the kernel keeps allocated.
+    TALLIES.get_ptr_mut(id).map(|tally| unsafe { (&raw mut (*tally).active, &raw mut (*tally).held) })
+}
+
 /// Returns a backend.
 #[inline(always)]
 pub fn backend(id: BackendId) -> Option<&'static Backend> {
@@ -126,8 +135,8 @@ fn sign(mut number: u64) -> u64 {
     number
 }
 
-/// For how long after an agent's last sign of life connections under way count as known: long enough for one to take over
-/// from another, and short enough for what is never seen to end.
+/// For how long after a sweep connections under way count as known: long enough for one agent to take over from another,
+/// and short enough for what is never seen to end.
 const SWEPT_NS: KtimeNs = 60_000_000_000;
 
 /// Returns whether a device sends back what XDP tells it to.
@@ -230,36 +239,45 @@ impl<L: Listeners> Tables for KernelTables<L> {
     }
 
     #[inline(always)]
-    fn active(&self, id: BackendId) -> Option<u64> {
+    fn tally(&self, id: BackendId) -> Option<Tally> {
         let (tally, error) = (TALLIES.get(id)?, TALLY_ERRORS.get(id)?);
         // SAFETY: whole words of maps, read at once; either may be a moment older than the other.
-        let (tally, error) = unsafe { (core::ptr::read_volatile(tally), core::ptr::read_volatile(error)) };
-        let active = tally.wrapping_sub(error);
+        let difference = |of: fn(&Tally) -> *const u64| unsafe {
+            core::ptr::read_volatile(of(tally)).wrapping_sub(core::ptr::read_volatile(of(error)))
+        };
+        let (active, held) = (difference(|tally| &raw const tally.active), difference(|tally| &raw const tally.held));
         // Ends may be seen of connections that no sweep has counted: those are none, and not a great many.
-        Some(active & !sign(active))
+        Some(Tally { active: active & !sign(active), held: held & !sign(held) })
     }
 
     #[inline(always)]
     fn is_swept(&self, now: KtimeNs) -> bool {
-        // SAFETY: a whole word of a map, read at once.
-        AGENT.get(0).is_some_and(|agent| {
-            let heartbeat = unsafe { core::ptr::read_volatile(&raw const agent.heartbeat) };
-            now.saturating_sub(heartbeat) <= SWEPT_NS
+        SWEPT.get(0).is_some_and(|swept| {
+            // SAFETY: a whole word of a map, read at once.
+            let swept = unsafe { core::ptr::read_volatile(swept) };
+            now.saturating_sub(swept) <= SWEPT_NS
         })
     }
 
     #[inline(always)]
     fn begun(&self, id: BackendId) {
-        if let Some(tally) = TALLIES.get_ptr_mut(id) {
-            atomic::increment(tally);
-        }
+        apart::tally_begun(id);
+    }
+
+    #[inline(always)]
+    fn held(&self, id: BackendId) {
+        apart::tally_held(id);
     }
 
     #[inline(always)]
     fn ended(&self, id: BackendId) {
-        if let Some(tally) = TALLIES.get_ptr_mut(id) {
-            atomic::decrement(tally);
-        }
+        apart::tally_ended(id);
+    }
+
+    #[inline(always)]
+    fn forget(&self, key: &FlowKey) {
+        // SAFETY: a reference.
+        unsafe { apart::forget_connection(key) };
     }
 
     #[inline(always)]
@@ -272,6 +290,18 @@ impl<L: Listeners> Tables for KernelTables<L> {
     fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
         // SAFETY: a reference.
         unsafe { apart::pick_backend(frontend, client, but, now) }
+    }
+
+    #[inline(always)]
+    fn spare(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: a reference.
+        unsafe { apart::spare_backend(frontend, client, but, now) }
+    }
+
+    #[inline(always)]
+    fn look(&self, (place, frontend): (u32, FrontendId), client: &FlowKey, but: BackendId, limit: u32) -> BackendId {
+        // SAFETY: a reference.
+        unsafe { apart::look_at_backend(place, frontend, client, but, limit) }
     }
 
     #[inline(always)]

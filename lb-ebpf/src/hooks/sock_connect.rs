@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use lb_ebpf::{
     abi::{Address, Endpoint, FlowKey, FrontendId, LocalFlow, LocalKey, Port, Proto},
-    pipeline,
+    pipeline::{self, Choice},
     sched::NOBODY,
     tables::{TOUCH_NS, Tables as _},
     tcp_state::State,
@@ -171,9 +171,11 @@ fn show_peer(ctx: &SockAddrContext, family: Family) {
 pub fn sock_release(ctx: SockContext) -> i32 {
     // SAFETY: the context is valid as long as the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: a whole word, read at once.
-    let Some(id) = (unsafe { LOCAL_FLOWS.get(cookie) }).map(|flow| flow.backend) else { return PROCEED };
-    if LOCAL_FLOWS.remove(cookie).is_ok() {
+    // SAFETY: whole words, each read at once; the entry is this socket's.
+    let Some(flow) = (unsafe { LOCAL_FLOWS.get(cookie) }) else { return PROCEED };
+    let (id, generation) = (flow.backend, flow.generation);
+    // The number may be another server's by now, which has nothing of this one.
+    if LOCAL_FLOWS.remove(cookie).is_ok() && TABLES.backend(id).is_some_and(|backend| backend.serves(generation)) {
         TABLES.ended(id);
     }
     PROCEED
@@ -186,7 +188,10 @@ fn lead(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result
     let Some(proto) = wanted.proto() else { return Err(Verdict::Pass(PassReason::Protocol)) };
     let port = Port::from_wire(cookie(ctx) as u16);
     let client = FlowKey::new(wanted.address, port, wanted.address, wanted.port, proto);
-    let (id, backend) = pipeline::choose(frontend, &client, NOBODY, now(), &TABLES)?;
+    let Choice { id, backend, is_kept } = pipeline::choose(frontend, &client, NOBODY, now(), &TABLES)?;
+    if !is_kept {
+        TABLES.keep(frontend, &client, (id, backend.generation), now());
+    }
     let given = Endpoint::new(backend.address, backend.port, proto);
     Ok(LocalFlow { last_seen: now(), wanted, given, backend: id, generation: backend.generation })
 }
@@ -203,7 +208,11 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
                 if other.wanted != wanted
                     && flow.last_seen.saturating_sub(other.last_seen) <= TABLES.lifetime_ns(State::UdpReplied) =>
             {
-                flow = lead(ctx, frontend, wanted)?;
+                // That others have no room is no reason to give up the one that has.
+                match lead(ctx, frontend, wanted) {
+                    Ok(next) => flow = next,
+                    Err(_) => break,
+                }
             }
             Some(_) | None => break,
         }
@@ -215,6 +224,7 @@ fn lead_alone(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> 
 #[inline(always)]
 fn count_connection(flow: &LocalFlow) {
     TABLES.begun(flow.backend);
+    TABLES.held(flow.backend);
     if let Some(traffic) = TABLES.traffic(flow.backend) {
         atomic::increment(traffic.local_connections());
     }

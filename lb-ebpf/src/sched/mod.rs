@@ -11,7 +11,7 @@ mod round_robin;
 pub use hashed::{client_hash, tuple_hash};
 
 use crate::{
-    abi::{BackendId, FlowKey, Frontend, FrontendId, Scheduler, SlotRange},
+    abi::{BackendId, FlowKey, Frontend, FrontendId, Scheduler, SlotRange, Tally},
     tables::Tables,
 };
 
@@ -38,13 +38,13 @@ impl Candidate {
         Self { id, active: active & (u32::MAX as u64 >> 1), weight: weight as u64 }
     }
 
-    /// Makes it one without a weight if it has as many connections as it may, or more; zero: any number.
+    /// Makes it one without a weight if it holds as many connections as it may, or more; zero: any number.
     #[inline(always)]
     #[must_use]
-    const fn within(self, limit: u32) -> Self {
+    const fn within(self, held: u64, limit: u32) -> Self {
         let limit = if limit == 0 { u64::MAX >> 1 } else { limit as u64 };
         // All bits, if it has fewer: of two numbers below 2^63 the difference is negative.
-        let has_room = (self.active.wrapping_sub(limit) as i64 >> 63) as u64;
+        let has_room = ((held & (u64::MAX >> 1)).wrapping_sub(limit) as i64 >> 63) as u64;
         Self { weight: self.weight & has_room, ..self }
     }
 
@@ -56,7 +56,7 @@ impl Candidate {
 }
 
 /// Chooses the backend of a client that begins a connection, but none of number `but`; `None` if no other was found. There
-/// are slots. Who has `limit` connections or more, if that is not zero, is passed over as far as others are looked at: the
+/// are slots. Who holds `limit` connections or more, if that is not zero, is passed over as far as others are looked at: the
 /// caller asks again.
 #[inline(always)]
 pub fn pick<T: Tables>(
@@ -72,7 +72,8 @@ pub fn pick<T: Tables>(
     let open = |place| backend(place).filter(|id| !is_full(*id, limit, tables));
     let candidate = |place| {
         let slot = slot(place)?;
-        Some(Candidate::new(slot.backend, slot.weight, tables.active(slot.backend)?).within(limit))
+        let Tally { active, held } = tables.tally(slot.backend)?;
+        Some(Candidate::new(slot.backend, slot.weight, active).within(held, limit))
     };
     match frontend.scheduler() {
         Scheduler::RoundRobin | Scheduler::Weighted => backend(round_robin::place(tables.ticket(id), len)),
@@ -83,26 +84,19 @@ pub fn pick<T: Tables>(
     }
 }
 
-/// Returns whether a backend has as many connections as it may; with a limit of zero it may have any number.
+/// Returns whether a backend holds as many connections as it may; with a limit of zero it may have any number.
 ///
-/// Two processors that begin one at the same moment may both begin the last: it has as many too many as there are other
-/// processors, at most, until one ends.
+/// What is not proven when another begins holds no place yet: it has as many too many as there are clients within a
+/// handshake of it at that moment. Were those counted, few who forge addresses would keep everybody else out.
 #[inline(always)]
 pub fn is_full<T: Tables>(id: BackendId, limit: u32, tables: &T) -> bool {
-    limit != 0 && tables.active(id).is_some_and(|active| active >= u64::from(limit))
+    limit != 0 && tables.tally(id).is_some_and(|tally| tally.held >= u64::from(limit))
 }
 
-/// Returns the backend at the place of a ticket.
+/// Returns the place within `len` slots of a ticket.
 #[inline(always)]
-pub fn at<T: Tables>(ticket: u64, frontend: &Frontend, tables: &T) -> Option<BackendId> {
-    let SlotRange { base, len } = frontend.slots();
-    tables.slot(base.wrapping_add(round_robin::place(ticket, len))).map(|slot| slot.backend)
-}
-
-/// Chooses the backend whose turn it is, whatever the scheduler: where its choice has come to nothing.
-#[inline(always)]
-pub fn next<T: Tables>((id, frontend): (FrontendId, &Frontend), tables: &T) -> Option<BackendId> {
-    at(tables.ticket(id), frontend, tables)
+pub const fn place(ticket: u64, len: u32) -> u32 {
+    round_robin::place(ticket, len)
 }
 
 #[cfg(test)]
@@ -111,7 +105,7 @@ mod tests {
 
     #[test]
     fn who_has_as_many_connections_as_it_may_is_never_chosen() {
-        let full = |active, limit| !Candidate::new(1, 3, active).within(limit).is_less_busy(&Candidate::NONE);
+        let full = |active, limit| !Candidate::new(1, 3, 0).within(active, limit).is_less_busy(&Candidate::NONE);
 
         for limit in [1_u32, 2, 1000, u32::MAX >> 2] {
             let most = u64::from(limit);
@@ -126,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_busier_one_is_chosen_where_the_other_is_full() {
-        let (full, busier) = (Candidate::new(1, 5, 2).within(2), Candidate::new(2, 1, 900).within(1000));
+        let (full, busier) = (Candidate::new(1, 5, 2).within(2, 2), Candidate::new(2, 1, 900).within(900, 1000));
 
         assert!(busier.is_less_busy(&full) && !full.is_less_busy(&busier));
     }

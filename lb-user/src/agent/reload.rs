@@ -310,6 +310,26 @@ mod tests {
         assert_eq!(service::check_room(&config), Err(("heavy".parse().unwrap(), error)));
     }
 
+    #[test]
+    fn a_table_has_to_have_a_place_for_each_backend() {
+        let text = |most: u32, ports: &str| {
+            let hashed = format!("name = \"web\"\nimage = \"lb-api\"\npublish = \"80:5000\"\nmin = 1\nmax = {most}\n");
+            let other = format!("name = \"more\"\nimage = \"lb-api\"\npublish = \"{ports}:5000\"\nmin = 1\nmax = 2\n");
+            format!("[[service]]\n{hashed}scheduler = \"maglev\"\n[[service]]\n{other}")
+        };
+        let checked = |most, ports| {
+            let text = text(most, ports);
+            let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
+            config.services.iter_mut().for_each(|service| service.complete(&[Family::V4]).unwrap());
+            service::check_room(&config).map_err(|(name, error)| (name.to_string(), error))
+        };
+
+        assert_eq!(checked(1_024, "81-95"), Ok(()));
+        assert_eq!(checked(1_021, "81-96"), Ok(()));
+        let error = ConfigError::TableTooSmall { count: 1_024, room: 1_021, frontends: 17 };
+        assert_eq!(checked(1_024, "81-96"), Err(("web".to_owned(), error)));
+    }
+
     #[tokio::test]
     async fn the_families_of_a_network_are_known_until_it_is_another() {
         let of = |publish: &str| -> RunConfig {

@@ -219,6 +219,12 @@ pub fn check_room(config: &RunConfig) -> Result<(), (ServiceName, ConfigError)> 
     config.check_room()?;
     let frontends = config.frontends().count();
     let room = layout::room(frontends);
+    for service in config.services.iter().filter(|service| service.scheduler.hashes()) {
+        let count = service.most_backends_each();
+        if count > u64::from(room) {
+            return Err((service.name.clone(), ConfigError::TableTooSmall { count, room, frontends }));
+        }
+    }
     for service in config.services.iter().filter(|service| service.scheduler.counts_weights()) {
         let weights: Vec<u32> = service.static_backends().iter().map(|backend| backend.weight.number()).collect();
         let sum = layout::places(&weights);

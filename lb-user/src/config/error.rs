@@ -138,6 +138,12 @@ pub enum ConfigError {
          write smaller ones, or use --scheduler least-conn"
     )]
     WeightsTooGreat { sum: u64, room: u32, frontends: usize },
+    /// More backends than the table of a scheduler that hashes has places.
+    #[error(
+        "a table of {room} places is too small for {count} backends, and is no greater with {frontends} frontends: use \
+         fewer backends or frontends, or --scheduler least-conn"
+    )]
+    TableTooSmall { count: u64, room: u32, frontends: usize },
     /// There are too many backends.
     #[error("{count} backends are too many: at most {MAX_BACKENDS_PER_FRONTEND} for a frontend")]
     TooManyBackends { count: usize },

@@ -279,9 +279,10 @@ pub enum Scheduler {
     LeastConn,
     /// Of two drawn by weight, the one with fewer connections for its weight
     RandomTwo,
-    /// By a hash of the client's address; a change of one backend moves about its share of the clients
+    /// By a hash of the client's address; all processes on this host are one client
     SourceHash,
-    /// The same by addresses and ports (Maglev): another machine with the same backends chooses the same
+    /// By a hash of addresses and ports (Maglev); another machine with the same backends and as many frontends chooses the
+    /// same, without --affinity, --max-connections and --slow-start
     Maglev,
 }
 
@@ -291,6 +292,14 @@ impl Scheduler {
         match self {
             Self::RoundRobin => false,
             Self::Weighted | Self::LeastConn | Self::RandomTwo | Self::SourceHash | Self::Maglev => true,
+        }
+    }
+
+    /// Returns whether a hash chooses, from a table of a fixed size.
+    pub fn hashes(self) -> bool {
+        match self {
+            Self::SourceHash | Self::Maglev => true,
+            Self::RoundRobin | Self::Weighted | Self::LeastConn | Self::RandomTwo => false,
         }
     }
 

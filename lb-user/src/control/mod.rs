@@ -167,6 +167,7 @@ impl Controller {
 
     /// Returns what the controller shows of itself.
     pub fn snapshot(&self, now: Timestamp) -> ControlReport {
+        let warming = self.warming(now);
         let mut backends: Vec<_> = self
             .backends
             .values()
@@ -178,7 +179,7 @@ impl Controller {
                 state: backend.summary(),
                 since: backend.since,
                 warming_since: backend.warming_since,
-                tenths: backend.tenths(self.settings.slow_start, now),
+                tenths: warming.get(&backend.id).copied(),
                 flows: backend.flows,
                 last_error: backend.error(),
             })
@@ -884,10 +885,22 @@ impl Controller {
         }
     }
 
+    /// Returns the backends that get less than their share of new connections, and how many tenths of it.
+    fn warming(&self, now: Timestamp) -> BTreeMap<ContainerId, u32> {
+        let ready = || self.backends.values().filter(|backend| backend.state == State::Ready);
+        let tenths = |backend: &Backend| backend.tenths(self.settings.slow_start, now);
+        let all: Vec<u32> = ready().map(|backend| tenths(backend).unwrap_or(slow_start::WHOLE)).collect();
+        let floor = slow_start::floor(&all);
+        ready()
+            .filter_map(|backend| Some((backend.id.clone(), tenths(backend)?.max(floor))))
+            .filter(|(_, tenths)| *tenths < slow_start::WHOLE)
+            .collect()
+    }
+
     fn publish(&mut self, now: Timestamp, commands: &mut Vec<Command>) {
         let mut ready = Vec::new();
         let mut deaf = BTreeSet::new();
-        let mut warming = BTreeMap::new();
+        let warming = self.warming(now);
         let mut draining = Vec::new();
         let mut ordered: Vec<&Backend> = self.backends.values().collect();
         ordered.sort_by(|one, other| (one.ordinal, &one.id).cmp(&(other.ordinal, &other.id)));
@@ -897,8 +910,6 @@ impl Controller {
                     ready.push(backend.id.clone());
                     let unserved = backend.families().filter(|(_, serves)| !serves);
                     deaf.extend(unserved.map(|(family, _)| (backend.id.clone(), family)));
-                    let tenths = backend.tenths(self.settings.slow_start, now);
-                    warming.extend(tenths.map(|tenths| (backend.id.clone(), tenths)));
                 }
                 State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Starting
                     if backend.may_have_flows() =>

@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 
-use lb_ebpf::abi::{BackendId, MAX_SLOTS, Scheduler, Slot};
+use lb_ebpf::abi::{BackendId, MAX_BACKENDS, MAX_SLOTS, Scheduler, Slot};
 
 /// Returns how many places a frontend's layout may have, where there are so many frontends. By hash it has exactly so many,
 /// whatever backends there are: with another size all clients would move. Primes, as the tables of Maglev need them.
@@ -19,8 +19,14 @@ pub const fn room(frontends: usize) -> u32 {
     }
 }
 
-/// A live and a spare range of each frontend, and as much again for the gaps between ranges of different lengths.
-const _: () = assert!(4 * 4 * room(4) <= MAX_SLOTS && 4 * 16 * room(16) <= MAX_SLOTS && 4 * 64 * room(64) <= MAX_SLOTS);
+/// A live and a spare range of each frontend with its roll, and as much again for the gaps between ranges of different
+/// lengths.
+const _: () = {
+    const fn is_room(frontends: u32) -> bool {
+        4 * (frontends * room(frontends as usize) + MAX_BACKENDS) <= MAX_SLOTS
+    }
+    assert!(is_room(4) && is_room(16) && is_room(64));
+};
 
 /// Returns how many places a frontend's layout has whatever backends there are; nothing where they decide.
 pub const fn fixed(scheduler: Scheduler, frontends: usize) -> Option<u32> {
@@ -57,6 +63,16 @@ pub fn lay_out(scheduler: Scheduler, shares: &[Share], room: u32) -> Vec<Slot> {
         Scheduler::SourceHash | Scheduler::Maglev => scattered(shares, &weights, room),
     };
     order.into_iter().map(slot).collect()
+}
+
+/// Returns what follows a layout: each backend once, unless the layout is that already. There one is looked for that may have
+/// one more connection, when it is not whose turn it is.
+pub fn roll(layout: &[Slot], shares: &[Share]) -> Vec<Slot> {
+    if layout.len() <= shares.len() {
+        return Vec::new();
+    }
+    let slot = |(share, weight): (&Share, u32)| Slot { backend: share.backend, weight };
+    shares.iter().zip(lowest(shares)).map(slot).collect()
 }
 
 /// Returns the weights in lowest terms; there is none of zero.
@@ -301,22 +317,25 @@ mod tests {
         }
     }
 
-    /// What a change moves beyond the least possible, of all places of the greatest table: measured, 0.1 % with three
-    /// backends, 0.6 % with ten, 1.3 % with a hundred.
-    const BEYOND: f64 = 0.02;
+    /// What a change moves beyond the least possible, of all places of a table of each size.
+    const BEYOND: [(u32, f64); 3] = [(16_381, 0.02), (4_093, 0.04), (1_021, 0.06)];
 
     #[test]
     fn a_change_of_one_backend_moves_little_more_than_its_share() {
-        for backends in [2_usize, 3, 5, 10, 30, 100] {
-            let all = shares(&vec![1; backends]);
-            let before = lay_out(Scheduler::Maglev, &all, 16_381);
-            for gone in [0, backends / 2, backends - 1] {
-                let mut left = all.clone();
-                left.remove(gone);
-                let after = lay_out(Scheduler::Maglev, &left, 16_381);
-                let moved = moved(&before, &after);
-                println!("{gone} of {backends}: {moved:.4} for {:.4}", 1.0 / backends as f64);
-                assert!(moved <= 1.0 / backends as f64 + BEYOND, "{gone} of {backends}: {moved}");
+        for (size, beyond) in BEYOND {
+            let mut worst = 0.0_f64;
+            for backends in [2_usize, 3, 5, 10, 20, 30, 50, 100] {
+                let all = shares(&vec![1; backends]);
+                let before = lay_out(Scheduler::Maglev, &all, size);
+                for gone in 0..backends {
+                    let mut left = all.clone();
+                    left.remove(gone);
+                    let after = lay_out(Scheduler::Maglev, &left, size);
+                    let excess = moved(&before, &after) - 1.0 / backends as f64;
+                    assert!(excess <= beyond, "{gone} of {backends} in {size}: {excess}");
+                    worst = worst.max(excess);
+                }
+                println!("{size} places, {backends} backends and fewer: {worst:.4}");
             }
         }
     }
@@ -371,7 +390,7 @@ mod tests {
 
             let moved = moved(&lay_out(Scheduler::Maglev, &all, 16_381), &lay_out(Scheduler::Maglev, &left, 16_381));
 
-            prop_assert!(moved <= share + 5.0 * BEYOND, "{weights:?} without {gone}: {moved} for {share}");
+            prop_assert!(moved <= share + 0.1, "{weights:?} without {gone}: {moved} for {share}");
         }
 
         #[test]
@@ -381,8 +400,13 @@ mod tests {
         ) {
             let slots = lay_out(Scheduler::from_number(number), &shares(&weights), 1_021);
 
+            let roll = roll(&slots, &shares(&weights));
+
             prop_assert!(slots.len() <= 1_021);
             prop_assert_eq!(counts(&slots).len(), weights.len());
+            let each = if roll.is_empty() { &slots } else { &roll };
+            prop_assert_eq!(counts(each).len(), weights.len());
+            prop_assert_eq!(each.len(), weights.len(), "each once");
         }
     }
 }

@@ -7,9 +7,9 @@ use aya::{
     programs::{ProgramType, loaded_programs},
 };
 use lb_ebpf::abi::{
-    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Guard, Handshakes, Lifetimes,
-    LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, MAX_SLOTS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry,
-    ReportPage, Slot, SlotRange, Source, Traffic, map,
+    AgentRecord, Backend, BackendId, Endpoint, FlowEntry, FlowKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs,
+    Lifetimes, LocalFlow, LocalKey, MAX_BACKENDS, MAX_COUNTERS, MAX_SLOTS, REPORT_PAGE_BYTES, REPORT_PAGES, ReplyEntry,
+    ReportPage, Slot, SlotRange, Source, Tally, Traffic, map,
 };
 
 use super::{DatapathError, pins::Pins, sys};
@@ -29,9 +29,11 @@ pub struct Maps {
     /// `FrontendId → next ticket`.
     pub cursors: Array<MapData, u64>,
     /// `BackendId → connections begun less those whose end was seen`.
-    tallies: Array<MapData, u64>,
+    tallies: Array<MapData, Tally>,
     /// `BackendId → by how much its tally is wrong`.
-    tally_errors: Array<MapData, u64>,
+    tally_errors: Array<MapData, Tally>,
+    /// `0 → when the tallies were last set right`.
+    swept: Array<MapData, KtimeNs>,
     /// `netns cookie → 1`.
     pub local_netns: HashMap<MapData, u64, u32>,
     /// `FrontendId → Traffic`.
@@ -86,6 +88,7 @@ impl Maps {
             cursors: typed(pins, map::CURSORS)?,
             tallies: typed(pins, map::TALLIES)?,
             tally_errors: typed(pins, map::TALLY_ERRORS)?,
+            swept: typed(pins, map::SWEPT)?,
             local_netns: typed(pins, map::LOCAL_NETNS)?,
             retired: typed(pins, map::RETIRED)?,
             guards: typed(pins, map::GUARDS)?,
@@ -163,8 +166,11 @@ impl Maps {
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn correct_tally(&mut self, id: BackendId, tally: u64, connections: u64) -> Result<(), DatapathError> {
-        let error = tally.wrapping_sub(connections);
+    pub fn correct_tally(&mut self, id: BackendId, tally: Tally, connections: Tally) -> Result<(), DatapathError> {
+        let error = Tally {
+            active: tally.active.wrapping_sub(connections.active),
+            held: tally.held.wrapping_sub(connections.held),
+        };
         let known = self.tally_errors.get(&id, 0).map_err(failed(map::TALLY_ERRORS))?;
         if error != known {
             self.tally_errors.set(id, error, 0).map_err(failed(map::TALLY_ERRORS))?;
@@ -172,11 +178,19 @@ impl Maps {
         Ok(())
     }
 
+    /// Says that the tallies were right at a time.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn write_swept(&mut self, now: KtimeNs) -> Result<(), DatapathError> {
+        self.swept.set(0, now, 0).map_err(failed(map::SWEPT))
+    }
+
     /// Returns a backend's tally.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn tally(&self, id: BackendId) -> Result<u64, DatapathError> {
+    pub fn tally(&self, id: BackendId) -> Result<Tally, DatapathError> {
         self.tallies.get(&id, 0).map_err(failed(map::TALLIES))
     }
 

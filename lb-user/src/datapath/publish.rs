@@ -11,7 +11,7 @@ use std::{
 use aya::maps::lpm_trie::Key;
 use lb_ebpf::abi::{
     Address, Backend, BackendId, Endpoint, Frontend, FrontendId, HandOff, MAX_BACKENDS, MAX_FRONTENDS, MAX_SLOTS, Port,
-    Proto, Scheduler, Slot, SlotRange, Source, Traffic, map,
+    Proto, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map,
 };
 
 use super::{
@@ -119,7 +119,7 @@ struct FrontendRow {
     held: Frontend,
     /// The slots that it had before those.
     former: SlotRange,
-    /// What the map holds in its slots.
+    /// What the map holds in its slots, and behind them.
     layout: Vec<Slot>,
     /// Who may begin connections to it; nothing while it is not known what the kernel holds.
     guard: Option<Guard>,
@@ -162,7 +162,7 @@ impl Registry {
         let mut ready = BTreeSet::new();
         for told in &former.frontends {
             let Ok(frontend) = maps.frontends.get(&told.id, 0) else { continue };
-            let range = frontend.slots();
+            let range = frontend.places();
             let layout = maps.layout(range)?;
             ready.extend(layout.iter().map(|slot| slot.backend));
             registry.next_slot = registry.next_slot.max(range.base + range.len);
@@ -371,22 +371,25 @@ impl Registry {
                 }
             }
         }
-        let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.held.slots()).collect();
+        let mut live: Vec<SlotRange> = self.frontends.values().map(|row| row.held.places()).collect();
         let mut from = self.next_slot;
         let room = layout::room(self.wanted);
         for (&frontend, row) in self.frontends.iter().filter(|(_, row)| row.service == service) {
             let shares = shares.remove(&frontend).unwrap_or_default();
-            let layout = layout::lay_out(row.scheduling.scheduler, &shares, room);
-            if layout != row.layout {
-                let len = layout.len() as u32;
-                let base = allocate(&live, len, from, MAX_SLOTS)
+            let mut layout = layout::lay_out(row.scheduling.scheduler, &shares, room);
+            let (len, roll) = (layout.len() as u32, layout::roll(&layout, &shares));
+            let rolling = roll.len() as u32;
+            layout.extend(roll);
+            let entry = |base| row.scheduling.frontend(SlotRange { base, len }).rolling(rolling);
+            if layout != row.layout || len != row.held.slots().len {
+                let base = allocate(&live, len + rolling, from, MAX_SLOTS)
                     .ok_or(DatapathError::Full { what: "slots", limit: MAX_SLOTS })?;
-                let range = SlotRange { base, len };
-                live.push(range);
-                from = base + len;
-                plan.frontends.push((frontend, row.scheduling.frontend(range), NewLayout::Written(layout)));
-            } else if row.scheduling.frontend(row.held.slots()) != row.held {
-                plan.frontends.push((frontend, row.scheduling.frontend(row.held.slots()), NewLayout::Kept));
+                let places = entry(base).places();
+                live.push(places);
+                from = places.base + places.len;
+                plan.frontends.push((frontend, entry(base), NewLayout::Written(layout)));
+            } else if entry(row.held.slots().base) != row.held {
+                plan.frontends.push((frontend, entry(row.held.slots().base), NewLayout::Kept));
             }
         }
         plan.ended = self.backends_of(service).map(|backend| backend.id).filter(|id| !kept.contains(id)).collect();
@@ -552,7 +555,7 @@ impl Datapath {
             self.registry.unwritten.remove(&backend.id);
         }
         for (id, held, layout) in frontends {
-            let range = held.slots();
+            let range = held.places();
             if let NewLayout::Written(layout) = &layout {
                 self.maps.write_layout(range.base, layout)?;
             }
@@ -590,7 +593,7 @@ impl Datapath {
             self.maps.retired.set(frontend, sum, 0).map_err(failed(map::RETIRED))?;
             self.maps.clear_traffic(id)?;
             // Whoever gets the id has no connections.
-            self.maps.correct_tally(id, self.maps.tally(id)?, 0)?;
+            self.maps.correct_tally(id, self.maps.tally(id)?, Tally::default())?;
             self.registry.retiring.remove(&id);
         }
         Ok(())
@@ -701,6 +704,11 @@ mod tests {
         NewLayout::Written(vec![Slot { backend, weight: 1 }])
     }
 
+    /// Returns the first backends, each once.
+    fn layout_of(count: BackendId) -> Vec<Slot> {
+        (0..count).map(|backend| Slot { backend, weight: 1 }).collect()
+    }
+
     /// Performs a plan on the registry alone.
     fn settle(registry: &mut Registry, plan: Plan) {
         registry.announce(&plan);
@@ -710,7 +718,7 @@ mod tests {
             row.held = held;
             if let NewLayout::Written(layout) = layout {
                 row.layout = layout;
-                registry.next_slot = held.slots().base + held.slots().len;
+                registry.next_slot = held.places().base + held.places().len;
             }
         }
         for id in plan.ended {
@@ -843,7 +851,11 @@ mod tests {
         registry.frontends.get_mut(&0).unwrap().scheduling = maglev;
         let plan = registry.plan(WEB, &[&a, &b], &[]).unwrap();
         let [(0, held, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
-        assert_eq!((held.scheduler(), held.slots().len, layout.len()), (Scheduler::Maglev, 16_381, 16_381));
+        assert_eq!((held.scheduler(), held.slots().len, layout.len()), (Scheduler::Maglev, 16_381, 16_383));
+        assert_eq!(
+            (held.roll(), &layout[16_381..]),
+            (SlotRange { base: range.base + 2 + 16_381, len: 2 }, &layout_of(2)[..])
+        );
     }
 
     #[test]
@@ -875,7 +887,7 @@ mod tests {
 
         let [(0, _, NewLayout::Written(layout))] = &plan.frontends[..] else { panic!("{plan:?}") };
         let order: Vec<BackendId> = layout.iter().map(|slot| slot.backend).collect();
-        assert_eq!(order, [2, 0, 1, 2], "one of two in half, as much as one whole of one");
+        assert_eq!(order, [2, 0, 1, 2, 0, 1, 2], "one of two in half, as much as one whole of one; then each once");
         assert_eq!(plan.backends.iter().map(|backend| backend.weight).collect::<Vec<_>>(), [1, 2, 2]);
     }
 

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::{
     abi::{
-        Backend, BackendId, FlowEntry, FlowKey, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, ReplyEntry, map,
+        Backend, BackendId, FlowEntry, FlowKey, Handshakes, KtimeNs, Lifetimes, LocalFlow, LocalKey, ReplyEntry, Tally,
+        map,
     },
-    tcp_state::State,
+    tcp_state::{Seen, State},
 };
 
 use super::{DatapathError, Maps, doors, maps::failed, netns, sockets};
@@ -31,6 +32,8 @@ const CHUNK: usize = 64;
 pub struct Census {
     /// Connections under way, by backend and generation.
     pub active: BTreeMap<(BackendId, u32), u64>,
+    /// The same as the datapath counts them: without what nobody waits for, and with those that are held.
+    pub tallies: BTreeMap<(BackendId, u32), Tally>,
     /// TCP connections whose SYN waits for its answer, by backend and generation.
     pub waiting: BTreeMap<(BackendId, u32), u64>,
     /// How the backends that serve answer, by backend and generation. Only what deletes looks at that, too.
@@ -96,17 +99,26 @@ pub fn sweep(maps: &mut Maps, now: KtimeNs, depth: Depth) -> Result<Census, Data
     let rules = Rules::read(maps)?;
     // Before the count: a connection that begins meanwhile is counted twice until the next sweep, and none is missed.
     let tallies = rules.serving().map(|(id, generation)| Ok(((id, generation), maps.tally(id)?)));
-    let tallies: BTreeMap<(BackendId, u32), u64> = tallies.collect::<Result<_, DatapathError>>()?;
-    let census = clean(maps, &rules, now, depth)?;
+    let tallies: Vec<((BackendId, u32), Tally)> = tallies.collect::<Result<_, DatapathError>>()?;
+    let mut ended = Vec::new();
+    let mut census = count_with(maps, &rules, now, |key| ended.push(*key))?;
     for (backend, tally) in tallies {
-        maps.correct_tally(backend.0, tally, census.active.get(&backend).copied().unwrap_or(0))?;
+        maps.correct_tally(backend.0, tally, census.tallies.get(&backend).copied().unwrap_or_default())?;
     }
+    // Before what may fail by itself: limits hold as long as this is done.
+    maps.write_swept(now)?;
+    clean(maps, &rules, &ended, &mut census, now, depth)?;
     Ok(census)
 }
 
-fn clean(maps: &Maps, rules: &Rules, now: KtimeNs, depth: Depth) -> Result<Census, DatapathError> {
-    let mut ended = Vec::new();
-    let mut census = count_with(maps, rules, now, |key| ended.push(*key))?;
+fn clean(
+    maps: &Maps,
+    rules: &Rules,
+    ended: &[FlowKey],
+    census: &mut Census,
+    now: KtimeNs,
+    depth: Depth,
+) -> Result<(), DatapathError> {
     for (id, generation) in rules.serving() {
         census.handshakes.insert((id, generation), maps.handshakes(id)?);
     }
@@ -127,7 +139,7 @@ fn clean(maps: &Maps, rules: &Rules, now: KtimeNs, depth: Depth) -> Result<Censu
     if depth == Depth::All {
         census.ended += sweep_replies(maps, rules, now)?;
     }
-    Ok(census)
+    Ok(())
 }
 
 /// Counts without deleting anything: for `status`, which has no business to write.
@@ -146,21 +158,24 @@ fn count_with(
     mut ended: impl FnMut(&FlowKey),
 ) -> Result<Census, DatapathError> {
     let mut census = Census::default();
-    let Census { active, waiting, handshakes: _, established, half_open, datagrams, local, ended: _ } = &mut census;
-    let mut tally = |total: &mut u64, backend: BackendId, generation: u32| {
+    let Census { active, tallies, waiting, handshakes: _, established, half_open, datagrams, local, ended: _ } =
+        &mut census;
+    let mut tally = |total: &mut u64, backend: BackendId, generation: u32, is: Tally| {
         *total += 1;
         *active.entry((backend, generation)).or_default() += 1;
+        let tally = tallies.entry((backend, generation)).or_default();
+        (tally.active, tally.held) = (tally.active + is.active, tally.held + is.held);
     };
     maps.flows.scan(|key: &FlowKey, entry: &FlowEntry| match fate(entry, rules, now) {
         Fate::Ended => ended(key),
         Fate::Lingers => {}
-        Fate::Active => tally(established, entry.backend, entry.generation),
+        Fate::Active => tally(established, entry.backend, entry.generation, HELD),
     })?;
     for (table, total) in [(&maps.half_open, half_open), (&maps.datagrams, datagrams)] {
         table.scan(|_, entry: &FlowEntry| match fate(entry, rules, now) {
             Fate::Ended | Fate::Lingers => {}
             Fate::Active => {
-                tally(total, entry.backend, entry.generation);
+                tally(total, entry.backend, entry.generation, standing(entry, now));
                 if is_waiting(entry, now) {
                     *waiting.entry((entry.backend, entry.generation)).or_default() += 1;
                 }
@@ -169,13 +184,12 @@ fn count_with(
     }
     maps.local_flows.scan(|_, flow: &LocalFlow| {
         if rules.serves(flow.backend, flow.generation) {
-            tally(local, flow.backend, flow.generation);
+            tally(local, flow.backend, flow.generation, HELD);
         }
     })?;
     maps.local_datagrams.scan(|key: &LocalKey, flow: &LocalFlow| {
-        let fresh = now.saturating_sub(flow.last_seen) <= rules.lifetimes.of(State::UdpReplied);
-        if key.is_flow() && fresh && rules.serves(flow.backend, flow.generation) {
-            tally(local, flow.backend, flow.generation);
+        if key.is_flow() && is_in_use(flow, rules, now) && rules.serves(flow.backend, flow.generation) {
+            tally(local, flow.backend, flow.generation, HELD);
         }
     })?;
     Ok(census)
@@ -196,6 +210,22 @@ fn fate(entry: &FlowEntry, rules: &Rules, now: KtimeNs) -> Fate {
     } else {
         Fate::Active
     }
+}
+
+/// What counts as begun and as held.
+const HELD: Tally = Tally { active: 1, held: 1 };
+
+/// Returns as what a flow counts at its backend that is not among the proven.
+fn standing(entry: &FlowEntry, now: KtimeNs) -> Tally {
+    let is_proven = Seen(entry.ingress).any(Seen::PROVEN | Seen::DATAGRAMS);
+    let is_given_up = entry.state() == State::SynSent && now.saturating_sub(entry.last_seen) >= GIVEN_UP_NS;
+    Tally { active: u64::from(!is_given_up), held: u64::from(is_proven) }
+}
+
+/// Returns whether an unconnected socket can be thought to use a flow: nothing tells when it is closed, nor whether it was
+/// answered. It is led to the same backend for longer than that.
+fn is_in_use(flow: &LocalFlow, rules: &Rules, now: KtimeNs) -> bool {
+    now.saturating_sub(flow.last_seen) <= rules.lifetimes.of(State::UdpUnreplied)
 }
 
 /// Returns whether a client has repeated its SYN and waits for the answer.
@@ -336,7 +366,7 @@ pub fn sweep_sockets(maps: &Maps, absent: &mut Absent, now: KtimeNs) -> Result<u
 #[cfg(test)]
 mod tests {
     use lb_ebpf::{
-        abi::{Address, Port, Proto},
+        abi::{Address, Endpoint, Port, Proto},
         tcp_state::Seen,
     };
 
@@ -398,6 +428,39 @@ mod tests {
             assert_eq!(is_waiting(&entry, now), expected, "{idle_ms} ms");
         }
         assert!(!is_waiting(&in_state(State::Established, 3, now - 2 * SECOND), now));
+    }
+
+    #[test]
+    fn a_syn_is_a_load_until_it_was_given_up_and_holds_nothing() {
+        let now = 20_000 * SECOND;
+        let syn = |idle_ms: u64| FlowEntry { ingress: 0, ..in_state(State::Reset, 3, now - idle_ms * 1_000_000) };
+        let tally = |active, held| Tally { active, held };
+
+        assert_eq!([0, 3_999, 4_000].map(|idle| standing(&syn(idle), now)), [tally(1, 0), tally(1, 0), tally(0, 0)]);
+        let answered = FlowEntry { egress: Seen::ANSWERED, ..syn(9_000) };
+        assert_eq!((answered.state(), standing(&answered, now)), (State::SynReceived, tally(1, 0)));
+        // There was no room among the proven.
+        assert_eq!(standing(&in_state(State::Established, 3, now), now), tally(1, 1));
+        assert_eq!(
+            standing(&in_state(State::UdpUnreplied, 3, now), now),
+            tally(1, 1),
+            "a datagram proves nothing, ever"
+        );
+    }
+
+    #[test]
+    fn an_unconnected_socket_uses_a_flow_for_as_long_as_an_unanswered_one_lives() {
+        let now = 20_000 * SECOND;
+        let to = Endpoint::new(Address::from_v4([198, 18, 1, 1]), Port::new(53), Proto::Udp);
+        let sent = |seconds: u64| LocalFlow {
+            last_seen: now - seconds * SECOND,
+            wanted: to,
+            given: to,
+            backend: 0,
+            generation: 3,
+        };
+
+        assert_eq!([0, 30, 31].map(|seconds| is_in_use(&sent(seconds), &rules(), now)), [true, true, false]);
     }
 
     #[test]

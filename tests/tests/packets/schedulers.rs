@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use lb_ebpf::{
-    abi::{Address, BackendId, FlowKey, FrontendId, Port, Proto, Scheduler, Slot},
+    abi::{Address, Backend, BackendId, FlowKey, FrontendId, Lifetimes, Port, Proto, Scheduler, Slot},
     sched::{client_hash, tuple_hash},
+    tcp_state::State,
     verdict::{DropReason, Event},
 };
 use lb_tests::{
@@ -43,6 +44,12 @@ pub fn cases() -> Vec<Case> {
         case("one_of_many_that_has_room_is_found", one_of_many_that_has_room_is_found),
         case("a_client_does_not_keep_a_full_backend", a_client_does_not_keep_a_full_backend),
         case("nobody_is_full_while_nobody_counts", nobody_is_full_while_nobody_counts),
+        case("connections_without_an_answer_keep_nobody_out", connections_without_an_answer_keep_nobody_out),
+        case("what_another_replaces_is_held_no_longer", what_another_replaces_is_held_no_longer),
+        case("a_client_goes_on_waiting_where_all_others_are_full", a_client_goes_on_waiting_where_all_others_are_full),
+        case("every_backend_is_found_whatever_its_weight", every_backend_is_found_whatever_its_weight),
+        case("nobody_keeps_a_backend_that_it_could_not_reach", nobody_keeps_a_backend_that_it_could_not_reach),
+        case("who_cannot_be_its_own_server_has_another", who_cannot_be_its_own_server_has_another),
     ]
 }
 
@@ -350,9 +357,9 @@ fn a_client_keeps_a_backend_at_each_frontend() {
     }
 }
 
-/// Says that an agent lives, and how many connections each backend of the first frontend may have.
+/// Says that a sweep was right now, and how many connections each backend of the first frontend may have.
 fn limit(object: &mut Object, max_connections: u32) {
-    object.beat(clock::ktime());
+    object.sweep_at(clock::ktime());
     object.limit(0, max_connections);
 }
 
@@ -369,7 +376,8 @@ fn a_full_backend_is_passed_over_by_every_scheduler() {
             object.set_active(1, 40);
             object.set_active(2, 30);
 
-            let chosen = counted((0..50).map(|host| begin(&object, door, ([198, 18, 7, host], 10_000))));
+            let opened = |host| number(open(&object, door, ([198, 18, 7, host], 10_000), FRONTEND));
+            let chosen = counted((0..50).map(opened));
             assert_eq!(chosen, [(0, 40), (2, 10)].into(), "{scheduler:?}, {door:?}: each gets what it has room for");
             full_syn(&object, door, client(30_000));
         }
@@ -400,7 +408,7 @@ fn a_syn_waits_while_all_backends_are_full() {
         full_syn(&object, door, at_door(door, 20_001));
 
         limit(&mut object, 3);
-        begin(&object, door, at_door(door, 20_001));
+        open(&object, door, at_door(door, 20_001), FRONTEND);
         object.limit(0, 0);
         (0..30).for_each(|number| _ = begin(&object, door, at_door(door, 30_000 + number)));
     }
@@ -419,7 +427,7 @@ fn one_of_many_that_has_room_is_found() {
         limit(&mut object, 5);
         for (number, free) in (0..).zip([10, 33, 69]) {
             object.set_active(free, 4);
-            let to = forwarded(&object, Door::Tc, &tcp(client(10_000 + number), FRONTEND, SYN, 1, 0, &[])).to;
+            let to = open(&object, Door::Tc, client(10_000 + number), FRONTEND);
             assert_eq!(to.0[3], free as u8, "{scheduler:?}");
             full_syn(&object, Door::Tc, client(20_000 + number));
         }
@@ -449,9 +457,131 @@ fn nobody_is_full_while_nobody_counts() {
     (0..3).for_each(|id| object.set_active(id, 50));
     begin(&object, Door::Tc, client(10_000));
 
-    // An agent that was there a moment ago may be followed by another.
-    object.beat(clock::ktime() - 50_000_000_000);
+    // An agent that swept a moment ago may be followed by another.
+    object.sweep_at(clock::ktime() - 50_000_000_000);
     full_syn(&object, Door::Tc, client(10_001));
-    object.beat(clock::ktime() - 70_000_000_000);
+    object.sweep_at(clock::ktime() - 70_000_000_000);
     begin(&object, Door::Tc, client(10_002));
+}
+
+/// Whoever forges addresses gets as far as this.
+fn connections_without_an_answer_keep_nobody_out() {
+    for scheduler in Scheduler::ALL {
+        for door in FRONT_DOORS {
+            let mut object = object();
+            schedule(&mut object, scheduler, &[1, 1, 1]);
+            limit(&mut object, 2);
+            let syn = |host| begin(&object, door, ([198, 18, 8, host], 10_000));
+            let begun = counted((0..60).map(syn));
+            assert_eq!(begun.values().sum::<u32>(), 60, "{scheduler:?}, {door:?}");
+            assert_eq!([0, 1, 2].map(|id| object.held(id)), [0; 3]);
+            assert_eq!((0..3).map(|id| object.active(id)).sum::<i64>(), 60, "a load they are");
+
+            let opened = |host| number(open(&object, door, ([198, 18, 7, host], 10_000), FRONTEND));
+            assert_eq!(counted((0..6).map(opened)), [(0, 2), (1, 2), (2, 2)].into(), "{scheduler:?}, {door:?}");
+            full_syn(&object, door, client(30_000));
+        }
+    }
+}
+
+fn what_another_replaces_is_held_no_longer() {
+    let mut object = object();
+    object.live_for(Lifetimes::DEFAULT.with(State::Established, 1));
+    for door in FRONT_DOORS {
+        let from = at_door(door, 10_000);
+        open(&object, door, from, FRONTEND);
+        let held = |object: &Object| (0..3).map(|id| object.held(id)).sum::<i64>();
+        assert_eq!(held(&object), 1, "{door:?}");
+        std::thread::sleep(Duration::from_millis(1_200));
+
+        begin(&object, door, from);
+        assert_eq!(held(&object), 0, "{door:?}: it had idled out");
+        (0..3).for_each(|id| object.set_active(id, 0));
+    }
+
+    // The number is another server's: what went with the former one is not that one's.
+    let backend = number(open(&object, Door::Tc, client(20_000), FRONTEND));
+    object.backend(backend, 0, 2, BACKENDS[backend as usize]);
+    object.set_active(backend, 5);
+    begin(&object, Door::Tc, client(20_000));
+    assert_eq!(object.held(backend), 5);
+}
+
+fn a_client_goes_on_waiting_where_all_others_are_full() {
+    let mut object = object();
+    limit(&mut object, 4);
+    let first = FRONT_DOORS.map(|door| begin(&object, door, at_door(door, 10_000)));
+    std::thread::sleep(Duration::from_millis(2_600));
+    for id in 0..3 {
+        object.set_active(id, 4);
+    }
+
+    let second = FRONT_DOORS.map(|door| begin(&object, door, at_door(door, 10_000)));
+    assert_eq!(second, first, "its backend may answer yet");
+    assert_eq!(object.count(Event::Rescheduled.index()), 0);
+    assert_eq!(object.count(Event::SynRetransmitted.index()), 2);
+    assert_eq!(object.count(DropReason::BackendsFull.index()), 0);
+    assert_eq!((0..3).map(|id| object.traffic(id).connections).sum::<u64>(), 2, "it is the same connection");
+
+    std::thread::sleep(Duration::from_millis(2_600));
+    let free = (0..3).find(|id| !first.contains(id)).unwrap();
+    object.set_active(free, 3);
+    let third = FRONT_DOORS.map(|door| begin(&object, door, at_door(door, 10_000)));
+    assert_eq!(third, [free; 2], "a place became free");
+    assert_eq!(object.count(Event::Rescheduled.index()), 2);
+}
+
+fn every_backend_is_found_whatever_its_weight() {
+    let schedulers = [Scheduler::Weighted, Scheduler::RandomTwo, Scheduler::SourceHash, Scheduler::Maglev];
+    for scheduler in schedulers {
+        let mut object = object();
+        schedule(&mut object, scheduler, &[256, 1, 1]);
+        limit(&mut object, 20);
+        object.set_active(0, 20);
+        let opened = |host| number(open(&object, Door::Tc, ([198, 18, 7, host], 10_000), FRONTEND));
+        assert_eq!(counted((0..40).map(opened)), [(1, 20), (2, 20)].into(), "{scheduler:?}");
+        full_syn(&object, Door::Tc, client(30_000));
+    }
+
+    // And where the heavy one does not answer.
+    let mut objects = schedulers.map(|scheduler| scheduled(scheduler, &[256, 1, 1]));
+    let clients: Vec<Side> = (0..20).map(|host| ([198, 18, 7, host], 10_000)).collect();
+    let all = |object: &Object| clients.iter().map(|from| begin(object, Door::Tc, *from)).collect::<Vec<_>>();
+    let first: Vec<_> = objects.iter().map(all).collect();
+    std::thread::sleep(Duration::from_millis(2_600));
+    for (object, first) in objects.iter_mut().zip(first) {
+        assert!(all(object).iter().zip(first).all(|(second, first)| *second != first));
+    }
+}
+
+fn who_cannot_be_its_own_server_has_another() {
+    for scheduler in Scheduler::ALL {
+        for affinity_ms in [0, 60_000] {
+            let mut object = object();
+            object.lay_out(0, scheduler, affinity_ms, &layout(scheduler, &[1, 1, 1]));
+            let (ip, port) = BACKENDS[0];
+            object.write_backend(0, Backend::new(0, 1, Address::from_v4(ip), Port::new(port)));
+            for port in 10_000..10_006 {
+                assert_ne!(begin(&object, Door::Tc, (ip, port)), 0, "{scheduler:?}");
+            }
+        }
+    }
+}
+
+/// No port is left for the client at the only backend that there was.
+fn nobody_keeps_a_backend_that_it_could_not_reach() {
+    for door in FRONT_DOORS {
+        let mut object = object();
+        let only = [Slot { backend: 0, weight: 1 }];
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &only);
+        let from = at_door(door, 10_000);
+        let syn = tcp(from, FRONTEND, SYN, 1, 0, &[]);
+        object.take_all_ports(BACKENDS[0], from, clock::ktime());
+        dropped(&object, door, &syn, DropReason::NoSourcePort);
+
+        object.lay_out(0, Scheduler::RoundRobin, 60_000, &layout(Scheduler::RoundRobin, &[1, 1, 1]));
+        let others: Vec<_> = (0..3).map(|port| begin(&object, door, at_door(door, 20_000 + port))).collect();
+        assert_eq!(others, [others[0]; 3], "{door:?}");
+        assert_ne!(others[0], 0, "{door:?}: its turn was the next one's");
+    }
 }

@@ -1004,6 +1004,28 @@ fn a_backend_that_becomes_ready_is_given_more_and_more() {
 }
 
 #[test]
+fn the_one_that_an_outage_has_left_does_not_bear_everything() {
+    let settings = Settings {
+        slow_start: Duration::from_secs(10),
+        adopted_ready: [(id("a"), sighting("", 1).address.unwrap())].into(),
+        ..Settings::new(Scaling::Fixed)
+    };
+    let mut script = Script::new(settings);
+    script.tell(Event::Resynced(vec![sighting("a", 1), sighting("b", 2), sighting("c", 3)]));
+    script.confirm(1);
+    script.effect(passed(2));
+    script.confirm(2);
+
+    let commands = script.effect(passed(3));
+
+    let [Command::Publish(publication)] = &commands[..] else { panic!("{commands:?}") };
+    assert_eq!(publication.warming, [(id("b"), 3), (id("c"), 3)].into(), "ten of sixteen are less than two of three");
+    let shown =
+        script.controller.snapshot(script.now).backends.iter().map(|backend| backend.tenths).collect::<Vec<_>>();
+    assert_eq!(shown, [None, Some(3), Some(3)]);
+}
+
+#[test]
 fn another_slow_start_takes_effect_at_once() {
     let mut script = Script::running_with(Settings::new(Scaling::Fixed), 2);
     let slower = Reconfiguration { slow_start: Duration::from_secs(10), ..reconfigured(Scaling::Fixed) };
