@@ -25,7 +25,7 @@ use crate::{
     icmp::{IcmpError, Translated},
     packet::Headers,
     sched::{self, NOBODY},
-    tables::{FirstFragment, Insert, Scratch, Shared, TOUCH_NS, Table, Tables},
+    tables::{FirstFragment, Insert, Scratch, Shared, TOUCH_NS, Table, Tables, afresh},
     tcp_state::{Direction, Flags, Seen, State},
     verdict::{DropReason, Event, PassReason, Verdict},
 };
@@ -699,6 +699,8 @@ fn retire<T: Tables>(
 /// Removes a connection from the proven ones whose key another one takes: it was over, had idled out or lost its backend.
 #[inline(always)]
 pub fn forget<T: Tables>(key: &FlowKey, tables: &T) {
+    // What a caller points to is no key of a map for the verifier of 6.1.
+    let Some(key) = tables.scratch().map(|scratch| scratch.copy_of(key)) else { return };
     let Some(flow) = tables.flow(Table::Proven, key) else { return };
     let (id, generation) = (flow.backend(), flow.generation());
     if tables.remove_flow(Table::Proven, key)
@@ -985,7 +987,7 @@ const FULL: BackendId = NOBODY - 2;
 const ITSELF: BackendId = NOBODY - 3;
 /// How many backends in a row are looked at for one that may have one more connection, where the scheduler's choice has come
 /// to nothing. A SYN that is repeated begins at another.
-const SPARE_LOOKS: u32 = 256;
+const SPARE_LOOKS: u64 = 256;
 
 /// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves,
 /// [`NOBODY`] if clients of the frontend keep none. From here on it is kept anew.
@@ -1082,10 +1084,12 @@ pub fn spare<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, 
     }
     let ticket = tables.ticket(frontend);
     for look in 0..SPARE_LOOKS {
-        if look >= len {
+        // Of a number that it knew to be the same each time, LLVM would count down the lesser of both, and the verifier of 6.1
+        // follow a loop whose end it cannot see.
+        if look >= u64::from(afresh(&len)) {
             break;
         }
-        let place = base.wrapping_add(sched::place(ticket.wrapping_add(u64::from(look)), len));
+        let place = base.wrapping_add(sched::place(ticket.wrapping_add(look), len));
         let id = tables.look((place, frontend), client, but, limit);
         if id < FIRST_OF_NONE {
             return id;

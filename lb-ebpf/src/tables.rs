@@ -65,6 +65,13 @@ impl<T> Shared<T> {
     }
 }
 
+/// Reads a number in such a way that the compiler does not take it for what it was before.
+#[inline(always)]
+pub fn afresh(number: &u32) -> u32 {
+    // SAFETY: a reference.
+    unsafe { core::ptr::read_volatile(number) }
+}
+
 macro_rules! field {
     ($read:ident, $field:ident, $type:ty) => {
         #[doc = concat!("Reads `", stringify!($field), "`.")]
@@ -277,6 +284,17 @@ impl Shared<Scratch> {
         unsafe {
             let at = &raw mut (*self.0.as_ptr()).holder;
             core::ptr::copy_nonoverlapping(&raw const (*reply.0.as_ptr()).flow, at, 1);
+            &*at
+        }
+    }
+
+    /// Copies a key, in the same place, and returns where the copy is.
+    #[inline(always)]
+    pub fn copy_of<'a>(self, key: &FlowKey) -> &'a FlowKey {
+        // SAFETY: as above.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).holder;
+            at.write(*key);
             &*at
         }
     }
