@@ -671,6 +671,7 @@ fn a_killed_agent_with_filters_is_replaced() {
     for device in ["up0", "br0", "be0", "be1"] {
         assert_eq!(filters(&lab, device), 1, "{device}");
     }
+    drop(held);
 
     next.stop(Signal::SIGTERM);
     assert_gone(&lab.instance());
@@ -915,7 +916,7 @@ fn fragmented_datagrams_arrive_whole() {
     (0..2).for_each(|number| echo_datagrams(&lab, number));
     let backends: Vec<String> = (0..2).map(|number| format!("{}:53", lab::backend(number))).collect();
     for hook in [&["--hook", "tc"][..], &["--hook", "xdp", "--complete-checksums"]] {
-        let mut arguments = vec!["--publish", "53/udp", "--uplink", "up0"];
+        let mut arguments = vec!["--publish", "53/udp", "--uplink", "up0", "--drain-timeout", "1s"];
         backends.iter().for_each(|backend| arguments.extend(["--backend", backend]));
         let mut agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &[&arguments, hook].concat());
         agent.wait_ready(2);

@@ -56,7 +56,7 @@ fn config(lab: &Lab, servers: [&str; 2], hook: &str, snat: &str) -> tempfile::Na
     let text = format!(
         "instance = \"{}\"\nuplinks = [\"up0\"]\nhook = \"{hook}\"\n{xdp}\n\
          [[service]]\ndrain-timeout = \"1s\"\nname = \"web\"\npublish = \"80\"\nbackends = [\"{}:80\", \"{}:80\"]\n{snat}\n\
-         [[service]]\nname = \"dns\"\npublish = \"{ECHO}/udp\"\nhealth = \"none\"\nbackends = [\"{}:{ECHO}\"]\n{snat}\n",
+         [[service]]\ndrain-timeout = \"1s\"\nname = \"dns\"\npublish = \"{ECHO}/udp\"\nhealth = \"none\"\nbackends = [\"{}:{ECHO}\"]\n{snat}\n",
         lab.instance(),
         servers[0],
         servers[1],

@@ -122,7 +122,8 @@ pub(super) fn a_routed_backend_is_one_hop_away() {
         }
     });
     for hook in HOOKS {
-        let arguments = ["--publish", "53/udp", "--uplink", "up0", "--backend", "198.18.4.2:53"];
+        let arguments =
+            ["--publish", "53/udp", "--uplink", "up0", "--backend", "198.18.4.2:53", "--drain-timeout", "1s"];
         let mut agent = Agent::start(Some(&balancer), &lab.instance(), &[&arguments[..], hook].concat());
         agent.wait_ready(1);
         inside(&lab.client(), || {
