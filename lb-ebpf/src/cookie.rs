@@ -293,11 +293,15 @@ fn begin<T: Tables>(packet: &Headers, arrival: &Arrival, (id, backend): (Backend
         tables.count(Event::FlowTableFull);
         return false;
     }
-    // Where it is there, another processor was faster.
-    if tables.add_flow(Table::Proven, key, flow) == Insert::Full {
-        tables.remove_reply(Table::Proven, reply_key);
-        tables.count(Event::FlowTableFull);
-        return false;
+    match tables.add_flow(Table::Proven, key, flow) {
+        Insert::Done => {}
+        // Another processor was faster, and has counted it.
+        Insert::Exists => return true,
+        Insert::Full => {
+            tables.remove_reply(Table::Proven, reply_key);
+            tables.count(Event::FlowTableFull);
+            return false;
+        }
     }
     tables.begun(id);
     tables.held(id);

@@ -211,7 +211,7 @@ pub struct ServiceArgs {
     ///
     /// Replies come back here from anywhere then: from other machines of the network, from containers on macvlan. Without
     /// it, backends have to reply through this host, as containers on a bridge do. At most 31744 connections at a time to
-    /// each backend.
+    /// each backend, and some 300 new ones a second; half-open ones count, and no SYN cookies spare them.
     #[arg(long, value_name = "ADDR", value_parser = snat::parse_snat, help_heading = FRONTENDS)]
     pub snat: Vec<IpAddr>,
 
@@ -239,7 +239,8 @@ pub struct ServiceArgs {
     ///
     /// By SYN cookies of the container's own kernel, as soon as its listener has no room for more; it has to allow them
     /// (net.ipv4.tcp_syncookies is 1, as is the default). Counted as `cookie_issued`, `cookie_accepted`, `cookie_refused`.
-    /// Not for backends behind routers.
+    /// Only for backends behind a veth of this host, without --snat; 32 in a second for each address, beyond which SYNs are
+    /// dropped, and come again.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = SynCookies::Auto, help_heading = GUARD)]
     pub syn_cookies: SynCookies,
 

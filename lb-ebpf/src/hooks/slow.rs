@@ -98,6 +98,8 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
     SkbWindow(ctx).gather(link);
     Detour::NONE.take(ctx);
     Word::Fragment.write(ctx, 0);
+    // Linux 6.1 takes the flags that IPv6 keeps here for its own when it looks for a socket, and what GRO has left for a VRF.
+    Word::ChainId.write(ctx, 0);
     if may_be_first_fragment(ctx, link) {
         prepare(ctx, link);
     }

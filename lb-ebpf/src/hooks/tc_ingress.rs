@@ -184,5 +184,8 @@ fn noted(ctx: &TcContext) -> Option<(&'static Backend, u32)> {
     if note.mark == 0 || note.mark != note_mark() {
         return None;
     }
+    // It is said once: a backend that sends the packet on would find it led back here.
+    // SAFETY: as above; metadata is the program's to write.
+    unsafe { (from as *mut u32).write(0) };
     maps::backend(note.backend).map(|backend| (backend, note.mtu))
 }

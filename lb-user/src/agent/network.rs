@@ -146,6 +146,7 @@ impl Network {
                 error @ (DatapathError::Xdp { .. }
                 | DatapathError::XdpOnVeth { .. }
                 | DatapathError::XdpOnVlan { .. }
+                | DatapathError::XdpOnBond { .. }
                 | DatapathError::XdpWithoutTags { .. }),
             ) if self.dispensable.contains(&ifindex) => {
                 self.leave_out(ifindex);

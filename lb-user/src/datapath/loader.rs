@@ -391,12 +391,16 @@ fn detach_all<'a>(pins: &Pins, doors: impl Iterator<Item = &'a Door>) -> Result<
 /// Refuses XDP at devices that cannot run it, or not well.
 ///
 /// # Errors
-/// [`DatapathError::XdpOnVeth`], [`DatapathError::XdpOnVlan`].
+/// [`DatapathError::XdpOnVeth`], [`DatapathError::XdpOnVlan`], [`DatapathError::XdpOnBond`].
 pub fn check_xdp(link: &Link, hook: Hook, complete_checksums: bool) -> Result<(), DatapathError> {
     let interface = || link.name.clone();
     match (hook, &link.kind) {
         (Hook::Xdp, LinkKind::Veth) if !complete_checksums => Err(DatapathError::XdpOnVeth { interface: interface() }),
         (Hook::Xdp, LinkKind::Vlan) => Err(DatapathError::XdpOnVlan { interface: interface() }),
+        // The driver of a bond runs the program at its ports, whose numbers a flow would remember.
+        (Hook::Xdp, LinkKind::Other(kind)) if ["bond", "team"].contains(&kind.as_str()) => {
+            Err(DatapathError::XdpOnBond { interface: interface(), kind: kind.clone() })
+        }
         (Hook::Auto | Hook::Tc | Hook::Xdp | Hook::XdpGeneric, _) => Ok(()),
     }
 }

@@ -174,6 +174,17 @@ pub enum DatapathError {
         /// The device.
         interface: String,
     },
+    /// XDP on a device that is made of others.
+    #[error(
+        "attach XDP to {interface}: it is a {kind}, where XDP sees the devices below it, by which no reply finds its way: \
+         use --hook tc"
+    )]
+    XdpOnBond {
+        /// The device.
+        interface: String,
+        /// The kernel's name for its kind.
+        kind: String,
+    },
     /// XDP on a device that takes the tags of its VLANs off.
     #[error(
         "attach XDP to {interface}: it has VLANs, and takes their tags off before XDP sees a packet, so that none could \
