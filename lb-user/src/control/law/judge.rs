@@ -18,6 +18,8 @@ const FALL_ROOM: f64 = 0.05;
 pub(super) const BURST: f64 = 1.5;
 /// It also begins where a container's CPU shows that it is at its limit, above which it shows nothing.
 const BURST_CPU: f64 = 0.95;
+/// A demand that is counted explains what CPU wants where it wants so much of it.
+const EXPLAINED: f64 = 0.5;
 /// Growth is limited to doubling, and to this at the least.
 const LEAST_GROWTH: u32 = 4;
 /// A fall takes one part of so many, and one at the least.
@@ -165,12 +167,17 @@ fn agreed(wishes: &[Wish]) -> Option<(Metric, f64)> {
 /// Whether the last seconds want what cannot be served by those that do.
 fn is_burst(law: &Law, evidence: &Evidence, wishes: &[Wish]) -> bool {
     let ready = f64::from(evidence.ready.max(1));
-    let counts = wishes.iter().any(|wish| wish.metric != Metric::ContainerCpu && wish.fast.is_some());
+    let fast_of = |is_asked: fn(Metric) -> bool| {
+        wishes.iter().filter(|wish| is_asked(wish.metric)).filter_map(|wish| wish.fast).fold(0.0, f64::max)
+    };
+    let cpu = fast_of(|metric| metric == Metric::ContainerCpu);
+    let explains = fast_of(|metric| metric != Metric::ContainerCpu) >= EXPLAINED * cpu;
     wishes.iter().any(|wish| {
         let Some(fast) = wish.fast else { return false };
         let limit = match wish.metric {
             // Where the demand itself can be seen, that it is beyond what serves says more than that what serves is busy.
-            Metric::ContainerCpu if counts => return false,
+            // But requests in connections that last arrive unseen.
+            Metric::ContainerCpu if explains => return false,
             Metric::ContainerCpu => law.targets.container_cpu.map_or(BURST, |target| BURST_CPU / target.share()),
             Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Pressure => BURST,
         };

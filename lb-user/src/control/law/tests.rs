@@ -105,6 +105,22 @@ fn cpu_that_is_used_up_is_a_burst_where_nothing_counts_the_demand() {
 }
 
 #[test]
+fn cpu_that_is_used_up_is_a_burst_where_what_arrives_does_not_explain_it() {
+    let mut run = Run::settled(law(1, 20), 1.2);
+    assert!(run.state.cost().is_some());
+
+    let verdicts: Vec<Verdict> = (0..12)
+        .map(|_| {
+            let count = f64::from(run.count);
+            run.tick(|inputs| inputs.arrivals = Some(0.0), count).verdict
+        })
+        .collect();
+
+    let counts: Vec<u32> = verdicts.iter().map(|verdict| verdict.target).collect();
+    assert!(verdicts[2].in_burst && counts.is_sorted() && counts[11] >= 12, "{counts:?}");
+}
+
+#[test]
 fn a_fall_waits_for_its_window_and_goes_step_by_step() {
     let mut run = Run::settled(law(1, 20), 8.0);
     assert_eq!(run.count, 12);
