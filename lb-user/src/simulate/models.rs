@@ -77,6 +77,8 @@ impl Scaler for Ours {
             ready: past.ready,
             host: Some(HostUse { processors: scenario.processors, busy: past.used + scenario.foreign }),
             cpu: past.ages.iter().map(of).collect(),
+            aside: Vec::new(),
+            beside: 0.0,
             arrivals: Some(arrivals),
             connections: Some(past.in_flight),
             handshakes: None,

@@ -63,7 +63,7 @@ pub struct Evidence {
     pub processors: Option<f64>,
     /// How many of them others keep busy.
     pub foreign: Option<f64>,
-    /// How many of them the backends keep busy.
+    /// How many of them the backends keep busy that serve.
     pub used: Option<f64>,
     /// What each metric tells.
     pub sights: Vec<Sight>,

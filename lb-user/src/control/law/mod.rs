@@ -189,6 +189,11 @@ pub struct Inputs {
     pub host: Option<HostUse>,
     /// The CPU of the backends that are ready, each with its age since it became so.
     pub cpu: Vec<CpuUse>,
+    /// Processors that each of those uses that get no new connections but may have old ones, being unhealthy or on their
+    /// way out; none where that is not known. What they serve is demand, too: others have to serve it soon.
+    pub aside: Vec<Option<f64>>,
+    /// Processors that the service's other containers use, those that start or stop: neither demand nor foreign.
+    pub beside: f64,
     /// Connections begun since the last tick.
     pub arrivals: Option<f64>,
     /// Connections under way.
@@ -205,6 +210,11 @@ impl Inputs {
     fn parts(&self) -> impl Iterator<Item = f64> {
         let most = self.cpu.iter().map(|one| one.part).fold(0.0, f64::max);
         self.cpu.iter().map(move |one| if most > 0.0 { one.part / most } else { 1.0 })
+    }
+
+    /// Returns the processors that those use which get no new connections, as far as that is known.
+    fn aside(&self) -> f64 {
+        self.aside.iter().flatten().filter(|cores| cores.is_finite()).sum()
     }
 
     /// Returns how many backends what serves is worth, each by the part of its share that it gets.
@@ -347,7 +357,8 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     let used: f64 = inputs.cpu.iter().filter_map(|one| one.cores).sum();
     // The mean of a tick in which the host did less than its backends, as their clocks are not read at once, is no load.
     if let Some(host) = inputs.host {
-        let foreign = (host.busy - used).clamp(0.0, host.processors);
+        let own = used + inputs.aside() + inputs.beside;
+        let foreign = (host.busy - own).clamp(0.0, host.processors);
         state.foreign.push(now, foreign, foreign, law.up_window, law.keep());
     }
 
@@ -434,7 +445,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         cost: state.cost.known(),
         processors,
         foreign: state.foreign.mean(FOREIGN, now).map(|(low, _)| low),
-        used: cpu.map(|(low, _)| low),
+        used: cpu_of_ready(inputs, unit).map(|(low, _)| low),
         sights,
         seen_for: now.since(since),
         burst_for: state.burst_until.since(now),
@@ -464,9 +475,15 @@ fn unit(law: &Law, inputs: &Inputs) -> f64 {
     }
 }
 
-/// Returns the processors that the backends use at least and at most; nothing if that is known of none. One that is not
-/// known uses nothing where more are asked for, and all that it may where fewer are.
+/// Returns the processors that the backends use at least and at most; nothing if that is known of none that is ready. One
+/// that is not known uses nothing where more are asked for, and all that it may where fewer are.
 fn cpu_demand(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
+    let unknown = inputs.aside.iter().filter(|cores| !cores.is_some_and(f64::is_finite)).count();
+    let (low, high) = cpu_of_ready(inputs, unit)?;
+    Some((low + inputs.aside(), high + inputs.aside() + unit * unknown as f64))
+}
+
+fn cpu_of_ready(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
     let told = |one: &CpuUse| one.cores.filter(|cores| cores.is_finite() && one.age >= WARM_UP);
     let known: Vec<f64> = inputs.cpu.iter().filter_map(told).collect();
     if known.is_empty() {

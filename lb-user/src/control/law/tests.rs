@@ -23,6 +23,8 @@ fn served(current: u32, cores: f64) -> Inputs {
         ready: current,
         host: Some(HostUse { processors: 64.0, busy: cores }),
         cpu: vec![one; current as usize],
+        aside: Vec::new(),
+        beside: 0.0,
         arrivals: Some(cores / COST),
         connections: Some(cores / COST * 0.1),
         handshakes: None,
@@ -179,6 +181,25 @@ fn foreign_load_is_told_apart_and_not_answered() {
     let told =
         "host saturated: foreign load 4.2 of 8 processors; 5 wanted, and more than 4 would share the same: 4 stay";
     assert!(record.verdict.reason.ends_with(told), "{}", record.verdict.reason);
+}
+
+#[test]
+fn what_starts_or_stops_is_no_foreign_load_and_what_is_aside_is_demand() {
+    let mut run = Run::settled(law(1, 20), 2.0);
+    let mut record = None;
+
+    for _ in 0..60 {
+        let moved = |inputs: &mut Inputs| {
+            (inputs.aside, inputs.beside) = (vec![Some(1.0), Some(1.0)], 1.5);
+            inputs.host = Some(HostUse { processors: 64.0, busy: 2.0 + 2.0 + 1.5 + 0.25 });
+        };
+        record = Some(run.tick(moved, 2.0));
+    }
+
+    let evidence = record.unwrap().evidence;
+    assert!((evidence.foreign.unwrap() - 0.25).abs() < 1e-9, "{evidence:?}");
+    assert!((evidence.used.unwrap() - 2.0).abs() < 1e-9, "those that serve are as busy as they are");
+    assert_eq!(run.count, 6, "4 processors at 70 %");
 }
 
 #[test]
@@ -350,6 +371,8 @@ fn anything() -> impl Strategy<Value = Inputs> {
                     CpuUse { cores, quota: Some(1.0), age, part }
                 })
                 .collect(),
+            aside: vec![late, pressure],
+            beside: 0.0,
             arrivals: arrivals.map(|rate| rate * 50.0),
             connections: connections.map(|count| count * 10.0),
             handshakes: late.map(|late| Handshakes {
