@@ -20,6 +20,8 @@ pub(super) const BURST: f64 = 1.5;
 const BURST_CPU: f64 = 0.95;
 /// A demand that is counted explains what CPU wants where it wants so much of it.
 const EXPLAINED: f64 = 0.5;
+/// A host is busy that has less than a tenth of its processors left.
+const HOST_BUSY: f64 = 0.9;
 /// Growth is limited to doubling, and to this at the least.
 const LEAST_GROWTH: u32 = 4;
 /// A fall takes one part of so many, and one at the least.
@@ -209,7 +211,7 @@ impl Case<'_> {
         // What a burst wants is counted, not guessed, and absolute: it cannot run away.
         let base = if in_burst { law.bounds.max() } else { evidence.count_before };
         cap(Limit::UpRate, base.saturating_mul(2).max(base.saturating_add(LEAST_GROWTH)), &mut self.limits);
-        if let Some(most) = host_cap(law, evidence) {
+        if let Some(most) = host_cap(law, evidence, metric) {
             cap(Limit::Host, most, &mut self.limits);
         }
         self.target = target;
@@ -288,8 +290,15 @@ fn round_up(wish: f64) -> u32 {
 }
 
 /// Returns how many backends there are processors for beside what others use, and no fewer than the smallest count. The
-/// last of them may have half of its processors only.
-fn host_cap(law: &Law, evidence: &Evidence) -> Option<u32> {
+/// last of them may have half of its processors only. What is no matter of CPU is limited where the host is busy indeed.
+fn host_cap(law: &Law, evidence: &Evidence, metric: Metric) -> Option<u32> {
+    let is_about_cpu = match metric {
+        Metric::Arrivals | Metric::ContainerCpu | Metric::Latency | Metric::Pressure => true,
+        Metric::Connections => evidence.busy? >= HOST_BUSY * evidence.processors?,
+    };
+    if !is_about_cpu {
+        return None;
+    }
     let free = evidence.processors? - evidence.foreign?;
     let fit = (free / evidence.unit + 0.5).floor();
     fit.is_finite().then(|| (fit.max(0.0) as u32).max(law.bounds.min()))

@@ -61,6 +61,8 @@ pub struct Evidence {
     pub cost: Option<f64>,
     /// The processors of the host.
     pub processors: Option<f64>,
+    /// How many of them are busy, whoever keeps them so.
+    pub busy: Option<f64>,
     /// How many of them others keep busy.
     pub foreign: Option<f64>,
     /// How many of them the backends keep busy that serve.

@@ -66,7 +66,7 @@ const UP_PERIOD: Duration = Duration::from_secs(5);
 const DOWN_PERIOD: Duration = Duration::from_secs(15);
 /// How many ticks in a row a level has to be beyond its target.
 const LEVEL_TICKS: usize = 3;
-/// The mean of the foreign load reaches as far back, lest a compiler's seconds keep a service small.
+/// The means of the host's and the foreign load reach as far back, lest a compiler's seconds keep a service small.
 const FOREIGN: Duration = Duration::from_secs(15);
 /// Of the down window, so much has to pass after a burst before fewer are wanted, and after a collapse.
 const BURST_HOLD: f64 = 0.5;
@@ -263,6 +263,7 @@ pub struct State {
     arrivals: Track,
     connections: Track,
     foreign: Track,
+    busy: Track,
     latency: VecDeque<f64>,
     pressure: VecDeque<f64>,
     missing: [u32; Metric::ALL.len()],
@@ -360,6 +361,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         let own = used + inputs.aside() + inputs.beside;
         let foreign = (host.busy - own).clamp(0.0, host.processors);
         state.foreign.push(now, foreign, foreign, law.up_window, law.keep());
+        state.busy.push(now, host.busy, host.busy, law.up_window, law.keep());
     }
 
     let whole = inputs.whole();
@@ -444,6 +446,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         unit,
         cost: state.cost.known(),
         processors,
+        busy: state.busy.mean(FOREIGN, now).map(|(low, _)| low),
         foreign: state.foreign.mean(FOREIGN, now).map(|(low, _)| low),
         used: cpu_of_ready(inputs, unit).map(|(low, _)| low),
         sights,

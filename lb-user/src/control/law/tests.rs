@@ -310,6 +310,23 @@ fn connections_that_last_are_counted() {
 }
 
 #[test]
+fn connections_are_no_matter_of_processors_until_the_host_is_busy() {
+    let targets = Targets { connections: Some(100.0), ..Targets::default() };
+    let count_beside = |foreign: f64| {
+        let mut run = Run::new(Law { targets, ..law(1, 20) }, 1);
+        let change = |inputs: &mut Inputs| {
+            inputs.connections = Some(950.0);
+            inputs.host = Some(HostUse { processors: 8.0, busy: foreign });
+        };
+        (0..60).map(|_| run.tick(change, 0.0)).last().unwrap().verdict
+    };
+
+    assert_eq!(count_beside(6.0).target, 10, "ten that idle find room where two processors are free");
+    let verdict = count_beside(7.5);
+    assert_eq!((verdict.target, verdict.limits), (1, vec![Limit::Host]));
+}
+
+#[test]
 fn without_a_quota_a_backend_has_its_share_of_the_host() {
     let mut run = Run::new(Law { quota: None, ..law(1, 10) }, 1);
     let shared = |inputs: &mut Inputs| {
@@ -441,7 +458,10 @@ proptest! {
             if let (Some(processors), Some(foreign)) = (evidence.processors, evidence.foreign) {
                 let fit = ((processors - foreign) / evidence.unit + 0.5).floor() as u32;
                 let is_grown = verdict.target > law.bounds.clamp(inputs.current);
-                prop_assert!(!is_grown || verdict.target <= fit.max(min), "{:?}", verdict);
+                let is_about_cpu = verdict.winner != Some(Winner::Metric(Metric::Connections));
+                let is_busy = evidence.busy.is_some_and(|busy| busy >= 0.9 * processors);
+                let is_bounded = is_grown && (is_about_cpu || is_busy);
+                prop_assert!(!is_bounded || verdict.target <= fit.max(min), "{:?}", verdict);
             }
         }
     }
