@@ -291,7 +291,8 @@ pub struct ServiceArgs {
 
     /// CPU, in percent, that a container is to use of what it may [default: 70]
     ///
-    /// It is what metrics of CPU aim at that say nothing else. With --metric host-cpu: the CPU load of the host at which
+    /// It is what metrics of CPU aim at that say nothing else: at most 85, as a container at its limit shows no more than
+    /// 100. With --metric host-cpu: the CPU load of the host at which
     /// --max are wanted, by default 100: one container for every 10 %.
     #[arg(long, value_name = "PCT", help_heading = SCALING)]
     pub target_cpu: Option<Percent>,
