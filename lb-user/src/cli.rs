@@ -281,6 +281,7 @@ pub struct ServiceArgs {
     /// Scale by this; may be repeated [default: arrivals and container-cpu]
     ///
     /// container-cpu[=PCT]: the CPU that the containers use, of their --cpus or else of the host divided by --max.
+    /// A program of one thread never uses more than one processor: where that share is larger, it needs --cpus.
     /// arrivals[=PCT]: new connections a second times the CPU that one costs, as learned: more is asked for before it is
     /// missing. connections=N: live connections, N for each container. latency[=DUR]: more while SYN-ACKs take longer
     /// [5ms]; pressure[=PCT]: more while tasks wait for a processor [20]; both only ask for more, and hold.

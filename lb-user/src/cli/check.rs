@@ -687,6 +687,35 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_the_host_that_is_no_measure_of_a_container_is_told() {
+        let note = |processors: usize, args: &str| {
+            docker(&run(&format!("--image a --publish 80:80 {args}")).expect("right")).note_on_share(processors)
+        };
+
+        let many = note(32, "").expect("32 of 10 are more than one thread can use");
+        assert!(
+            many.starts_with(
+                "without --cpus, each container is taken to be able to use 3.20 processors, 32 / --max 10"
+            )
+        );
+        assert!(
+            many.ends_with("a program of one thread never gets there, and nothing asks for more of it; give --cpus")
+        );
+        let few = note(2, "").expect("2 of 10 are little");
+        assert!(few.contains("0.20 processors") && few.ends_with("give --cpus, or a lower --max"), "{few}");
+        for (processors, args) in [
+            (12, ""),
+            (3, ""),
+            (32, "--cpus 1"),
+            (2, "--cpus 2"),
+            (32, "--metric host-cpu"),
+            (2, "--metric connections=9"),
+        ] {
+            assert_eq!(note(processors, args), None, "{processors} {args}");
+        }
+    }
+
+    #[test]
     fn contradictions_are_told() {
         let rows = [
             ("--image a", "what clients connect to is not said: give --publish PORT:CONTAINER_PORT"),
