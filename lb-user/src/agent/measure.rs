@@ -45,7 +45,7 @@ impl Agent {
             self.pressure.sample(self.container_cpu.groups());
         }
         let processors = self.host_cpu.processors() as f64;
-        let host = load.map(|load| HostUse { processors, busy: load.share() * processors });
+        let host = Some(HostUse { processors, busy: load.map(|load| load.share() * processors) });
         let mut events = Vec::new();
         for (name, targets) in services {
             let counted = match self.counted(&name, targets.latency.is_some()) {

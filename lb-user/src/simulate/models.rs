@@ -75,7 +75,7 @@ impl Scaler for Ours {
         let inputs = Inputs {
             current: wish,
             ready: past.ready,
-            host: Some(HostUse { processors: scenario.processors, busy: past.used + scenario.foreign }),
+            host: Some(HostUse { processors: scenario.processors, busy: Some(past.used + scenario.foreign) }),
             cpu: past.ages.iter().map(of).collect(),
             aside: Vec::new(),
             beside: 0.0,

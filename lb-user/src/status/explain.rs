@@ -164,7 +164,7 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
         ],
     );
     let bounds = format!("{} to {} backends", law.bounds.min(), law.bounds.max());
-    let mut facts = vec![bounds, format!("one may use {:.2} processors", evidence.unit)];
+    let mut facts = vec![bounds, format!("one may use {:.2} processors", evidence.unit(law))];
     facts.extend(
         evidence.processors.zip(evidence.foreign).map(|(processors, foreign)| {
             format!("host of {processors:.0} processors, {foreign:.1} of them foreign load")
@@ -249,7 +249,7 @@ mod tests {
             let inputs = Inputs {
                 current,
                 ready: current,
-                host: Some(HostUse { processors: 8.0, busy: 4.0 }),
+                host: Some(HostUse { processors: 8.0, busy: Some(4.0) }),
                 cpu: vec![one; current as usize],
                 arrivals: Some(150.0),
                 connections: Some(15.0),

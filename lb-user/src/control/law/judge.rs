@@ -300,7 +300,7 @@ fn host_cap(law: &Law, evidence: &Evidence, metric: Metric) -> Option<u32> {
         return None;
     }
     let free = evidence.processors? - evidence.foreign?;
-    let fit = (free / evidence.unit + 0.5).floor();
+    let fit = (free / evidence.unit(law) + 0.5).floor();
     fit.is_finite().then(|| (fit.max(0.0) as u32).max(law.bounds.min()))
 }
 

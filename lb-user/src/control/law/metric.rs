@@ -55,8 +55,8 @@ pub struct Evidence {
     pub ready: u32,
     /// How many those are worth, each by the part of its share that it gets in slow start.
     pub whole: f64,
-    /// How many processors are the whole of one backend.
-    pub unit: f64,
+    /// How many processors one backend may use, where that is limited.
+    pub limit: Option<f64>,
     /// The CPU that a connection costs, in seconds.
     pub cost: Option<f64>,
     /// The processors of the host.
@@ -159,12 +159,12 @@ impl Evidence {
                 abstains: false,
                 ..silent
             },
-            Seen::Level { lasting, .. } if lasting > target && self.is_answered_by_more() => {
+            Seen::Level { lasting, .. } if lasting > target && self.is_answered_by_more(law) => {
                 let pushed = f64::from(self.current) + f64::from(self.current.div_ceil(4));
                 Wish { up: self.may_push.then_some(pushed), abstains: false, ..silent }
             }
             // What is late at half the target may well be beyond it with fewer.
-            Seen::Level { latest, .. } if latest > target / 2.0 && self.is_answered_by_more() => {
+            Seen::Level { latest, .. } if latest > target / 2.0 && self.is_answered_by_more(law) => {
                 Wish { abstains: false, ..silent }
             }
             Seen::Level { .. } | Seen::Learning { .. } => silent,
@@ -176,18 +176,34 @@ impl Evidence {
     pub fn one_carries(&self, law: &Law, metric: Metric) -> Option<f64> {
         let targets = &law.targets;
         match metric {
-            Metric::ContainerCpu => targets.container_cpu.map(|target| target.share() * self.unit),
-            Metric::Arrivals => targets.arrivals.and_then(|target| Some(target.share() * self.unit / self.cost?)),
+            Metric::ContainerCpu => targets.container_cpu.map(|target| target.share() * self.unit(law)),
+            Metric::Arrivals => targets.arrivals.and_then(|target| Some(target.share() * self.unit(law) / self.cost?)),
             Metric::Connections => targets.connections,
             Metric::Latency => targets.latency.map(|target| target.as_secs_f64()),
             Metric::Pressure => targets.pressure.map(TargetLoad::share),
         }
     }
 
+    /// Returns how many processors are the whole of one backend.
+    pub fn unit(&self, law: &Law) -> f64 {
+        unit(law, self.limit, self.processors)
+    }
+
     /// Whether the backends are busy enough for more of them to be an answer to waiting: what waits for something else
     /// is not served sooner by more.
-    fn is_answered_by_more(&self) -> bool {
-        let whole = self.unit * self.whole.max(1.0);
+    fn is_answered_by_more(&self, law: &Law) -> bool {
+        let whole = self.unit(law) * self.whole.max(1.0);
         self.used.is_none_or(|used| used > 0.5 * whole)
+    }
+}
+
+/// Returns how many processors are the whole of one backend: what it may use, or its share of the host where there are as
+/// many as there may be.
+pub fn unit(law: &Law, limit: Option<f64>, processors: Option<f64>) -> f64 {
+    let processors = processors.unwrap_or(1.0);
+    match limit {
+        // A quota beyond what the host has means nothing.
+        Some(limit) => limit.min(processors),
+        None => processors / f64::from(law.bounds.max()),
     }
 }

@@ -228,8 +228,8 @@ impl Inputs {
 pub struct HostUse {
     /// How many there are.
     pub processors: f64,
-    /// How many of them are busy, whoever keeps them so.
-    pub busy: f64,
+    /// How many of them are busy, whoever keeps them so; none where a reading is missing.
+    pub busy: Option<f64>,
 }
 
 /// The CPU of one backend.
@@ -354,19 +354,20 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     let since = *state.unbroken_since.get_or_insert(now);
 
     let processors = inputs.host.map(|host| host.processors);
-    let unit = unit(law, inputs);
+    let limit = limit(law, inputs);
+    let unit = metric::unit(law, limit, processors);
     let used: f64 = inputs.cpu.iter().filter_map(|one| one.cores).sum();
     // The mean of a tick in which the host did less than its backends, as their clocks are not read at once, is no load.
-    if let Some(host) = inputs.host {
+    let busy = inputs.host.and_then(|host| Some((host.processors, host.busy?)));
+    if let Some((processors, busy)) = busy {
         let own = used + inputs.aside() + inputs.beside;
-        let foreign = (host.busy - own).clamp(0.0, host.processors);
+        let foreign = (busy - own).clamp(0.0, processors);
         state.foreign.push(now, foreign, foreign, law.up_window, law.keep());
-        state.busy.push(now, host.busy, host.busy, law.up_window, law.keep());
+        state.busy.push(now, busy, busy, law.up_window, law.keep());
     }
 
     let whole = inputs.whole();
-    let is_busy =
-        used >= SATURATED * unit * whole || inputs.host.is_some_and(|host| host.busy >= 0.95 * host.processors);
+    let is_busy = used >= SATURATED * unit * whole || busy.is_some_and(|(processors, busy)| busy >= 0.95 * processors);
     if is_busy {
         state.saturated_until = now + CATCH_UP;
     }
@@ -443,7 +444,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         current: inputs.current,
         ready: inputs.ready,
         whole,
-        unit,
+        limit,
         cost: state.cost.known(),
         processors,
         busy: state.busy.mean(FOREIGN, now).map(|(low, _)| low),
@@ -462,19 +463,13 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     }
 }
 
-/// Returns how many processors are the whole of one backend.
-fn unit(law: &Law, inputs: &Inputs) -> f64 {
+/// Returns how many processors one backend may use, where that is limited.
+fn limit(law: &Law, inputs: &Inputs) -> Option<f64> {
     let limits: Vec<f64> = inputs.cpu.iter().filter_map(|one| one.quota).filter(|quota| *quota > 0.0).collect();
-    let limit = if limits.len() == inputs.cpu.len() && !limits.is_empty() {
+    if limits.len() == inputs.cpu.len() && !limits.is_empty() {
         Some(limits.iter().sum::<f64>() / limits.len() as f64)
     } else {
         law.quota
-    };
-    let processors = inputs.host.map_or(1.0, |host| host.processors);
-    match limit {
-        // A quota beyond what the host has means nothing.
-        Some(limit) => limit.min(processors),
-        None => processors / f64::from(law.bounds.max()),
     }
 }
 

@@ -21,7 +21,7 @@ fn served(current: u32, cores: f64) -> Inputs {
     Inputs {
         current,
         ready: current,
-        host: Some(HostUse { processors: 64.0, busy: cores }),
+        host: Some(HostUse { processors: 64.0, busy: Some(cores) }),
         cpu: vec![one; current as usize],
         aside: Vec::new(),
         beside: 0.0,
@@ -170,7 +170,7 @@ fn foreign_load_is_told_apart_and_not_answered() {
 
     let foreign = |inputs: &mut Inputs| {
         let own: f64 = inputs.cpu.iter().filter_map(|one| one.cores).sum();
-        inputs.host = Some(HostUse { processors: 8.0, busy: own + 4.2 });
+        inputs.host = Some(HostUse { processors: 8.0, busy: Some(own + 4.2) });
     };
     let quiet: Vec<u32> = (0..60).map(|_| run.tick(foreign, 2.0).verdict.target).collect();
     assert!(quiet.iter().all(|&count| count == 3), "a load of others alone starts nothing: {quiet:?}");
@@ -191,7 +191,7 @@ fn what_starts_or_stops_is_no_foreign_load_and_what_is_aside_is_demand() {
     for _ in 0..60 {
         let moved = |inputs: &mut Inputs| {
             (inputs.aside, inputs.beside) = (vec![Some(1.0), Some(1.0)], 1.5);
-            inputs.host = Some(HostUse { processors: 64.0, busy: 2.0 + 2.0 + 1.5 + 0.25 });
+            inputs.host = Some(HostUse { processors: 64.0, busy: Some(2.0 + 2.0 + 1.5 + 0.25) });
         };
         record = Some(run.tick(moved, 2.0));
     }
@@ -316,7 +316,7 @@ fn connections_are_no_matter_of_processors_until_the_host_is_busy() {
         let mut run = Run::new(Law { targets, ..law(1, 20) }, 1);
         let change = |inputs: &mut Inputs| {
             inputs.connections = Some(950.0);
-            inputs.host = Some(HostUse { processors: 8.0, busy: foreign });
+            inputs.host = Some(HostUse { processors: 8.0, busy: Some(foreign) });
         };
         (0..60).map(|_| run.tick(change, 0.0)).last().unwrap().verdict
     };
@@ -331,12 +331,24 @@ fn without_a_quota_a_backend_has_its_share_of_the_host() {
     let mut run = Run::new(Law { quota: None, ..law(1, 10) }, 1);
     let shared = |inputs: &mut Inputs| {
         inputs.cpu.iter_mut().for_each(|one| one.quota = None);
-        inputs.host = Some(HostUse { processors: 2.0, busy: 0.7 });
+        inputs.host = Some(HostUse { processors: 2.0, busy: Some(0.7) });
     };
 
     let record = (0..60).map(|_| run.tick(shared, 0.7)).last().unwrap();
 
-    assert_eq!(record.evidence.unit, 0.2);
+    assert_eq!(record.evidence.unit(&record.law), 0.2);
+    let record = run.tick(
+        |inputs| {
+            shared(inputs);
+            inputs.host = Some(HostUse { processors: 2.0, busy: None });
+        },
+        0.7,
+    );
+    assert_eq!(
+        (record.evidence.unit(&record.law), run.count),
+        (0.2, 5),
+        "a reading that is missing is no processor less"
+    );
     assert_eq!(run.count, 5, "0.7 of two processors at 70 % are five of ten: {}", record.verdict.reason);
 }
 
@@ -350,6 +362,15 @@ fn another_law_judges_the_same_evidence() {
     let half = TargetLoad::new(0.4);
     let stricter = Law { targets: Targets { container_cpu: half, arrivals: half, ..record.law.targets }, ..record.law };
     assert_eq!(record.under(&stricter).target, 8);
+
+    let shared = Record { evidence: Evidence { limit: None, ..record.evidence.clone() }, ..record.clone() };
+    let small = Law { bounds: Bounds::new(1, 64).unwrap(), ..record.law };
+    let large = Law { bounds: Bounds::new(1, 16).unwrap(), ..record.law };
+    assert_eq!(
+        (shared.under(&small).target, shared.under(&large).target),
+        (5, 4),
+        "without a limit each has its share"
+    );
 
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
@@ -375,7 +396,11 @@ fn overloaded(inputs: &mut Inputs, cores: f64) {
 fn anything() -> impl Strategy<Value = Inputs> {
     let number = || prop_oneof![8 => (0.0..20.0_f64).prop_map(Some), 1 => Just(None), 1 => any::<f64>().prop_map(Some)];
     let cpu = vec((number(), 0..30_u64, 1..=10_u32), 0..12);
-    let host = prop_oneof![(0.0..16.0_f64).prop_map(|busy| Some(HostUse { processors: 16.0, busy })), Just(None)];
+    let busy = prop_oneof![(0.0..16.0_f64).prop_map(Some), Just(None)];
+    let host = prop_oneof![
+        4 => busy.prop_map(|busy| Some(HostUse { processors: 16.0, busy })),
+        1 => Just(None),
+    ];
     (0..30_u32, 0..30_u32, host, cpu, number(), number(), number(), number()).prop_map(
         |(current, ready, host, cpu, arrivals, connections, late, pressure)| Inputs {
             current,
@@ -456,7 +481,7 @@ proptest! {
 
             prop_assert!((min..=min + more).contains(&verdict.target), "{:?}", verdict);
             if let (Some(processors), Some(foreign)) = (evidence.processors, evidence.foreign) {
-                let fit = ((processors - foreign) / evidence.unit + 0.5).floor() as u32;
+                let fit = ((processors - foreign) / evidence.unit(&law) + 0.5).floor() as u32;
                 let is_grown = verdict.target > law.bounds.clamp(inputs.current);
                 let is_about_cpu = verdict.winner != Some(Winner::Metric(Metric::Connections));
                 let is_busy = evidence.busy.is_some_and(|busy| busy >= 0.9 * processors);

@@ -19,7 +19,7 @@ fn measured(script: &Script, cores: f64, foreign: f64) -> Measures {
     let cpu: BTreeMap<ContainerId, CpuUsed> = ready.iter().map(|backend| (backend.id.clone(), used)).collect();
     let own: f64 = cpu.values().map(|used| used.cores).sum();
     Measures {
-        host: Some(HostUse { processors: 8.0, busy: own + foreign }),
+        host: Some(HostUse { processors: 8.0, busy: Some(own + foreign) }),
         cpu,
         arrivals: Some(cores * 50.0),
         handshakes: None,
