@@ -215,7 +215,7 @@ fn row(sight: &Sight, wish: &Wish, carries: Option<f64>) -> Vec<Cell> {
         Metric::Pressure => format!("{:.0} %", value * 100.0),
     };
     let [fast, slow, peak] = match sight.seen {
-        Seen::Demand(Demand { fast, slow, peak }) => [fast, slow, peak].map(shown),
+        Seen::Demand(Demand { fast, slow, peak, seen_for: _ }) => [fast, slow, peak].map(shown),
         Seen::Level { latest, lasting } => [shown(latest), shown(lasting), "-".to_owned()],
         Seen::Learning { connections: 0 } => ["begins".to_owned(), "-".to_owned(), "-".to_owned()],
         Seen::Learning { connections } => [format!("learns ({connections})"), "-".to_owned(), "-".to_owned()],

@@ -267,7 +267,7 @@ impl Case<'_> {
             (Limit::Burst, in_burst || !evidence.burst_for.is_zero(), "a burst a moment ago"),
             (Limit::Gap, !evidence.hold_for.is_zero(), "a gap in the samples a moment ago"),
             (Limit::Outage, !evidence.outage_for.is_zero(), "the demand was gone all at once, as in an outage"),
-            (Limit::DownWindow, evidence.seen_for < law.down_window, "not seen for long enough"),
+            (Limit::DownWindow, evidence.is_young(law.down_window), "not seen for long enough"),
             (Limit::DownRate, !rest.is_zero(), "others went a moment ago"),
         ];
         if let Some((limit, _, why)) = held.into_iter().find(|(_, is_held, _)| *is_held) {

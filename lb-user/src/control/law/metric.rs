@@ -128,6 +128,8 @@ pub struct Demand {
     pub slow: f64,
     /// The highest such mean of the down window.
     pub peak: f64,
+    /// For how long it has been measured without a gap.
+    pub seen_for: Duration,
 }
 
 /// How many backends a metric wants.
@@ -182,6 +184,15 @@ impl Evidence {
             Metric::Latency => targets.latency.map(|target| target.as_secs_f64()),
             Metric::Pressure => targets.pressure.map(TargetLoad::share),
         }
+    }
+
+    /// Whether the ticks, or a metric that has something to say, have not been seen for a time without a gap.
+    pub fn is_young(&self, time: Duration) -> bool {
+        self.seen_for < time
+            || self.sights.iter().any(|sight| match sight.seen {
+                Seen::Demand(Demand { seen_for, .. }) => seen_for < time,
+                Seen::Level { .. } | Seen::Learning { .. } | Seen::Missing { .. } => false,
+            })
     }
 
     /// Returns how many processors are the whole of one backend.

@@ -362,8 +362,8 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     if let Some((processors, busy)) = busy {
         let own = used + inputs.aside() + inputs.beside;
         let foreign = (busy - own).clamp(0.0, processors);
-        state.foreign.push(now, foreign, foreign, law.up_window, law.keep());
-        state.busy.push(now, busy, busy, law.up_window, law.keep());
+        state.foreign.push(law, foreign, foreign, now);
+        state.busy.push(law, busy, busy, now);
     }
 
     let whole = inputs.whole();
@@ -393,7 +393,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
             Metric::ContainerCpu if law.targets.container_cpu.is_some() => {
                 is_missing = cpu.is_none() && !inputs.cpu.is_empty();
                 if let Some((low, high)) = cpu {
-                    state.cpu.push(now, low, high, law.up_window, law.keep());
+                    state.cpu.push(law, low, high, now);
                 }
                 state.cpu.seen(law, cpu.is_some(), FAST, now)
             }
@@ -402,7 +402,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
                 if let Some(rate) = rate {
                     let target = law.targets.arrivals.map_or(1.0, TargetLoad::share);
                     let rate = rate.max(target * (rate + waiting / BACKLOG.as_secs_f64()));
-                    state.arrivals.push(now, rate, rate, law.up_window, law.keep());
+                    state.arrivals.push(law, rate, rate, now);
                 }
                 match state.cost.known() {
                     None if !is_missing => Seen::Learning { connections: state.cost.connections() },
@@ -415,7 +415,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
             Metric::Connections if law.targets.connections.is_some() => {
                 is_missing = inputs.connections.is_none();
                 if let Some(active) = inputs.connections {
-                    state.connections.push(now, active, active, law.up_window, law.keep());
+                    state.connections.push(law, active, active, now);
                 }
                 state.connections.seen(law, inputs.connections.is_some(), FAST, now)
             }

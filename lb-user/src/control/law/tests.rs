@@ -230,6 +230,32 @@ fn a_gap_in_the_ticks_forgets_what_was_before_it() {
 }
 
 #[test]
+fn a_metric_that_was_missing_or_is_new_agrees_to_fewer_after_its_window() {
+    let targets = Targets { connections: Some(10.0), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let with = Law { targets, ..law(1, 20) };
+
+    let mut new = Run::settled(law(1, 20), 4.0);
+    assert!(new.over(std::iter::repeat_n(1.0, 100)).iter().all(|&count| count == 6));
+    new.law = with;
+    let first =
+        (0..300).position(|_| new.tick(|inputs| inputs.connections = Some(1.0), 1.0).verdict.target < 6).unwrap();
+    assert!((119..=125).contains(&first), "{first}");
+
+    let mut missed = Run::new(with, 6);
+    for _ in 0..200 {
+        missed.tick(|inputs| inputs.connections = Some(55.0), 1.0);
+    }
+    for _ in 0..60 {
+        missed.tick(|inputs| inputs.connections = None, 1.0);
+    }
+    let counts: Vec<Verdict> =
+        (0..130).map(|_| missed.tick(|inputs| inputs.connections = Some(1.0), 1.0).verdict).collect();
+    assert!(counts[..119].iter().all(|verdict| verdict.target == 6), "{:?}", counts[0]);
+    assert_eq!(counts[100].limits, [Limit::DownWindow], "its samples from before are over by then");
+    assert!(counts.iter().any(|verdict| verdict.target < 6));
+}
+
+#[test]
 fn late_answers_push_while_the_backends_are_busy_and_never_ask_for_fewer() {
     let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
     let mut run = Run::settled(Law { targets, ..law(1, 20) }, 4.0);
