@@ -216,7 +216,7 @@ fn row(sight: &Sight, wish: &Wish, carries: Option<f64>) -> Vec<Cell> {
     };
     let [fast, slow, peak] = match sight.seen {
         Seen::Demand(Demand { fast, slow, peak, seen_for: _ }) => [fast, slow, peak].map(shown),
-        Seen::Level { latest, lasting } => [shown(latest), shown(lasting), "-".to_owned()],
+        Seen::Level { latest, lasting, highest, seen_for: _ } => [latest, lasting, highest].map(shown),
         Seen::Learning { connections: 0 } => ["begins".to_owned(), "-".to_owned(), "-".to_owned()],
         Seen::Learning { connections } => [format!("learns ({connections})"), "-".to_owned(), "-".to_owned()],
         Seen::Missing { ticks } => [format!("missing ({ticks} ticks)"), "-".to_owned(), "-".to_owned()],

@@ -106,6 +106,10 @@ pub enum Seen {
         latest: f64,
         /// What it did not fall below in the last ticks.
         lasting: f64,
+        /// The highest of the down window, where more were an answer to it.
+        highest: f64,
+        /// For how long it has been measured without a gap.
+        seen_for: Duration,
     },
     /// Nothing, as too little has happened.
     Learning {
@@ -153,6 +157,7 @@ impl Evidence {
         let metric = sight.metric;
         let silent = Wish { metric, fast: None, up: None, down: None, abstains: true };
         let Some(target) = self.one_carries(law, metric).filter(|target| *target > 0.0) else { return silent };
+        let is_answered = is_answered_by_more(self.used, self.unit(law), self.whole);
         match sight.seen {
             Seen::Demand(demand) => Wish {
                 fast: Some(demand.fast / target),
@@ -161,14 +166,12 @@ impl Evidence {
                 abstains: false,
                 ..silent
             },
-            Seen::Level { lasting, .. } if lasting > target && self.is_answered_by_more(law) => {
+            Seen::Level { lasting, .. } if lasting > target && is_answered => {
                 let pushed = f64::from(self.current) + f64::from(self.current.div_ceil(4));
                 Wish { up: self.may_push.then_some(pushed), abstains: false, ..silent }
             }
             // What is late at half the target may well be beyond it with fewer.
-            Seen::Level { latest, .. } if latest > target / 2.0 && self.is_answered_by_more(law) => {
-                Wish { abstains: false, ..silent }
-            }
+            Seen::Level { highest, .. } if highest > target / 2.0 => Wish { abstains: false, ..silent },
             Seen::Level { .. } | Seen::Learning { .. } => silent,
             Seen::Missing { .. } => Wish { abstains: false, ..silent },
         }
@@ -190,21 +193,14 @@ impl Evidence {
     pub fn is_young(&self, time: Duration) -> bool {
         self.seen_for < time
             || self.sights.iter().any(|sight| match sight.seen {
-                Seen::Demand(Demand { seen_for, .. }) => seen_for < time,
-                Seen::Level { .. } | Seen::Learning { .. } | Seen::Missing { .. } => false,
+                Seen::Demand(Demand { seen_for, .. }) | Seen::Level { seen_for, .. } => seen_for < time,
+                Seen::Learning { .. } | Seen::Missing { .. } => false,
             })
     }
 
     /// Returns how many processors are the whole of one backend.
     pub fn unit(&self, law: &Law) -> f64 {
         unit(law, self.limit, self.processors)
-    }
-
-    /// Whether the backends are busy enough for more of them to be an answer to waiting: what waits for something else
-    /// is not served sooner by more.
-    fn is_answered_by_more(&self, law: &Law) -> bool {
-        let whole = self.unit(law) * self.whole.max(1.0);
-        self.used.is_none_or(|used| used > 0.5 * whole)
     }
 }
 
@@ -217,4 +213,10 @@ pub fn unit(law: &Law, limit: Option<f64>, processors: Option<f64>) -> f64 {
         Some(limit) => limit.min(processors),
         None => processors / f64::from(law.bounds.max()),
     }
+}
+
+/// Whether backends that use so many processors, of those that are theirs, are busy enough for more of them to be an
+/// answer to waiting: what waits for something else is not served sooner by more.
+pub fn is_answered_by_more(used: Option<f64>, unit: f64, whole: f64) -> bool {
+    used.is_none_or(|used| used > 0.5 * unit * whole.max(1.0))
 }

@@ -43,6 +43,7 @@ use super::time::Timestamp;
 
 mod cost;
 mod judge;
+mod levels;
 mod metric;
 mod stay;
 mod track;
@@ -51,6 +52,7 @@ pub use judge::{Limit, Mood, RISE_BAND, Verdict, Winner, judge};
 pub use metric::{Demand, Evidence, Metric, Seen, Sight, Wish};
 
 use cost::Cost;
+use levels::Levels;
 use stay::Stay;
 use track::Track;
 
@@ -264,8 +266,8 @@ pub struct State {
     connections: Track,
     foreign: Track,
     busy: Track,
-    latency: VecDeque<f64>,
-    pressure: VecDeque<f64>,
+    latency: Levels,
+    pressure: Levels,
     missing: [u32; Metric::ALL.len()],
     cost: Cost,
     stay: Stay,
@@ -386,6 +388,8 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         (Some(_) | None, _) => 0.0,
     };
 
+    let used = cpu_of_ready(inputs, unit).map(|(low, _)| low);
+    let is_answered = metric::is_answered_by_more(used, unit, whole);
     let mut sights = Vec::new();
     for metric in Metric::ALL {
         let is_missing;
@@ -422,11 +426,13 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
             Metric::Latency if law.targets.latency.is_some() => {
                 is_missing = inputs.handshakes.is_none();
                 let level = inputs.handshakes.map(|told| if told.count == 0 { 0.0 } else { told.p99.as_secs_f64() });
-                level_of(&mut state.latency, level)
+                state.latency.push(law, level, is_answered, now);
+                state.latency.seen(now)
             }
             Metric::Pressure if law.targets.pressure.is_some() => {
                 is_missing = inputs.pressure.is_none();
-                level_of(&mut state.pressure, inputs.pressure)
+                state.pressure.push(law, inputs.pressure, is_answered, now);
+                state.pressure.seen(now)
             }
             Metric::ContainerCpu | Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Pressure => {
                 continue;
@@ -449,7 +455,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         processors,
         busy: state.busy.mean(FOREIGN, now).map(|(low, _)| low),
         foreign: state.foreign.mean(FOREIGN, now).map(|(low, _)| low),
-        used: cpu_of_ready(inputs, unit).map(|(low, _)| low),
+        used,
         sights,
         seen_for: now.since(since),
         burst_for: state.burst_until.since(now),
@@ -492,19 +498,6 @@ fn cpu_of_ready(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
     }
     let low: f64 = known.iter().sum();
     Some((low, low + unit * (inputs.cpu.len() - known.len()) as f64))
-}
-
-fn level_of(levels: &mut VecDeque<f64>, level: Option<f64>) -> Seen {
-    match level.filter(|level| level.is_finite()) {
-        Some(level) => levels.push_back(level),
-        None => levels.clear(),
-    }
-    while levels.len() > LEVEL_TICKS {
-        levels.pop_front();
-    }
-    let latest = levels.back().copied().unwrap_or(0.0);
-    let lasting = if levels.len() == LEVEL_TICKS { levels.iter().copied().fold(f64::INFINITY, f64::min) } else { 0.0 };
-    Seen::Level { latest, lasting }
 }
 
 /// Returns for how long a demand that is gone all at once holds the count.

@@ -278,6 +278,24 @@ fn late_answers_push_while_the_backends_are_busy_and_never_ask_for_fewer() {
     assert_eq!(run.count, 2, "what is in time has nothing against fewer");
 }
 
+#[test]
+fn what_was_late_a_while_ago_is_still_held_against_fewer() {
+    let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let mut run = Run::settled(Law { targets, ..law(1, 20) }, 4.0);
+    let answers = |ms: u64| {
+        move |inputs: &mut Inputs| inputs.handshakes = Some(Handshakes { count: 50, p99: Duration::from_millis(ms) })
+    };
+
+    let held: Vec<u32> =
+        (0..400).map(|at| run.tick(answers(if at % 10 == 0 { 3 } else { 1 }), 3.2).verdict.target).collect();
+    assert_eq!(held, [6; 400], "late for a tick of ten");
+
+    for _ in 0..200 {
+        run.tick(answers(1), 3.2);
+    }
+    assert_eq!(run.count, 5);
+}
+
 /// Gives the last backends of all but one a tenth of their share, which is all that they are asked to do.
 fn beside_one_that_is_full(inputs: &mut Inputs, part: f64) {
     for one in &mut inputs.cpu[1..] {
