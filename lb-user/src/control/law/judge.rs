@@ -336,7 +336,9 @@ fn told(evidence: &Evidence, sight: &super::Sight, wish: &Wish) -> String {
                 Metric::ContainerCpu => format!("{slow:.2} cores"),
                 Metric::Arrivals => {
                     let cost = evidence.cost.map(|cost| format!(" of {:.2} ms", cost * 1000.0)).unwrap_or_default();
-                    format!("{slow:.1}/s{cost}")
+                    let paid =
+                        evidence.paid.map(|paid| format!(", paid by {:.2} cores", paid.slow)).unwrap_or_default();
+                    format!("{slow:.1}/s{cost}{paid}")
                 }
                 Metric::Connections | Metric::Latency | Metric::Pressure => format!("{slow:.1}"),
             };

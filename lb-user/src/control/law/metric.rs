@@ -59,6 +59,8 @@ pub struct Evidence {
     pub limit: Option<f64>,
     /// The CPU that a connection costs, in seconds.
     pub cost: Option<f64>,
+    /// The CPU that is used, in processors, where it is far less than what arrives would cost: what arrives is worth no more.
+    pub paid: Option<Demand>,
     /// The processors of the host.
     pub processors: Option<f64>,
     /// How many of them are busy, whoever keeps them so.
@@ -158,7 +160,7 @@ impl Evidence {
         let silent = Wish { metric, fast: None, up: None, down: None, abstains: true };
         let Some(target) = self.one_carries(law, metric).filter(|target| *target > 0.0) else { return silent };
         let is_answered = is_answered_by_more(self.used, self.unit(law), self.whole);
-        match sight.seen {
+        match self.paid_part(sight) {
             Seen::Demand(demand) => Wish {
                 fast: Some(demand.fast / target),
                 up: Some(demand.slow / target),
@@ -174,6 +176,19 @@ impl Evidence {
             Seen::Level { highest, .. } if highest > target / 2.0 => Wish { abstains: false, ..silent },
             Seen::Level { .. } | Seen::Learning { .. } => silent,
             Seen::Missing { .. } => Wish { abstains: false, ..silent },
+        }
+    }
+
+    /// Returns what is seen of a metric; of what arrives, as much as CPU pays for.
+    fn paid_part(&self, sight: &Sight) -> Seen {
+        match (sight.seen, self.paid.zip(self.cost)) {
+            (Seen::Demand(demand), Some((paid, cost))) if sight.metric == Metric::Arrivals => Seen::Demand(Demand {
+                fast: demand.fast.min(paid.fast / cost),
+                slow: demand.slow.min(paid.slow / cost),
+                peak: demand.peak.min(paid.peak / cost),
+                ..demand
+            }),
+            (seen, _) => seen,
         }
     }
 

@@ -85,6 +85,9 @@ const SATURATED: f64 = 0.9;
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// A backend in slow start that gets so much of its share has shown by then whether it helps.
 const GROWN: f64 = 0.5;
+/// What arrives is not paid where it would cost so many times the CPU that is used, for so long, while nobody is busy.
+const UNPAID: f64 = 1.5;
+const UNPAID_FOR: Duration = Duration::from_secs(8);
 /// In so long what waits is to be served, with every processor that there is.
 const BACKLOG: Duration = Duration::from_secs(2);
 
@@ -262,6 +265,8 @@ pub struct State {
     last: Option<Timestamp>,
     unbroken_since: Option<Timestamp>,
     cpu: Track,
+    /// Since when what arrives would cost more CPU than is used, and nobody is busy.
+    unpaid_since: Option<Timestamp>,
     arrivals: Track,
     connections: Track,
     foreign: Track,
@@ -388,6 +393,10 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         (Some(_) | None, _) => 0.0,
     };
 
+    if let Some((low, high)) = cpu {
+        state.cpu.push(law, low, high, now);
+    }
+    let paid = paid(state, law, cpu, rate, now);
     let used = cpu_of_ready(inputs, unit).map(|(low, _)| low);
     let is_answered = metric::is_answered_by_more(used, unit, whole);
     let mut sights = Vec::new();
@@ -396,9 +405,6 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         let seen = match metric {
             Metric::ContainerCpu if law.targets.container_cpu.is_some() => {
                 is_missing = cpu.is_none() && !inputs.cpu.is_empty();
-                if let Some((low, high)) = cpu {
-                    state.cpu.push(law, low, high, now);
-                }
                 state.cpu.seen(law, cpu.is_some(), FAST, now)
             }
             Metric::Arrivals if law.targets.arrivals.is_some() => {
@@ -452,6 +458,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         whole,
         limit,
         cost: state.cost.known(),
+        paid,
         processors,
         busy: state.busy.mean(FOREIGN, now).map(|(low, _)| low),
         foreign: state.foreign.mean(FOREIGN, now).map(|(low, _)| low),
@@ -498,6 +505,30 @@ fn cpu_of_ready(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
     }
     let low: f64 = known.iter().sum();
     Some((low, low + unit * (inputs.cpu.len() - known.len()) as f64))
+}
+
+/// Returns the CPU that is used, where what arrives has been asking for far more for a while, and nobody is busy: SYNs with
+/// forged addresses cost no backend anything, and what a connection costs may have been learned of idle backends.
+fn paid(
+    state: &mut State,
+    law: &Law,
+    cpu: Option<(f64, f64)>,
+    rate: Option<f64>,
+    now: Timestamp,
+) -> Option<metric::Demand> {
+    let is_unpaid = || {
+        let ((low, high), rate) = (cpu?, rate?);
+        Some(low >= high && now >= state.saturated_until && rate * state.cost.known()? > UNPAID * low)
+    };
+    if is_unpaid() != Some(true) {
+        state.unpaid_since = None;
+        return None;
+    }
+    let since = *state.unpaid_since.get_or_insert(now);
+    match state.cpu.seen(law, true, FAST, now) {
+        Seen::Demand(demand) if now.since(since) >= UNPAID_FOR => Some(demand),
+        Seen::Demand(_) | Seen::Level { .. } | Seen::Learning { .. } | Seen::Missing { .. } => None,
+    }
 }
 
 /// Returns for how long a demand that is gone all at once holds the count.

@@ -123,6 +123,21 @@ fn cpu_that_is_used_up_is_a_burst_where_what_arrives_does_not_explain_it() {
 }
 
 #[test]
+fn what_arrives_and_costs_nothing_is_worth_what_cpu_shows() {
+    let mut run = Run::settled(law(1, 20), 2.0);
+    let forged = |inputs: &mut Inputs| inputs.arrivals = Some(2_000.0);
+
+    let all: Vec<Verdict> = (0..300).map(|_| run.tick(forged, 2.0).verdict).collect();
+
+    assert_eq!(all[0].target, 20, "at first nobody can know");
+    let told = all[9].wishes.iter().find(|wish| wish.metric == Metric::Arrivals).unwrap();
+    assert!(told.up.unwrap() < 3.0 && all[9].reason.contains("paid by 2.00 cores"), "{:?}", all[9]);
+    assert!(all[299].target < 8, "{:?}", all[299]);
+    let mut honest = Run::settled(law(1, 20), 2.0);
+    assert!((0..60).all(|_| honest.tick(|_| {}, 6.0).evidence.paid.is_none()), "CPU follows");
+}
+
+#[test]
 fn a_fall_waits_for_its_window_and_goes_step_by_step() {
     let mut run = Run::settled(law(1, 20), 8.0);
     assert_eq!(run.count, 12);
