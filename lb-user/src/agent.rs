@@ -80,6 +80,13 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
     }
     let signals = Signals::watch(reload.is_some())?;
     let host_cpu = HostCpu::new()?;
+    for service in &config.services {
+        if let Source::Docker(docker) = &service.source
+            && let Some(note) = docker.note_on_share(host_cpu.processors())
+        {
+            tracing::info!("{}: {note}", service.name);
+        }
+    }
     let (fleet, providers) = service::connect(&mut config).await?;
     let links = Arc::new(Links::open()?);
     let mut network = Network::find(&config, &links).await?;

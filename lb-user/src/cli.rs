@@ -282,6 +282,7 @@ pub struct ServiceArgs {
     /// Scale by this; may be repeated [default: arrivals and container-cpu]
     ///
     /// container-cpu[=PCT]: the CPU that the containers use, of their --cpus or else of the host divided by --max.
+    /// A program of one thread never uses more than one processor: where that share is larger, it needs --cpus.
     /// arrivals[=PCT]: new connections a second times the CPU that one costs, as learned: more is asked for before it is
     /// missing. connections=N: live connections, N for each container. latency[=DUR]: more while SYN-ACKs take longer
     /// [5ms]; pressure[=PCT]: more while tasks wait for a processor [20]; both only ask for more, and hold.
@@ -292,7 +293,8 @@ pub struct ServiceArgs {
 
     /// CPU, in percent, that a container is to use of what it may [default: 70]
     ///
-    /// It is what metrics of CPU aim at that say nothing else. With --metric host-cpu: the CPU load of the host at which
+    /// It is what metrics of CPU aim at that say nothing else: at most 85, as a container at its limit shows no more than
+    /// 100. With --metric host-cpu: the CPU load of the host at which
     /// --max are wanted, by default 100: one container for every 10 %.
     #[arg(long, value_name = "PCT", help_heading = SCALING)]
     pub target_cpu: Option<Percent>,

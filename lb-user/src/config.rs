@@ -8,7 +8,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
-use crate::health::HealthCheck;
+use crate::{control::law, health::HealthCheck};
 
 pub mod diff;
 pub mod error;
@@ -214,6 +214,9 @@ pub enum Source {
     },
 }
 
+/// Containers that share less than this of a processor each are hardly meant to.
+const LEAST_SHARE: f64 = 0.25;
+
 /// The containers of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Docker {
@@ -234,6 +237,27 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// Tells where a container's share of the host, which stands in for `--cpus`, is likely not what it can use.
+    pub fn note_on_share(&self, processors: usize) -> Option<String> {
+        let Following::Demand(targets) = &self.scaling.following else { return None };
+        let target = targets.container_cpu.or(targets.arrivals).filter(|_| self.cpus.is_none())?;
+        let max = self.scaling.max;
+        let share = processors as f64 / f64::from(max);
+        let is = format!(
+            "without --cpus, each container is taken to be able to use {share:.2} processors, {processors} / --max {max}"
+        );
+        // One thread uses a processor at most, which has to exceed the target.
+        if share * target.share() * (1.0 + law::RISE_BAND) >= 1.0 {
+            Some(format!(
+                "{is}: a program of one thread never gets there, and nothing asks for more of it; give --cpus"
+            ))
+        } else if share < LEAST_SHARE {
+            Some(format!("{is}: little load is taken for much, and brings all of them; give --cpus, or a lower --max"))
+        } else {
+            None
+        }
+    }
+
     /// Returns what is left of the containers of a service that is configured no longer: none is started.
     pub fn leftover() -> Self {
         let scaling = Scaling {

@@ -131,7 +131,7 @@ fn demand_is_answered_and_foreign_load_is_not() {
     assert!(explained["record"]["verdict"]["target"].as_u64() >= Some(2), "{explained}");
     assert_eq!(explained["supposed"]["verdict"]["target"], 1, "{explained}");
     assert!(explained["record"]["evidence"]["used"].as_f64() > Some(0.0), "control groups are read: {explained}");
-    assert_eq!(explained["record"]["evidence"]["unit"], 0.1, "and their quota: {explained}");
+    assert_eq!(explained["record"]["evidence"]["limit"], 0.1, "and their quota: {explained}");
 
     assert_no_failure(&client.finish());
     agent.wait_for("without clients one is enough", Duration::from_secs(60), |status| {

@@ -7,7 +7,7 @@ use lb_ebpf::abi::{BackendId, Handshakes};
 use super::{Agent, chain};
 use crate::{
     config::{Following, ServiceName, Source},
-    control::{CpuLoad, CpuUsed, Event, Measures, law::HostUse},
+    control::{BackendState, CpuLoad, CpuUsed, Event, Measures, law::HostUse},
     datapath::DatapathError,
     metrics::{arrivals::Arrivals, latency::Latency},
 };
@@ -45,7 +45,7 @@ impl Agent {
             self.pressure.sample(self.container_cpu.groups());
         }
         let processors = self.host_cpu.processors() as f64;
-        let host = load.map(|load| HostUse { processors, busy: load.share() * processors });
+        let host = Some(HostUse { processors, busy: load.map(|load| load.share() * processors) });
         let mut events = Vec::new();
         for (name, targets) in services {
             let counted = match self.counted(&name, targets.latency.is_some()) {
@@ -62,7 +62,9 @@ impl Agent {
                 .iter()
                 .filter_map(|backend| Some((backend.id.clone(), self.container_cpu.used(&backend.id)?)))
                 .collect();
-            let pressure = targets.pressure.and_then(|_| self.pressure.of(backends.iter().map(|backend| &backend.id)));
+            // Those that start or stop wait for other reasons than too many clients.
+            let ready = backends.iter().filter(|backend| backend.state == BackendState::Ready);
+            let pressure = targets.pressure.and_then(|_| self.pressure.of(ready.map(|backend| &backend.id)));
             let (arrivals, handshakes) = match counted {
                 Some(counted) => {
                     let handshakes = targets.latency.and_then(|_| service.meters.latency.sample(counted.handshakes));

@@ -277,8 +277,11 @@ impl ServiceArgs {
         if self.min.is_none() && min < DEFAULT_MIN {
             notes.push(format!("--min is {min}, because --max is"));
         }
-        let following =
-            Following::new(&self.metric, self.target_cpu).map_err(|(error, place)| (error, "metric", place))?;
+        let following = Following::new(&self.metric, self.target_cpu).map_err(|(error, place)| match error {
+            ConfigError::CpuTargetTooHigh { is_own: false, .. } => (error, "target-cpu", 0),
+            error => (error, "metric", place),
+        })?;
+        notes.extend(self.note_on_former_law());
         let (up_window, down_window) = default_windows(&following);
         Ok(Scaling {
             min,
@@ -286,6 +289,23 @@ impl ServiceArgs {
             following,
             up_window: self.scale_up_window.unwrap_or(up_window),
             down_window: self.scale_down_window.unwrap_or(down_window),
+        })
+    }
+
+    /// Tells of what else the settings of scaling may be meant, where no metric is named.
+    fn note_on_former_law(&self) -> Option<String> {
+        let said = [
+            ("--target-cpu", self.target_cpu.is_some()),
+            ("--scale-up-window", self.scale_up_window.is_some()),
+            ("--scale-down-window", self.scale_down_window.is_some()),
+        ];
+        let said: Vec<&str> = said.into_iter().filter(|(_, is_said)| *is_said).map(|(flag, _)| flag).collect();
+        (self.metric.is_empty() && !said.is_empty()).then(|| {
+            format!(
+                "{} without --metric: the aim is what the containers use (arrivals and container-cpu), not the load of the \
+                 whole host, which is --metric host-cpu",
+                said.join(", ")
+            )
         })
     }
 
@@ -656,7 +676,43 @@ mod tests {
                     --max-connections lets them have 500: say less, such as connections=350";
         assert_eq!(limited(""), [silent]);
         assert_eq!(limited("--metric connections=460"), [late]);
+        let former = |args: &str| run(&format!("--image a --publish 80:80 {args}")).expect("right").notes;
+        assert_eq!(
+            former("--target-cpu 60 --scale-up-window 3s"),
+            ["--target-cpu, --scale-up-window without --metric: the aim is what the containers use (arrivals and \
+              container-cpu), not the load of the whole host, which is --metric host-cpu"]
+        );
+        assert!(former("--target-cpu 60 --metric arrivals").is_empty() && former("--min 1").is_empty());
         assert!(limited("--metric connections=450").is_empty() && limited("--metric host-cpu").is_empty());
+    }
+
+    #[test]
+    fn a_share_of_the_host_that_is_no_measure_of_a_container_is_told() {
+        let note = |processors: usize, args: &str| {
+            docker(&run(&format!("--image a --publish 80:80 {args}")).expect("right")).note_on_share(processors)
+        };
+
+        let many = note(32, "").expect("32 of 10 are more than one thread can use");
+        assert!(
+            many.starts_with(
+                "without --cpus, each container is taken to be able to use 3.20 processors, 32 / --max 10"
+            )
+        );
+        assert!(
+            many.ends_with("a program of one thread never gets there, and nothing asks for more of it; give --cpus")
+        );
+        let few = note(2, "").expect("2 of 10 are little");
+        assert!(few.contains("0.20 processors") && few.ends_with("give --cpus, or a lower --max"), "{few}");
+        for (processors, args) in [
+            (12, ""),
+            (3, ""),
+            (32, "--cpus 1"),
+            (2, "--cpus 2"),
+            (32, "--metric host-cpu"),
+            (2, "--metric connections=9"),
+        ] {
+            assert_eq!(note(processors, args), None, "{processors} {args}");
+        }
     }
 
     #[test]
@@ -704,6 +760,7 @@ mod tests {
                 "--backend 10.0.0.2:80 --publish 80 --min 2 --target-cpu 100 --env A=1",
                 "--min, --target-cpu, --env would have no effect, the backends given by --backend are not started",
             ),
+            ("--image a --publish 80:5000 --target-cpu 100", "arrivals at 100% leaves no room to tell full containers"),
             ("--image a --publish 80:5000 --metric latency", "latency and pressure tell that there are too few, never"),
             ("--image a --publish 80:5000 --metric arrivals --metric host-cpu", "host-cpu is a law of its own: leave"),
             ("--backend 10.0.0.2:80 --publish 80 --metric arrivals", "--metric would have no effect"),

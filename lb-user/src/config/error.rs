@@ -190,6 +190,21 @@ pub enum ConfigError {
     /// A metric twice.
     #[error("metric {metric} is given twice: leave one out")]
     DuplicateMetric { metric: &'static str },
+    /// Containers that are to be as good as full.
+    #[error(
+        "{metric} at {given} leaves no room to tell full containers from those that need others beside them: give at most \
+         {most}; where the load of the whole host is meant, --metric host-cpu"
+    )]
+    CpuTargetTooHigh {
+        /// Which metric.
+        metric: &'static str,
+        /// What it is to aim at.
+        given: String,
+        /// What it may aim at.
+        most: f64,
+        /// Whether it says so itself, instead of `--target-cpu`.
+        is_own: bool,
+    },
     /// The load of the host beside other metrics.
     #[error("host-cpu is a law of its own: leave it out, or leave the other metrics out")]
     HostCpuAlone,

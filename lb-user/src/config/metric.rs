@@ -12,6 +12,9 @@ use crate::control::{
 const DEFAULT_LATENCY: Duration = Duration::from_millis(5);
 /// The pressure aimed at where none is said, in percent.
 const DEFAULT_PRESSURE: f64 = 20.0;
+/// The most that metrics of CPU may aim at, in percent: a container at its quota shows 100, which has to exceed the target
+/// by more than [`RISE_BAND`](crate::control::law::RISE_BAND), and by some noise.
+const MOST_TARGET_CPU: f64 = 85.0;
 /// The name of the host's load as a metric.
 const HOST_CPU: &str = "host-cpu";
 
@@ -120,6 +123,9 @@ impl Following {
         }
         let by_default = [MetricChoice::Arrivals(None), MetricChoice::ContainerCpu(None)];
         let choices = if choices.is_empty() { &by_default } else { choices };
+        for (place, choice) in choices.iter().enumerate() {
+            Self::check(*choice, target_cpu).map_err(|error| (error, place))?;
+        }
         let targets = choices.iter().fold(Targets::default(), |targets, choice| {
             let one = Self::targets(*choice, target_cpu);
             Targets {
@@ -133,6 +139,29 @@ impl Following {
         let tells_of_too_many =
             targets.container_cpu.is_some() || targets.arrivals.is_some() || targets.connections.is_some();
         if tells_of_too_many { Ok(Self::Demand(Box::new(targets))) } else { Err((ConfigError::MetricsPushOnly, 0)) }
+    }
+
+    /// Checks that a metric aims at what leaves it able to ask for more.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check(choice: MetricChoice, target_cpu: Option<Percent>) -> Result<(), ConfigError> {
+        let own = match choice {
+            MetricChoice::ContainerCpu(own) | MetricChoice::Arrivals(own) => own,
+            MetricChoice::HostCpu(_)
+            | MetricChoice::Connections(_)
+            | MetricChoice::Latency(_)
+            | MetricChoice::Pressure(_) => return Ok(()),
+        };
+        match own.or(target_cpu).filter(|target| target.percent() > MOST_TARGET_CPU) {
+            None => Ok(()),
+            Some(target) => Err(ConfigError::CpuTargetTooHigh {
+                metric: choice.name(),
+                given: target.to_string(),
+                most: MOST_TARGET_CPU,
+                is_own: own.is_some(),
+            }),
+        }
     }
 
     /// Returns what one metric aims at; of the host's load nothing, as it is another law's.
@@ -182,6 +211,9 @@ mod tests {
             ("host-cpu", Some("80"), "host-cpu (80%)"),
             ("host-cpu=90%", Some("80"), "host-cpu (90%)"),
             ("container-cpu=50", Some("80"), "container-cpu (50 %)"),
+            ("", Some("85"), "arrivals (85 %) and container-cpu (85 %)"),
+            ("host-cpu", Some("100"), "host-cpu (100%)"),
+            ("container-cpu=50", Some("100"), "container-cpu (50 %)"),
             ("arrivals connections=200", Some("80"), "arrivals (80 %) and connections (200)"),
             ("container-cpu latency pressure", None, "container-cpu (70 %), latency (5ms) and pressure (20 %)"),
             ("connections=1.5 latency=20ms pressure=35", None, "connections (1.5), latency (20ms) and pressure (35 %)"),
@@ -201,6 +233,8 @@ mod tests {
             ("latency=0s", "a latency of nothing"),
             ("latency=soon", "\"soon\" is not a duration"),
             ("host-cpu arrivals", "host-cpu is a law of its own"),
+            ("connections=5 container-cpu=91", "container-cpu at 91% leaves no room to tell"),
+            ("arrivals=85.5", "arrivals at 85.5% leaves no room"),
             ("arrivals arrivals=60", "metric arrivals is given twice"),
             ("latency pressure", "latency and pressure tell that there are too few"),
         ];
@@ -208,5 +242,10 @@ mod tests {
             let error = following(words, None).unwrap_err();
             assert!(error.starts_with(told), "{words}: {error}");
         }
+        let error = following("", Some("100")).unwrap_err();
+        assert!(
+            error.ends_with("give at most 85; where the load of the whole host is meant, --metric host-cpu"),
+            "{error}"
+        );
     }
 }

@@ -60,7 +60,8 @@ pub fn suppose(record: &Record, all: &[Supposition]) -> Result<Law, ConfigError>
             What::Min(count) => min = count,
             What::Max(count) => max = count,
             What::TargetCpu(percent) => {
-                let Ok(Following::Demand(targets)) = Following::new(&[], Some(percent)) else { continue };
+                let following = Following::new(&[], Some(percent)).map_err(|(error, _)| error)?;
+                let Following::Demand(targets) = following else { continue };
                 law.targets.container_cpu = law.targets.container_cpu.and(targets.container_cpu);
                 law.targets.arrivals = law.targets.arrivals.and(targets.arrivals);
             }
@@ -68,6 +69,7 @@ pub fn suppose(record: &Record, all: &[Supposition]) -> Result<Law, ConfigError>
                 if !record.law.targets.metrics().any(|metric| metric.name() == choice.name()) {
                     return Err(ConfigError::NotMeasured { metric: choice.name() });
                 }
+                Following::check(choice, None)?;
                 let only = Following::targets(choice, None);
                 law.targets.container_cpu = only.container_cpu.or(law.targets.container_cpu);
                 law.targets.arrivals = only.arrivals.or(law.targets.arrivals);
@@ -124,6 +126,8 @@ mod tests {
             ("host-cpu=50", "\"host-cpu=50\" cannot be supposed"),
             ("scale-up-window=1s", "there is no metric"),
             ("connections=5", "connections was not measured"),
+            ("target-cpu=90", "arrivals at 90% leaves no room"),
+            ("container-cpu=100", "container-cpu at 100% leaves no room"),
             ("min=9", "--min 9 exceeds --max 8"),
             ("min=0", "--min 0 would leave nobody"),
         ];

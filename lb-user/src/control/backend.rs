@@ -305,6 +305,11 @@ impl Backend {
         self.ready_since.map(|since| now.since(since))
     }
 
+    /// Whether it has been ready, and so may have connections.
+    pub fn has_been_ready(&self) -> bool {
+        self.ready_since.is_some()
+    }
+
     /// Returns when the next probe is due, or when one in flight counts as lost.
     pub fn probe_due(&self) -> Option<Timestamp> {
         self.address?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::backend::State;
+use super::backend::{Backend, State};
 use super::event::ContainerId;
 use super::history::DecisionKind;
 use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record};
@@ -105,6 +105,9 @@ impl Controller {
 
     fn inputs(&self, measures: &Measures, now: Timestamp) -> Inputs {
         let ready = || self.backends.values().filter(|backend| backend.state == State::Ready);
+        let aside = || self.backends.values().filter(|backend| is_aside(backend));
+        let cores = |backend: &Backend| measures.cpu.get(&backend.id).map(|used| used.cores);
+        let others = self.backends.values().filter(|backend| backend.state != State::Ready && !is_aside(backend));
         let cpu = ready().map(|backend| {
             let used = measures.cpu.get(&backend.id);
             CpuUse {
@@ -120,10 +123,20 @@ impl Controller {
             ready: ready().count() as u32,
             host: measures.host,
             cpu: cpu.collect(),
+            aside: aside().map(cores).collect(),
+            beside: others.filter_map(cores).filter(|cores| cores.is_finite()).sum(),
             arrivals: measures.arrivals,
-            connections: is_fresh.then(|| ready().map(|backend| backend.flows as f64).sum()),
+            connections: is_fresh.then(|| ready().chain(aside()).map(|backend| backend.flows as f64).sum()),
             handshakes: measures.handshakes,
             pressure: measures.pressure,
         }
+    }
+}
+
+/// Whether a backend gets no new connections and may have old ones: who waits for them to end is served all the same.
+fn is_aside(backend: &Backend) -> bool {
+    match backend.state {
+        State::Unhealthy | State::Draining(_) => backend.has_been_ready(),
+        State::Starting | State::Ready | State::Stopping(_) | State::Dead(_) => false,
     }
 }

@@ -58,12 +58,12 @@ impl Pressure {
         }
     }
 
-    /// Returns the mean of these containers where all of them tell, or else what the host tells.
+    /// Returns the mean of those of these containers that tell, or, where none does, what the host tells.
     pub fn of<'a>(&self, containers: impl Iterator<Item = &'a ContainerId>) -> Option<f64> {
-        let shares: Option<Vec<f64>> = containers.map(|id| self.of.get(id)?.share).collect();
-        match shares.as_deref() {
-            Some([]) | None => self.host.share,
-            Some(shares) => Some(shares.iter().sum::<f64>() / shares.len() as f64),
+        let shares: Vec<f64> = containers.filter_map(|id| self.of.get(id)?.share).collect();
+        match shares.as_slice() {
+            [] => self.host.share,
+            shares => Some(shares.iter().sum::<f64>() / shares.len() as f64),
         }
     }
 }
@@ -86,13 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn containers_that_do_not_all_tell_leave_it_to_the_host() {
+    fn containers_that_do_not_tell_are_left_out_and_where_none_does_it_is_the_hosts() {
         let (one, other) = (ContainerId::from("a"), ContainerId::from("b"));
         let meter = |share| Meter { last: None, share: Some(share) };
         let pressure = Pressure { host: meter(0.9), of: [(one.clone(), meter(0.1))].into() };
 
         assert_eq!(pressure.of([&one].into_iter()), Some(0.1));
-        assert_eq!(pressure.of([&one, &other].into_iter()), Some(0.9));
+        assert_eq!(pressure.of([&one, &other].into_iter()), Some(0.1));
+        assert_eq!(pressure.of([&other].into_iter()), Some(0.9));
         assert_eq!(pressure.of(std::iter::empty()), Some(0.9));
     }
 }

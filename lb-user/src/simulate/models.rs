@@ -75,8 +75,10 @@ impl Scaler for Ours {
         let inputs = Inputs {
             current: wish,
             ready: past.ready,
-            host: Some(HostUse { processors: scenario.processors, busy: past.used + scenario.foreign }),
+            host: Some(HostUse { processors: scenario.processors, busy: Some(past.used + scenario.foreign) }),
             cpu: past.ages.iter().map(of).collect(),
+            aside: Vec::new(),
+            beside: 0.0,
             arrivals: Some(arrivals),
             connections: Some(past.in_flight),
             handshakes: None,

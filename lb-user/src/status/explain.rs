@@ -164,7 +164,7 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
         ],
     );
     let bounds = format!("{} to {} backends", law.bounds.min(), law.bounds.max());
-    let mut facts = vec![bounds, format!("one may use {:.2} processors", evidence.unit)];
+    let mut facts = vec![bounds, format!("one may use {:.2} processors", evidence.unit(law))];
     facts.extend(
         evidence.processors.zip(evidence.foreign).map(|(processors, foreign)| {
             format!("host of {processors:.0} processors, {foreign:.1} of them foreign load")
@@ -215,8 +215,8 @@ fn row(sight: &Sight, wish: &Wish, carries: Option<f64>) -> Vec<Cell> {
         Metric::Pressure => format!("{:.0} %", value * 100.0),
     };
     let [fast, slow, peak] = match sight.seen {
-        Seen::Demand(Demand { fast, slow, peak }) => [fast, slow, peak].map(shown),
-        Seen::Level { latest, lasting } => [shown(latest), shown(lasting), "-".to_owned()],
+        Seen::Demand(Demand { fast, slow, peak, seen_for: _ }) => [fast, slow, peak].map(shown),
+        Seen::Level { latest, lasting, highest, seen_for: _ } => [latest, lasting, highest].map(shown),
         Seen::Learning { connections: 0 } => ["begins".to_owned(), "-".to_owned(), "-".to_owned()],
         Seen::Learning { connections } => [format!("learns ({connections})"), "-".to_owned(), "-".to_owned()],
         Seen::Missing { ticks } => [format!("missing ({ticks} ticks)"), "-".to_owned(), "-".to_owned()],
@@ -249,7 +249,7 @@ mod tests {
             let inputs = Inputs {
                 current,
                 ready: current,
-                host: Some(HostUse { processors: 8.0, busy: 4.0 }),
+                host: Some(HostUse { processors: 8.0, busy: Some(4.0) }),
                 cpu: vec![one; current as usize],
                 arrivals: Some(150.0),
                 connections: Some(15.0),

@@ -18,6 +18,10 @@ const FALL_ROOM: f64 = 0.05;
 pub(super) const BURST: f64 = 1.5;
 /// It also begins where a container's CPU shows that it is at its limit, above which it shows nothing.
 const BURST_CPU: f64 = 0.95;
+/// A demand that is counted explains what CPU wants where it wants so much of it.
+const EXPLAINED: f64 = 0.5;
+/// A host is busy that has less than a tenth of its processors left.
+const HOST_BUSY: f64 = 0.9;
 /// Growth is limited to doubling, and to this at the least.
 const LEAST_GROWTH: u32 = 4;
 /// A fall takes one part of so many, and one at the least.
@@ -165,12 +169,17 @@ fn agreed(wishes: &[Wish]) -> Option<(Metric, f64)> {
 /// Whether the last seconds want what cannot be served by those that do.
 fn is_burst(law: &Law, evidence: &Evidence, wishes: &[Wish]) -> bool {
     let ready = f64::from(evidence.ready.max(1));
-    let counts = wishes.iter().any(|wish| wish.metric != Metric::ContainerCpu && wish.fast.is_some());
+    let fast_of = |is_asked: fn(Metric) -> bool| {
+        wishes.iter().filter(|wish| is_asked(wish.metric)).filter_map(|wish| wish.fast).fold(0.0, f64::max)
+    };
+    let cpu = fast_of(|metric| metric == Metric::ContainerCpu);
+    let explains = fast_of(|metric| metric != Metric::ContainerCpu) >= EXPLAINED * cpu;
     wishes.iter().any(|wish| {
         let Some(fast) = wish.fast else { return false };
         let limit = match wish.metric {
             // Where the demand itself can be seen, that it is beyond what serves says more than that what serves is busy.
-            Metric::ContainerCpu if counts => return false,
+            // But requests in connections that last arrive unseen.
+            Metric::ContainerCpu if explains => return false,
             Metric::ContainerCpu => law.targets.container_cpu.map_or(BURST, |target| BURST_CPU / target.share()),
             Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Pressure => BURST,
         };
@@ -202,7 +211,7 @@ impl Case<'_> {
         // What a burst wants is counted, not guessed, and absolute: it cannot run away.
         let base = if in_burst { law.bounds.max() } else { evidence.count_before };
         cap(Limit::UpRate, base.saturating_mul(2).max(base.saturating_add(LEAST_GROWTH)), &mut self.limits);
-        if let Some(most) = host_cap(law, evidence) {
+        if let Some(most) = host_cap(law, evidence, metric) {
             cap(Limit::Host, most, &mut self.limits);
         }
         self.target = target;
@@ -258,7 +267,7 @@ impl Case<'_> {
             (Limit::Burst, in_burst || !evidence.burst_for.is_zero(), "a burst a moment ago"),
             (Limit::Gap, !evidence.hold_for.is_zero(), "a gap in the samples a moment ago"),
             (Limit::Outage, !evidence.outage_for.is_zero(), "the demand was gone all at once, as in an outage"),
-            (Limit::DownWindow, evidence.seen_for < law.down_window, "not seen for long enough"),
+            (Limit::DownWindow, evidence.is_young(law.down_window), "not seen for long enough"),
             (Limit::DownRate, !rest.is_zero(), "others went a moment ago"),
         ];
         if let Some((limit, _, why)) = held.into_iter().find(|(_, is_held, _)| *is_held) {
@@ -281,10 +290,17 @@ fn round_up(wish: f64) -> u32 {
 }
 
 /// Returns how many backends there are processors for beside what others use, and no fewer than the smallest count. The
-/// last of them may have half of its processors only.
-fn host_cap(law: &Law, evidence: &Evidence) -> Option<u32> {
+/// last of them may have half of its processors only. What is no matter of CPU is limited where the host is busy indeed.
+fn host_cap(law: &Law, evidence: &Evidence, metric: Metric) -> Option<u32> {
+    let is_about_cpu = match metric {
+        Metric::Arrivals | Metric::ContainerCpu | Metric::Latency | Metric::Pressure => true,
+        Metric::Connections => evidence.busy? >= HOST_BUSY * evidence.processors?,
+    };
+    if !is_about_cpu {
+        return None;
+    }
     let free = evidence.processors? - evidence.foreign?;
-    let fit = (free / evidence.unit + 0.5).floor();
+    let fit = (free / evidence.unit(law) + 0.5).floor();
     fit.is_finite().then(|| (fit.max(0.0) as u32).max(law.bounds.min()))
 }
 
@@ -320,7 +336,9 @@ fn told(evidence: &Evidence, sight: &super::Sight, wish: &Wish) -> String {
                 Metric::ContainerCpu => format!("{slow:.2} cores"),
                 Metric::Arrivals => {
                     let cost = evidence.cost.map(|cost| format!(" of {:.2} ms", cost * 1000.0)).unwrap_or_default();
-                    format!("{slow:.1}/s{cost}")
+                    let paid =
+                        evidence.paid.map(|paid| format!(", paid by {:.2} cores", paid.slow)).unwrap_or_default();
+                    format!("{slow:.1}/s{cost}{paid}")
                 }
                 Metric::Connections | Metric::Latency | Metric::Pressure => format!("{slow:.1}"),
             };

@@ -55,15 +55,19 @@ pub struct Evidence {
     pub ready: u32,
     /// How many those are worth, each by the part of its share that it gets in slow start.
     pub whole: f64,
-    /// How many processors are the whole of one backend.
-    pub unit: f64,
+    /// How many processors one backend may use, where that is limited.
+    pub limit: Option<f64>,
     /// The CPU that a connection costs, in seconds.
     pub cost: Option<f64>,
+    /// The CPU that is used, in processors, where it is far less than what arrives would cost: what arrives is worth no more.
+    pub paid: Option<Demand>,
     /// The processors of the host.
     pub processors: Option<f64>,
+    /// How many of them are busy, whoever keeps them so.
+    pub busy: Option<f64>,
     /// How many of them others keep busy.
     pub foreign: Option<f64>,
-    /// How many of them the backends keep busy.
+    /// How many of them the backends keep busy that serve.
     pub used: Option<f64>,
     /// What each metric tells.
     pub sights: Vec<Sight>,
@@ -104,6 +108,10 @@ pub enum Seen {
         latest: f64,
         /// What it did not fall below in the last ticks.
         lasting: f64,
+        /// The highest of the down window, where more were an answer to it.
+        highest: f64,
+        /// For how long it has been measured without a gap.
+        seen_for: Duration,
     },
     /// Nothing, as too little has happened.
     Learning {
@@ -126,6 +134,8 @@ pub struct Demand {
     pub slow: f64,
     /// The highest such mean of the down window.
     pub peak: f64,
+    /// For how long it has been measured without a gap.
+    pub seen_for: Duration,
 }
 
 /// How many backends a metric wants.
@@ -149,7 +159,8 @@ impl Evidence {
         let metric = sight.metric;
         let silent = Wish { metric, fast: None, up: None, down: None, abstains: true };
         let Some(target) = self.one_carries(law, metric).filter(|target| *target > 0.0) else { return silent };
-        match sight.seen {
+        let is_answered = is_answered_by_more(self.used, self.unit(law), self.whole);
+        match self.paid_part(sight) {
             Seen::Demand(demand) => Wish {
                 fast: Some(demand.fast / target),
                 up: Some(demand.slow / target),
@@ -157,16 +168,27 @@ impl Evidence {
                 abstains: false,
                 ..silent
             },
-            Seen::Level { lasting, .. } if lasting > target && self.is_answered_by_more() => {
+            Seen::Level { lasting, .. } if lasting > target && is_answered => {
                 let pushed = f64::from(self.current) + f64::from(self.current.div_ceil(4));
                 Wish { up: self.may_push.then_some(pushed), abstains: false, ..silent }
             }
             // What is late at half the target may well be beyond it with fewer.
-            Seen::Level { latest, .. } if latest > target / 2.0 && self.is_answered_by_more() => {
-                Wish { abstains: false, ..silent }
-            }
+            Seen::Level { highest, .. } if highest > target / 2.0 => Wish { abstains: false, ..silent },
             Seen::Level { .. } | Seen::Learning { .. } => silent,
             Seen::Missing { .. } => Wish { abstains: false, ..silent },
+        }
+    }
+
+    /// Returns what is seen of a metric; of what arrives, as much as CPU pays for.
+    fn paid_part(&self, sight: &Sight) -> Seen {
+        match (sight.seen, self.paid.zip(self.cost)) {
+            (Seen::Demand(demand), Some((paid, cost))) if sight.metric == Metric::Arrivals => Seen::Demand(Demand {
+                fast: demand.fast.min(paid.fast / cost),
+                slow: demand.slow.min(paid.slow / cost),
+                peak: demand.peak.min(paid.peak / cost),
+                ..demand
+            }),
+            (seen, _) => seen,
         }
     }
 
@@ -174,18 +196,42 @@ impl Evidence {
     pub fn one_carries(&self, law: &Law, metric: Metric) -> Option<f64> {
         let targets = &law.targets;
         match metric {
-            Metric::ContainerCpu => targets.container_cpu.map(|target| target.share() * self.unit),
-            Metric::Arrivals => targets.arrivals.and_then(|target| Some(target.share() * self.unit / self.cost?)),
+            Metric::ContainerCpu => targets.container_cpu.map(|target| target.share() * self.unit(law)),
+            Metric::Arrivals => targets.arrivals.and_then(|target| Some(target.share() * self.unit(law) / self.cost?)),
             Metric::Connections => targets.connections,
             Metric::Latency => targets.latency.map(|target| target.as_secs_f64()),
             Metric::Pressure => targets.pressure.map(TargetLoad::share),
         }
     }
 
-    /// Whether the backends are busy enough for more of them to be an answer to waiting: what waits for something else
-    /// is not served sooner by more.
-    fn is_answered_by_more(&self) -> bool {
-        let whole = self.unit * self.whole.max(1.0);
-        self.used.is_none_or(|used| used > 0.5 * whole)
+    /// Whether the ticks, or a metric that has something to say, have not been seen for a time without a gap.
+    pub fn is_young(&self, time: Duration) -> bool {
+        self.seen_for < time
+            || self.sights.iter().any(|sight| match sight.seen {
+                Seen::Demand(Demand { seen_for, .. }) | Seen::Level { seen_for, .. } => seen_for < time,
+                Seen::Learning { .. } | Seen::Missing { .. } => false,
+            })
     }
+
+    /// Returns how many processors are the whole of one backend.
+    pub fn unit(&self, law: &Law) -> f64 {
+        unit(law, self.limit, self.processors)
+    }
+}
+
+/// Returns how many processors are the whole of one backend: what it may use, or its share of the host where there are as
+/// many as there may be.
+pub fn unit(law: &Law, limit: Option<f64>, processors: Option<f64>) -> f64 {
+    let processors = processors.unwrap_or(1.0);
+    match limit {
+        // A quota beyond what the host has means nothing.
+        Some(limit) => limit.min(processors),
+        None => processors / f64::from(law.bounds.max()),
+    }
+}
+
+/// Whether backends that use so many processors, of those that are theirs, are busy enough for more of them to be an
+/// answer to waiting: what waits for something else is not served sooner by more.
+pub fn is_answered_by_more(used: Option<f64>, unit: f64, whole: f64) -> bool {
+    used.is_none_or(|used| used > 0.5 * unit * whole.max(1.0))
 }

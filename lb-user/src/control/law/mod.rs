@@ -43,6 +43,7 @@ use super::time::Timestamp;
 
 mod cost;
 mod judge;
+mod levels;
 mod metric;
 mod stay;
 mod track;
@@ -51,6 +52,7 @@ pub use judge::{Limit, Mood, RISE_BAND, Verdict, Winner, judge};
 pub use metric::{Demand, Evidence, Metric, Seen, Sight, Wish};
 
 use cost::Cost;
+use levels::Levels;
 use stay::Stay;
 use track::Track;
 
@@ -66,7 +68,7 @@ const UP_PERIOD: Duration = Duration::from_secs(5);
 const DOWN_PERIOD: Duration = Duration::from_secs(15);
 /// How many ticks in a row a level has to be beyond its target.
 const LEVEL_TICKS: usize = 3;
-/// The mean of the foreign load reaches as far back, lest a compiler's seconds keep a service small.
+/// The means of the host's and the foreign load reach as far back, lest a compiler's seconds keep a service small.
 const FOREIGN: Duration = Duration::from_secs(15);
 /// Of the down window, so much has to pass after a burst before fewer are wanted, and after a collapse.
 const BURST_HOLD: f64 = 0.5;
@@ -83,6 +85,9 @@ const SATURATED: f64 = 0.9;
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// A backend in slow start that gets so much of its share has shown by then whether it helps.
 const GROWN: f64 = 0.5;
+/// What arrives is not paid where it would cost so many times the CPU that is used, for so long, while nobody is busy.
+const UNPAID: f64 = 1.5;
+const UNPAID_FOR: Duration = Duration::from_secs(8);
 /// In so long what waits is to be served, with every processor that there is.
 const BACKLOG: Duration = Duration::from_secs(2);
 
@@ -189,6 +194,11 @@ pub struct Inputs {
     pub host: Option<HostUse>,
     /// The CPU of the backends that are ready, each with its age since it became so.
     pub cpu: Vec<CpuUse>,
+    /// Processors that each of those uses that get no new connections but may have old ones, being unhealthy or on their
+    /// way out; none where that is not known. What they serve is demand, too: others have to serve it soon.
+    pub aside: Vec<Option<f64>>,
+    /// Processors that the service's other containers use, those that start or stop: neither demand nor foreign.
+    pub beside: f64,
     /// Connections begun since the last tick.
     pub arrivals: Option<f64>,
     /// Connections under way.
@@ -207,6 +217,11 @@ impl Inputs {
         self.cpu.iter().map(move |one| if most > 0.0 { one.part / most } else { 1.0 })
     }
 
+    /// Returns the processors that those use which get no new connections, as far as that is known.
+    fn aside(&self) -> f64 {
+        self.aside.iter().flatten().filter(|cores| cores.is_finite()).sum()
+    }
+
     /// Returns how many backends what serves is worth, each by the part of its share that it gets.
     fn whole(&self) -> f64 {
         f64::from(self.ready) - self.parts().map(|part| 1.0 - part).sum::<f64>()
@@ -218,8 +233,8 @@ impl Inputs {
 pub struct HostUse {
     /// How many there are.
     pub processors: f64,
-    /// How many of them are busy, whoever keeps them so.
-    pub busy: f64,
+    /// How many of them are busy, whoever keeps them so; none where a reading is missing.
+    pub busy: Option<f64>,
 }
 
 /// The CPU of one backend.
@@ -250,11 +265,14 @@ pub struct State {
     last: Option<Timestamp>,
     unbroken_since: Option<Timestamp>,
     cpu: Track,
+    /// Since when what arrives would cost more CPU than is used, and nobody is busy.
+    unpaid_since: Option<Timestamp>,
     arrivals: Track,
     connections: Track,
     foreign: Track,
-    latency: VecDeque<f64>,
-    pressure: VecDeque<f64>,
+    busy: Track,
+    latency: Levels,
+    pressure: Levels,
     missing: [u32; Metric::ALL.len()],
     cost: Cost,
     stay: Stay,
@@ -343,17 +361,20 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     let since = *state.unbroken_since.get_or_insert(now);
 
     let processors = inputs.host.map(|host| host.processors);
-    let unit = unit(law, inputs);
+    let limit = limit(law, inputs);
+    let unit = metric::unit(law, limit, processors);
     let used: f64 = inputs.cpu.iter().filter_map(|one| one.cores).sum();
     // The mean of a tick in which the host did less than its backends, as their clocks are not read at once, is no load.
-    if let Some(host) = inputs.host {
-        let foreign = (host.busy - used).clamp(0.0, host.processors);
-        state.foreign.push(now, foreign, foreign, law.up_window, law.keep());
+    let busy = inputs.host.and_then(|host| Some((host.processors, host.busy?)));
+    if let Some((processors, busy)) = busy {
+        let own = used + inputs.aside() + inputs.beside;
+        let foreign = (busy - own).clamp(0.0, processors);
+        state.foreign.push(law, foreign, foreign, now);
+        state.busy.push(law, busy, busy, now);
     }
 
     let whole = inputs.whole();
-    let is_busy =
-        used >= SATURATED * unit * whole || inputs.host.is_some_and(|host| host.busy >= 0.95 * host.processors);
+    let is_busy = used >= SATURATED * unit * whole || busy.is_some_and(|(processors, busy)| busy >= 0.95 * processors);
     if is_busy {
         state.saturated_until = now + CATCH_UP;
     }
@@ -372,15 +393,18 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         (Some(_) | None, _) => 0.0,
     };
 
+    if let Some((low, high)) = cpu {
+        state.cpu.push(law, low, high, now);
+    }
+    let paid = paid(state, law, cpu, rate, now);
+    let used = cpu_of_ready(inputs, unit).map(|(low, _)| low);
+    let is_answered = metric::is_answered_by_more(used, unit, whole);
     let mut sights = Vec::new();
     for metric in Metric::ALL {
         let is_missing;
         let seen = match metric {
             Metric::ContainerCpu if law.targets.container_cpu.is_some() => {
                 is_missing = cpu.is_none() && !inputs.cpu.is_empty();
-                if let Some((low, high)) = cpu {
-                    state.cpu.push(now, low, high, law.up_window, law.keep());
-                }
                 state.cpu.seen(law, cpu.is_some(), FAST, now)
             }
             Metric::Arrivals if law.targets.arrivals.is_some() => {
@@ -388,7 +412,7 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
                 if let Some(rate) = rate {
                     let target = law.targets.arrivals.map_or(1.0, TargetLoad::share);
                     let rate = rate.max(target * (rate + waiting / BACKLOG.as_secs_f64()));
-                    state.arrivals.push(now, rate, rate, law.up_window, law.keep());
+                    state.arrivals.push(law, rate, rate, now);
                 }
                 match state.cost.known() {
                     None if !is_missing => Seen::Learning { connections: state.cost.connections() },
@@ -401,18 +425,20 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
             Metric::Connections if law.targets.connections.is_some() => {
                 is_missing = inputs.connections.is_none();
                 if let Some(active) = inputs.connections {
-                    state.connections.push(now, active, active, law.up_window, law.keep());
+                    state.connections.push(law, active, active, now);
                 }
                 state.connections.seen(law, inputs.connections.is_some(), FAST, now)
             }
             Metric::Latency if law.targets.latency.is_some() => {
                 is_missing = inputs.handshakes.is_none();
                 let level = inputs.handshakes.map(|told| if told.count == 0 { 0.0 } else { told.p99.as_secs_f64() });
-                level_of(&mut state.latency, level)
+                state.latency.push(law, level, is_answered, now);
+                state.latency.seen(now)
             }
             Metric::Pressure if law.targets.pressure.is_some() => {
                 is_missing = inputs.pressure.is_none();
-                level_of(&mut state.pressure, inputs.pressure)
+                state.pressure.push(law, inputs.pressure, is_answered, now);
+                state.pressure.seen(now)
             }
             Metric::ContainerCpu | Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Pressure => {
                 continue;
@@ -430,11 +456,13 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         current: inputs.current,
         ready: inputs.ready,
         whole,
-        unit,
+        limit,
         cost: state.cost.known(),
+        paid,
         processors,
+        busy: state.busy.mean(FOREIGN, now).map(|(low, _)| low),
         foreign: state.foreign.mean(FOREIGN, now).map(|(low, _)| low),
-        used: cpu.map(|(low, _)| low),
+        used,
         sights,
         seen_for: now.since(since),
         burst_for: state.burst_until.since(now),
@@ -448,25 +476,25 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     }
 }
 
-/// Returns how many processors are the whole of one backend.
-fn unit(law: &Law, inputs: &Inputs) -> f64 {
+/// Returns how many processors one backend may use, where that is limited.
+fn limit(law: &Law, inputs: &Inputs) -> Option<f64> {
     let limits: Vec<f64> = inputs.cpu.iter().filter_map(|one| one.quota).filter(|quota| *quota > 0.0).collect();
-    let limit = if limits.len() == inputs.cpu.len() && !limits.is_empty() {
+    if limits.len() == inputs.cpu.len() && !limits.is_empty() {
         Some(limits.iter().sum::<f64>() / limits.len() as f64)
     } else {
         law.quota
-    };
-    let processors = inputs.host.map_or(1.0, |host| host.processors);
-    match limit {
-        // A quota beyond what the host has means nothing.
-        Some(limit) => limit.min(processors),
-        None => processors / f64::from(law.bounds.max()),
     }
 }
 
-/// Returns the processors that the backends use at least and at most; nothing if that is known of none. One that is not
-/// known uses nothing where more are asked for, and all that it may where fewer are.
+/// Returns the processors that the backends use at least and at most; nothing if that is known of none that is ready. One
+/// that is not known uses nothing where more are asked for, and all that it may where fewer are.
 fn cpu_demand(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
+    let unknown = inputs.aside.iter().filter(|cores| !cores.is_some_and(f64::is_finite)).count();
+    let (low, high) = cpu_of_ready(inputs, unit)?;
+    Some((low + inputs.aside(), high + inputs.aside() + unit * unknown as f64))
+}
+
+fn cpu_of_ready(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
     let told = |one: &CpuUse| one.cores.filter(|cores| cores.is_finite() && one.age >= WARM_UP);
     let known: Vec<f64> = inputs.cpu.iter().filter_map(told).collect();
     if known.is_empty() {
@@ -479,17 +507,28 @@ fn cpu_demand(inputs: &Inputs, unit: f64) -> Option<(f64, f64)> {
     Some((low, low + unit * (inputs.cpu.len() - known.len()) as f64))
 }
 
-fn level_of(levels: &mut VecDeque<f64>, level: Option<f64>) -> Seen {
-    match level.filter(|level| level.is_finite()) {
-        Some(level) => levels.push_back(level),
-        None => levels.clear(),
+/// Returns the CPU that is used, where what arrives has been asking for far more for a while, and nobody is busy: SYNs with
+/// forged addresses cost no backend anything, and what a connection costs may have been learned of idle backends.
+fn paid(
+    state: &mut State,
+    law: &Law,
+    cpu: Option<(f64, f64)>,
+    rate: Option<f64>,
+    now: Timestamp,
+) -> Option<metric::Demand> {
+    let is_unpaid = || {
+        let ((low, high), rate) = (cpu?, rate?);
+        Some(low >= high && now >= state.saturated_until && rate * state.cost.known()? > UNPAID * low)
+    };
+    if is_unpaid() != Some(true) {
+        state.unpaid_since = None;
+        return None;
     }
-    while levels.len() > LEVEL_TICKS {
-        levels.pop_front();
+    let since = *state.unpaid_since.get_or_insert(now);
+    match state.cpu.seen(law, true, FAST, now) {
+        Seen::Demand(demand) if now.since(since) >= UNPAID_FOR => Some(demand),
+        Seen::Demand(_) | Seen::Level { .. } | Seen::Learning { .. } | Seen::Missing { .. } => None,
     }
-    let latest = levels.back().copied().unwrap_or(0.0);
-    let lasting = if levels.len() == LEVEL_TICKS { levels.iter().copied().fold(f64::INFINITY, f64::min) } else { 0.0 };
-    Seen::Level { latest, lasting }
 }
 
 /// Returns for how long a demand that is gone all at once holds the count.

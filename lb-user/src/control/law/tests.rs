@@ -21,8 +21,10 @@ fn served(current: u32, cores: f64) -> Inputs {
     Inputs {
         current,
         ready: current,
-        host: Some(HostUse { processors: 64.0, busy: cores }),
+        host: Some(HostUse { processors: 64.0, busy: Some(cores) }),
         cpu: vec![one; current as usize],
+        aside: Vec::new(),
+        beside: 0.0,
         arrivals: Some(cores / COST),
         connections: Some(cores / COST * 0.1),
         handshakes: None,
@@ -105,6 +107,37 @@ fn cpu_that_is_used_up_is_a_burst_where_nothing_counts_the_demand() {
 }
 
 #[test]
+fn cpu_that_is_used_up_is_a_burst_where_what_arrives_does_not_explain_it() {
+    let mut run = Run::settled(law(1, 20), 1.2);
+    assert!(run.state.cost().is_some());
+
+    let verdicts: Vec<Verdict> = (0..12)
+        .map(|_| {
+            let count = f64::from(run.count);
+            run.tick(|inputs| inputs.arrivals = Some(0.0), count).verdict
+        })
+        .collect();
+
+    let counts: Vec<u32> = verdicts.iter().map(|verdict| verdict.target).collect();
+    assert!(verdicts[2].in_burst && counts.is_sorted() && counts[11] >= 12, "{counts:?}");
+}
+
+#[test]
+fn what_arrives_and_costs_nothing_is_worth_what_cpu_shows() {
+    let mut run = Run::settled(law(1, 20), 2.0);
+    let forged = |inputs: &mut Inputs| inputs.arrivals = Some(2_000.0);
+
+    let all: Vec<Verdict> = (0..300).map(|_| run.tick(forged, 2.0).verdict).collect();
+
+    assert_eq!(all[0].target, 20, "at first nobody can know");
+    let told = all[9].wishes.iter().find(|wish| wish.metric == Metric::Arrivals).unwrap();
+    assert!(told.up.unwrap() < 3.0 && all[9].reason.contains("paid by 2.00 cores"), "{:?}", all[9]);
+    assert!(all[299].target < 8, "{:?}", all[299]);
+    let mut honest = Run::settled(law(1, 20), 2.0);
+    assert!((0..60).all(|_| honest.tick(|_| {}, 6.0).evidence.paid.is_none()), "CPU follows");
+}
+
+#[test]
 fn a_fall_waits_for_its_window_and_goes_step_by_step() {
     let mut run = Run::settled(law(1, 20), 8.0);
     assert_eq!(run.count, 12);
@@ -152,7 +185,7 @@ fn foreign_load_is_told_apart_and_not_answered() {
 
     let foreign = |inputs: &mut Inputs| {
         let own: f64 = inputs.cpu.iter().filter_map(|one| one.cores).sum();
-        inputs.host = Some(HostUse { processors: 8.0, busy: own + 4.2 });
+        inputs.host = Some(HostUse { processors: 8.0, busy: Some(own + 4.2) });
     };
     let quiet: Vec<u32> = (0..60).map(|_| run.tick(foreign, 2.0).verdict.target).collect();
     assert!(quiet.iter().all(|&count| count == 3), "a load of others alone starts nothing: {quiet:?}");
@@ -163,6 +196,25 @@ fn foreign_load_is_told_apart_and_not_answered() {
     let told =
         "host saturated: foreign load 4.2 of 8 processors; 5 wanted, and more than 4 would share the same: 4 stay";
     assert!(record.verdict.reason.ends_with(told), "{}", record.verdict.reason);
+}
+
+#[test]
+fn what_starts_or_stops_is_no_foreign_load_and_what_is_aside_is_demand() {
+    let mut run = Run::settled(law(1, 20), 2.0);
+    let mut record = None;
+
+    for _ in 0..60 {
+        let moved = |inputs: &mut Inputs| {
+            (inputs.aside, inputs.beside) = (vec![Some(1.0), Some(1.0)], 1.5);
+            inputs.host = Some(HostUse { processors: 64.0, busy: Some(2.0 + 2.0 + 1.5 + 0.25) });
+        };
+        record = Some(run.tick(moved, 2.0));
+    }
+
+    let evidence = record.unwrap().evidence;
+    assert!((evidence.foreign.unwrap() - 0.25).abs() < 1e-9, "{evidence:?}");
+    assert!((evidence.used.unwrap() - 2.0).abs() < 1e-9, "those that serve are as busy as they are");
+    assert_eq!(run.count, 6, "4 processors at 70 %");
 }
 
 #[test]
@@ -193,6 +245,32 @@ fn a_gap_in_the_ticks_forgets_what_was_before_it() {
 }
 
 #[test]
+fn a_metric_that_was_missing_or_is_new_agrees_to_fewer_after_its_window() {
+    let targets = Targets { connections: Some(10.0), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let with = Law { targets, ..law(1, 20) };
+
+    let mut new = Run::settled(law(1, 20), 4.0);
+    assert!(new.over(std::iter::repeat_n(1.0, 100)).iter().all(|&count| count == 6));
+    new.law = with;
+    let first =
+        (0..300).position(|_| new.tick(|inputs| inputs.connections = Some(1.0), 1.0).verdict.target < 6).unwrap();
+    assert!((119..=125).contains(&first), "{first}");
+
+    let mut missed = Run::new(with, 6);
+    for _ in 0..200 {
+        missed.tick(|inputs| inputs.connections = Some(55.0), 1.0);
+    }
+    for _ in 0..60 {
+        missed.tick(|inputs| inputs.connections = None, 1.0);
+    }
+    let counts: Vec<Verdict> =
+        (0..130).map(|_| missed.tick(|inputs| inputs.connections = Some(1.0), 1.0).verdict).collect();
+    assert!(counts[..119].iter().all(|verdict| verdict.target == 6), "{:?}", counts[0]);
+    assert_eq!(counts[100].limits, [Limit::DownWindow], "its samples from before are over by then");
+    assert!(counts.iter().any(|verdict| verdict.target < 6));
+}
+
+#[test]
 fn late_answers_push_while_the_backends_are_busy_and_never_ask_for_fewer() {
     let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
     let mut run = Run::settled(Law { targets, ..law(1, 20) }, 4.0);
@@ -213,6 +291,24 @@ fn late_answers_push_while_the_backends_are_busy_and_never_ask_for_fewer() {
         run.tick(late(2), 1.0);
     }
     assert_eq!(run.count, 2, "what is in time has nothing against fewer");
+}
+
+#[test]
+fn what_was_late_a_while_ago_is_still_held_against_fewer() {
+    let targets = Targets { latency: Some(Duration::from_millis(5)), ..Law::new(Bounds::new(1, 20).unwrap()).targets };
+    let mut run = Run::settled(Law { targets, ..law(1, 20) }, 4.0);
+    let answers = |ms: u64| {
+        move |inputs: &mut Inputs| inputs.handshakes = Some(Handshakes { count: 50, p99: Duration::from_millis(ms) })
+    };
+
+    let held: Vec<u32> =
+        (0..400).map(|at| run.tick(answers(if at % 10 == 0 { 3 } else { 1 }), 3.2).verdict.target).collect();
+    assert_eq!(held, [6; 400], "late for a tick of ten");
+
+    for _ in 0..200 {
+        run.tick(answers(1), 3.2);
+    }
+    assert_eq!(run.count, 5);
 }
 
 /// Gives the last backends of all but one a tenth of their share, which is all that they are asked to do.
@@ -273,16 +369,45 @@ fn connections_that_last_are_counted() {
 }
 
 #[test]
+fn connections_are_no_matter_of_processors_until_the_host_is_busy() {
+    let targets = Targets { connections: Some(100.0), ..Targets::default() };
+    let count_beside = |foreign: f64| {
+        let mut run = Run::new(Law { targets, ..law(1, 20) }, 1);
+        let change = |inputs: &mut Inputs| {
+            inputs.connections = Some(950.0);
+            inputs.host = Some(HostUse { processors: 8.0, busy: Some(foreign) });
+        };
+        (0..60).map(|_| run.tick(change, 0.0)).last().unwrap().verdict
+    };
+
+    assert_eq!(count_beside(6.0).target, 10, "ten that idle find room where two processors are free");
+    let verdict = count_beside(7.5);
+    assert_eq!((verdict.target, verdict.limits), (1, vec![Limit::Host]));
+}
+
+#[test]
 fn without_a_quota_a_backend_has_its_share_of_the_host() {
     let mut run = Run::new(Law { quota: None, ..law(1, 10) }, 1);
     let shared = |inputs: &mut Inputs| {
         inputs.cpu.iter_mut().for_each(|one| one.quota = None);
-        inputs.host = Some(HostUse { processors: 2.0, busy: 0.7 });
+        inputs.host = Some(HostUse { processors: 2.0, busy: Some(0.7) });
     };
 
     let record = (0..60).map(|_| run.tick(shared, 0.7)).last().unwrap();
 
-    assert_eq!(record.evidence.unit, 0.2);
+    assert_eq!(record.evidence.unit(&record.law), 0.2);
+    let record = run.tick(
+        |inputs| {
+            shared(inputs);
+            inputs.host = Some(HostUse { processors: 2.0, busy: None });
+        },
+        0.7,
+    );
+    assert_eq!(
+        (record.evidence.unit(&record.law), run.count),
+        (0.2, 5),
+        "a reading that is missing is no processor less"
+    );
     assert_eq!(run.count, 5, "0.7 of two processors at 70 % are five of ten: {}", record.verdict.reason);
 }
 
@@ -296,6 +421,15 @@ fn another_law_judges_the_same_evidence() {
     let half = TargetLoad::new(0.4);
     let stricter = Law { targets: Targets { container_cpu: half, arrivals: half, ..record.law.targets }, ..record.law };
     assert_eq!(record.under(&stricter).target, 8);
+
+    let shared = Record { evidence: Evidence { limit: None, ..record.evidence.clone() }, ..record.clone() };
+    let small = Law { bounds: Bounds::new(1, 64).unwrap(), ..record.law };
+    let large = Law { bounds: Bounds::new(1, 16).unwrap(), ..record.law };
+    assert_eq!(
+        (shared.under(&small).target, shared.under(&large).target),
+        (5, 4),
+        "without a limit each has its share"
+    );
 
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
@@ -321,7 +455,11 @@ fn overloaded(inputs: &mut Inputs, cores: f64) {
 fn anything() -> impl Strategy<Value = Inputs> {
     let number = || prop_oneof![8 => (0.0..20.0_f64).prop_map(Some), 1 => Just(None), 1 => any::<f64>().prop_map(Some)];
     let cpu = vec((number(), 0..30_u64, 1..=10_u32), 0..12);
-    let host = prop_oneof![(0.0..16.0_f64).prop_map(|busy| Some(HostUse { processors: 16.0, busy })), Just(None)];
+    let busy = prop_oneof![(0.0..16.0_f64).prop_map(Some), Just(None)];
+    let host = prop_oneof![
+        4 => busy.prop_map(|busy| Some(HostUse { processors: 16.0, busy })),
+        1 => Just(None),
+    ];
     (0..30_u32, 0..30_u32, host, cpu, number(), number(), number(), number()).prop_map(
         |(current, ready, host, cpu, arrivals, connections, late, pressure)| Inputs {
             current,
@@ -334,6 +472,8 @@ fn anything() -> impl Strategy<Value = Inputs> {
                     CpuUse { cores, quota: Some(1.0), age, part }
                 })
                 .collect(),
+            aside: vec![late, pressure],
+            beside: 0.0,
             arrivals: arrivals.map(|rate| rate * 50.0),
             connections: connections.map(|count| count * 10.0),
             handshakes: late.map(|late| Handshakes {
@@ -400,9 +540,12 @@ proptest! {
 
             prop_assert!((min..=min + more).contains(&verdict.target), "{:?}", verdict);
             if let (Some(processors), Some(foreign)) = (evidence.processors, evidence.foreign) {
-                let fit = ((processors - foreign) / evidence.unit + 0.5).floor() as u32;
+                let fit = ((processors - foreign) / evidence.unit(&law) + 0.5).floor() as u32;
                 let is_grown = verdict.target > law.bounds.clamp(inputs.current);
-                prop_assert!(!is_grown || verdict.target <= fit.max(min), "{:?}", verdict);
+                let is_about_cpu = verdict.winner != Some(Winner::Metric(Metric::Connections));
+                let is_busy = evidence.busy.is_some_and(|busy| busy >= 0.9 * processors);
+                let is_bounded = is_grown && (is_about_cpu || is_busy);
+                prop_assert!(!is_bounded || verdict.target <= fit.max(min), "{:?}", verdict);
             }
         }
     }

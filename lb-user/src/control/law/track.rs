@@ -10,6 +10,8 @@ use super::{Law, Timestamp};
 #[derive(Clone, Debug, Default)]
 pub struct Track {
     samples: VecDeque<Sample>,
+    /// Since when it has been measured without a gap.
+    unbroken_since: Option<Timestamp>,
 }
 
 /// One measurement: the demand lies between `low` and `high`.
@@ -23,18 +25,21 @@ struct Sample {
 }
 
 impl Track {
-    /// Adds a measurement and forgets those that are older than `keep`.
-    pub fn push(&mut self, at: Timestamp, low: f64, high: f64, up_window: Duration, keep: Duration) {
+    /// Adds a measurement and forgets those that no window reaches.
+    pub fn push(&mut self, law: &Law, low: f64, high: f64, at: Timestamp) {
         if !low.is_finite() || !high.is_finite() {
             return;
         }
+        if self.samples.back().is_none_or(|last| at.since(last.at) > law.gap()) {
+            self.unbroken_since = Some(at);
+        }
         let (low, high) = (low.max(0.0), high.max(low).max(0.0));
         self.samples.push_back(Sample { at, low, high, mean: high });
-        let mean = self.mean(up_window, at).map_or(high, |(_, high)| high);
+        let mean = self.mean(law.up_window, at).map_or(high, |(_, high)| high);
         if let Some(sample) = self.samples.back_mut() {
             sample.mean = mean;
         }
-        while self.samples.front().is_some_and(|sample| at.since(sample.at) > keep) {
+        while self.samples.front().is_some_and(|sample| at.since(sample.at) > law.keep()) {
             self.samples.pop_front();
         }
     }
@@ -82,7 +87,8 @@ impl Track {
         };
         let within = self.samples.iter().filter(|sample| now.since(sample.at) <= law.down_window);
         let peak = within.map(|sample| sample.mean).fold(0.0, f64::max);
-        Seen::Demand(Demand { fast, slow, peak })
+        let seen_for = self.unbroken_since.map_or(Duration::ZERO, |since| now.since(since));
+        Seen::Demand(Demand { fast, slow, peak, seen_for })
     }
 
     /// Returns the mean of the last `recent`, and that between the two ends of `before`.

@@ -214,7 +214,7 @@ impl World {
         let ready = self.published.ready.clone();
         let used = CpuUsed { cores: (cores / ready.len().max(1) as f64).min(1.0), quota: Some(1.0) };
         Measures {
-            host: is_told(self).then_some(HostUse { processors: 16.0, busy: cores }),
+            host: Some(HostUse { processors: 16.0, busy: is_told(self).then_some(cores) }),
             cpu: ready.into_iter().filter(|_| is_told(self)).map(|id| (id, used)).collect(),
             arrivals: is_told(self).then_some(cores * 50.0),
             handshakes: None,

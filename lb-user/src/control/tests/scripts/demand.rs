@@ -19,7 +19,7 @@ fn measured(script: &Script, cores: f64, foreign: f64) -> Measures {
     let cpu: BTreeMap<ContainerId, CpuUsed> = ready.iter().map(|backend| (backend.id.clone(), used)).collect();
     let own: f64 = cpu.values().map(|used| used.cores).sum();
     Measures {
-        host: Some(HostUse { processors: 8.0, busy: own + foreign }),
+        host: Some(HostUse { processors: 8.0, busy: Some(own + foreign) }),
         cpu,
         arrivals: Some(cores * 50.0),
         handshakes: None,
@@ -103,6 +103,33 @@ fn who_has_the_fewest_connections_goes_first_and_then_the_newest() {
     assert_eq!(script.states(), [Ready, Draining, Ready, Ready]);
     let told = script.controller.snapshot(script.now).decisions.pop().unwrap().reason;
     assert_eq!(told, "lb-test-2 has the fewest connections (1) of 4, and 3 are wanted");
+}
+
+#[test]
+fn connections_of_those_that_drain_or_fail_are_still_demand() {
+    let targets = crate::control::law::Targets { connections: Some(60.0), ..Default::default() };
+    let law = Law { targets, quota: Some(QUOTA), ..Law::new(Bounds::new(1, 8).unwrap()) };
+    let settings = Settings { drain_timeout: Duration::from_secs(600), ..Settings::new(Scaling::Demand(law)) };
+    let mut script = Script::running_with(settings, 4);
+    let flows = [(1, 30), (2, 30), (3, 30), (4, 30)];
+    for second in 1..=400 {
+        script.at(second * 1000).effect(swept(second * 1000 - 100, &flows));
+        demanded(&mut script, 0.4, 0.0, second, second);
+        (1..=4).for_each(|ordinal| drop(script.effect(passed(ordinal))));
+    }
+    assert_eq!(wish(&script), 3, "120 of 60 each, a twentieth beyond, however many of them drain");
+
+    for second in 401..=410 {
+        script.at(second * 1000).effect(swept(second * 1000 - 100, &[(1, 60), (2, 60), (3, 60), (4, 60)]));
+        script.effect(failed(1));
+        let mut measures = measured(&script, 0.9, 0.0);
+        measures.cpu.insert(id(&name(1)), CpuUsed { cores: 1.0, quota: Some(QUOTA) });
+        script.effect(Event::Measured(Box::new(measures)));
+    }
+    assert!(script.states().contains(&BackendState::Unhealthy), "{:?}", script.states());
+    let inputs = script.controller.snapshot(script.now).record.unwrap().inputs;
+    assert_eq!((inputs.connections, wish(&script)), (Some(240.0), 4));
+    assert_eq!(inputs.aside.iter().flatten().sum::<f64>(), 1.0);
 }
 
 #[test]
