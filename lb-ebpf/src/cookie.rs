@@ -715,6 +715,18 @@ mod tests {
     }
 
     #[test]
+    fn what_two_processors_accept_begins_once() {
+        let tables = Memory::new();
+        let cookie = tables.cookie(100, SECOND);
+        let packet = segment(Flags::ACK, 101, cookie.wrapping_add(1));
+        let arrival = Arrival { ifindex: 5, packets: 1, bytes: 54, now: SECOND };
+
+        assert!(accept(&packet, &arrival, &tables) && accept(&packet, &arrival, &tables));
+
+        assert_eq!((tables.entries(), tables.under_way.get()), ([1, 0], [1, 1]));
+    }
+
+    #[test]
     fn replies_of_an_accepted_cookie_find_home() {
         let tables = Memory::new();
         let cookie = tables.cookie(100, SECOND);

@@ -481,6 +481,18 @@ mod tests {
     }
 
     #[test]
+    fn xdp_is_refused_where_no_reply_would_find_its_way() {
+        let refusal = |kind: &str, hook| loader::check_xdp(&link(2, LinkKind::Other(kind.into())), hook, true).err();
+
+        for kind in ["bond", "team"] {
+            let error = refusal(kind, Hook::Xdp).expect("refused").to_string();
+            assert!(error.contains(&format!(": it is a {kind}")) && error.ends_with("use --hook tc"), "{error}");
+            assert!([Hook::Auto, Hook::Tc, Hook::XdpGeneric].into_iter().all(|hook| refusal(kind, hook).is_none()));
+        }
+        assert!(refusal("dummy", Hook::Xdp).is_none());
+    }
+
+    #[test]
     fn an_uplink_of_ipv6_alone_that_cannot_do_xdp_is_left_out() {
         let [physical, veth] = [link(2, LinkKind::Physical), link(3, LinkKind::Veth)];
         let look = || network(vec![vec![physical.clone()], vec![veth.clone()]]);
