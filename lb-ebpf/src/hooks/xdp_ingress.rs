@@ -36,24 +36,11 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
         Ok((Part::First | Part::Later, _)) => return xdp_action::XDP_PASS,
         Ok((Part::Whole, packet)) if packet.ttl <= 1 => return xdp_action::XDP_PASS,
         // First of all, before anything is counted or begun: without room for a note, the whole work is TC's.
-        Ok(_) if !make_room(&ctx) => Verdict::Pass(PassReason::NoMetadata),
+        Ok(_) if !takes_notes(&ctx) => Verdict::Pass(PassReason::NoMetadata),
         Ok((Part::Whole, packet)) => match forward(&ctx, &packet) {
-            Ok(Sent::WithNote) => return xdp_action::XDP_PASS,
-            Ok(Sent::Without(action)) => {
-                take_room_back(&ctx);
-                return action;
-            }
-            Err(Verdict::Answer) => {
-                take_room_back(&ctx);
-                if cookie::may_answer_by_xdp(&ctx) {
-                    return cookie::answer_by_xdp(&ctx);
-                }
-                Verdict::Answer
-            }
-            Err(verdict) => {
-                take_room_back(&ctx);
-                verdict
-            }
+            Ok(action) => return action,
+            Err(Verdict::Answer) if cookie::may_answer_by_xdp(&ctx) => return cookie::answer_by_xdp(&ctx),
+            Err(verdict) => verdict,
         },
         Err(reason) => Verdict::Pass(reason),
     };
@@ -68,16 +55,8 @@ fn parse(ctx: &XdpContext) -> Result<(Part, Headers), PassReason> {
     Ok((network.part, Headers::parse_transport(&window, &network)?))
 }
 
-/// What became of a packet that goes to a backend.
-enum Sent {
-    /// It goes up, with a note.
-    WithNote,
-    /// The action is all there is to it.
-    Without(u32),
-}
-
 #[inline(always)]
-fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
+fn forward(ctx: &XdpContext, packet: &Headers) -> Result<u32, Verdict> {
     let bytes = (ctx.data_end() - ctx.data()) as u32;
     let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, packets: 1, bytes, now: now_for(packet.flags) };
     let tables = KernelTables(ByXdp(ctx));
@@ -87,8 +66,7 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
     if answer::is_limited(&window, packet, backend)
         && let Some(mtu) = answer::frame_exceeds(ctx, bytes, backend.ifindex)
     {
-        write_note(ctx, id, u32::from(mtu)).ok_or(FAILED)?;
-        return Ok(Sent::WithNote);
+        return leave_note(ctx, id, u32::from(mtu));
     }
     trace::packet(ctx, packet, id);
     nat::apply_whole(&window, packet, &to, Hops::to(backend)).ok_or(FAILED)?;
@@ -97,37 +75,39 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<Sent, Verdict> {
             window.write(0, backend.mac).and_then(|()| window.write(6, backend.source_mac)).ok_or(FAILED)?;
             if matches!(backend.hand_off(), HandOff::Peer) && backend.takes_xdp() {
                 // SAFETY: takes numbers only.
-                return Ok(Sent::Without(unsafe { bpf_redirect(backend.ifindex, 0) as u32 }));
+                return Ok(unsafe { bpf_redirect(backend.ifindex, 0) as u32 });
             }
-            write_note(ctx, id, 0).ok_or(FAILED)?;
-            Ok(Sent::WithNote)
+            leave_note(ctx, id, 0)
         }
-        HandOff::Routing => Ok(Sent::Without(xdp_action::XDP_PASS)),
+        HandOff::Routing => Ok(xdp_action::XDP_PASS),
     }
 }
 
-/// Makes room for a [`Note`] in front of the packet; returns whether the driver allows it.
+/// Returns whether the driver has room for a [`Note`] in front of packets. One that has none says that what is there
+/// begins behind the packet.
+///
+/// # Source
+/// include/net/xdp.h, `xdp_data_meta_unsupported`.
 #[inline(always)]
-fn make_room(ctx: &XdpContext) -> bool {
+fn takes_notes(ctx: &XdpContext) -> bool {
+    ctx.metadata() <= ctx.data()
+}
+
+/// Sends a packet up, and tells `tc_ingress` to whom it goes, or that it is too big for this MTU.
+///
+/// # Errors
+/// [`FAILED`].
+#[inline(always)]
+fn leave_note(ctx: &XdpContext, backend: BackendId, mtu: u32) -> Result<u32, Verdict> {
     // SAFETY: the context is valid as long as the program runs.
-    unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), -(size_of::<Note>() as i32)) == 0 }
-}
-
-/// Leaves a packet as it came.
-#[inline(always)]
-fn take_room_back(ctx: &XdpContext) {
-    // SAFETY: as above; what was made can be taken back.
-    let _never_fails = unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), size_of::<Note>() as i32) };
-}
-
-/// Tells `tc_ingress` to whom the packet goes, or that it is too big for this MTU.
-#[inline(always)]
-fn write_note(ctx: &XdpContext, backend: BackendId, mtu: u32) -> Option<()> {
+    if unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), -(size_of::<Note>() as i32)) } != 0 {
+        return Err(FAILED);
+    }
     let (from, to) = (ctx.metadata(), ctx.data());
     if from + size_of::<Note>() > to {
-        return None;
+        return Err(FAILED);
     }
     // SAFETY: compared with the end of the metadata right above.
     unsafe { (from as *mut Note).write(Note { mark: note_mark(), backend, mtu }) };
-    Some(())
+    Ok(xdp_action::XDP_PASS)
 }
