@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {

@@ -19,8 +19,8 @@
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, FlowEntry, FlowKey, FrontendId, Guard, KtimeNs, MAX_COOKIE_RATES, Port, Proto,
-        REPLY_SEEN, ReplyEntry,
+        Address, Backend, BackendId, FlowEntry, FlowKey, Frontend, FrontendId, Guard, KtimeNs, MAX_COOKIE_RATES, Port,
+        Proto, REPLY_SEEN, ReplyEntry,
     },
     checksum::Delta,
     guard,
@@ -158,10 +158,10 @@ const NOWHERE: u32 = u32::MAX;
 /// The listener is asked for each such SYN: it alone knows when its queue is full, and no threshold here would be right for
 /// every listener. That costs a fifth of what the beginning of a flow costs by itself.
 #[inline(always)]
-pub fn is_offered<T: Tables>(packet: &Headers, frontend: FrontendId, tables: &T) -> bool {
+pub fn is_offered<T: Tables>(packet: &Headers, (frontend, entry): (FrontendId, &Frontend), tables: &T) -> bool {
     let Some(question) = tables.question() else { return false };
     question.put(packet, frontend);
-    let netns = aim(Aim::Offer, tables);
+    let netns = aim(Aim::Offer, entry, tables);
     netns != NOWHERE && tables.syn_cookie(netns)
 }
 
@@ -180,14 +180,13 @@ enum Aim {
 /// Turns the question at hand to the listener of its candidate; returns the network namespace in which that is. A function
 /// of its own in the object, for the sake of the stack.
 #[inline(never)]
-fn aim<T: Tables>(aim: Aim, tables: &T) -> u32 {
+fn aim<T: Tables>(aim: Aim, entry: &Frontend, tables: &T) -> u32 {
     let Some(question) = tables.question() else { return NOWHERE };
     let frontend = question.value().frontend;
     // What was issued before it was forbidden is still accepted.
     if matches!(aim, Aim::Offer) && !tables.guard(frontend).is_some_and(Guard::allows_cookies) {
         return NOWHERE;
     }
-    let Some(entry) = tables.frontend(frontend) else { return NOWHERE };
     let slots = match aim {
         Aim::Offer | Aim::Accept => entry.slots(),
         Aim::AcceptFormer => entry.former_slots(),
@@ -258,10 +257,13 @@ pub fn lead<'t, T: Tables>(packet: &Headers, tables: &'t T) -> Result<ToBackend<
 fn resume<T: Tables>(packet: &Headers, arrival: &Arrival, tables: &T) -> bool {
     let Some(frontend) = tables.frontend_at(&packet.key.to()) else { return false };
     let Some(question) = tables.question() else { return false };
+    let Some(entry) = tables.frontend(frontend) else { return false };
+    let Some(scratch) = tables.scratch() else { return false };
+    let entry = scratch.frontend(entry);
     question.put(packet, frontend);
-    let mut netns = aim(Aim::Accept, tables);
+    let mut netns = aim(Aim::Accept, entry, tables);
     if netns == NOWHERE || !tables.is_syn_cookie(netns) {
-        netns = aim(Aim::AcceptFormer, tables);
+        netns = aim(Aim::AcceptFormer, entry, tables);
         if netns == NOWHERE || !tables.is_syn_cookie(netns) {
             return false;
         }
@@ -531,8 +533,8 @@ mod tests {
         fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
             (endpoint.port == Port::new(FRONTEND.1)).then_some(0)
         }
-        fn frontend(&self, _id: FrontendId) -> Option<Frontend> {
-            Some(self.frontend)
+        fn frontend(&self, _id: FrontendId) -> Option<&Frontend> {
+            Some(&self.frontend)
         }
         fn ticket(&self, _id: FrontendId) -> u64 {
             *self.ticket.borrow_mut() += 1;
@@ -583,16 +585,22 @@ mod tests {
         fn forget(&self, key: &FlowKey) {
             pipeline::forget(key, self);
         }
-        fn spare(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        fn spare(
+            &self,
+            frontend: (FrontendId, &Frontend),
+            client: &FlowKey,
+            but: BackendId,
+            now: KtimeNs,
+        ) -> BackendId {
             pipeline::spare(frontend, client, but, now, self)
         }
         fn look(&self, at: (u32, FrontendId), client: &FlowKey, but: BackendId, limit: u32) -> BackendId {
             pipeline::look(at, client, but, limit, self)
         }
-        fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        fn kept(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
             pipeline::kept(frontend, client, but, now, self)
         }
-        fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        fn pick(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
             pipeline::pick(frontend, client, but, now, self)
         }
         fn keep(&self, _frontend: FrontendId, _client: &FlowKey, _backend: (BackendId, u32), _now: KtimeNs) {}

@@ -953,16 +953,16 @@ pub struct Choice<'tables> {
 /// The verdict, if there is none.
 #[inline(always)]
 pub fn choose<'t, T: Tables>(
-    frontend: FrontendId,
+    (frontend, entry): (FrontendId, &Frontend),
     client: &FlowKey,
     but: BackendId,
     now: KtimeNs,
     tables: &'t T,
 ) -> Result<Choice<'t>, Verdict> {
-    let kept = tables.kept(frontend, client, but, now);
-    let mut id = if kept < FIRST_OF_NONE { kept } else { tables.pick(frontend, client, but, now) };
+    let kept = if entry.affinity_ns() == 0 { NOBODY } else { tables.kept((frontend, entry), client, but, now) };
+    let mut id = if kept < FIRST_OF_NONE { kept } else { tables.pick((frontend, entry), client, but, now) };
     if id == STALE {
-        id = tables.spare(frontend, client, but, now);
+        id = tables.spare((frontend, entry), client, but, now);
     }
     match tables.backend(id) {
         Some(backend) if backend.is_active() && backend.frontend == frontend => {
@@ -989,14 +989,16 @@ const ITSELF: BackendId = NOBODY - 3;
 /// to nothing. A SYN that is repeated begins at another.
 const SPARE_LOOKS: u64 = 256;
 
-/// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves,
-/// [`NOBODY`] if clients of the frontend keep none. From here on it is kept anew.
+/// Returns the number of the backend that a client keeps, unless it is `but`; [`NOT_YET`] if there is none that serves. From
+/// here on it is kept anew. Clients of the frontend keep backends.
 #[inline(always)]
-pub fn kept<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
-    let entry = match tables.frontend(frontend) {
-        Some(entry) if entry.affinity_ns() != 0 => entry,
-        Some(_) | None => return NOBODY,
-    };
+pub fn kept<T: Tables>(
+    (frontend, entry): (FrontendId, &Frontend),
+    client: &FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+    tables: &T,
+) -> BackendId {
     if let Some(kept) = tables.affinity(&AffinityKey::new(client.source, frontend)) {
         let (id, generation) = (kept.backend(), kept.generation());
         if now.saturating_sub(kept.seen()) <= entry.affinity_ns()
@@ -1006,7 +1008,7 @@ pub fn kept<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, n
             && backend.frontend == frontend
             && !backend.is_leaving()
             && !is_itself(backend, client)
-            && !sched::is_full(id, limit(&entry, now, tables), tables)
+            && !sched::is_full(id, limit(entry, now, tables), tables)
         {
             kept.set_seen(now);
             return id;
@@ -1042,15 +1044,20 @@ fn limit<T: Tables>(frontend: &Frontend, now: KtimeNs, tables: &T) -> u32 {
 /// Returns the number of the backend that the scheduler chooses, [`NOBODY`] if there is none, or [`STALE`] if it
 /// may have no more connections.
 #[inline(always)]
-pub fn pick<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
-    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
+pub fn pick<T: Tables>(
+    (frontend, entry): (FrontendId, &Frontend),
+    client: &FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+    tables: &T,
+) -> BackendId {
     if entry.slots().len == 0 {
         return NOBODY;
     }
-    let limit = limit(&entry, now, tables);
+    let limit = limit(entry, now, tables);
     // A number, and no `Option`: of one that is none, LLVM stores what it leaves undefined, and the verifier of 6.18 says
     // "R4 !read_ok".
-    let id = sched::pick((frontend, &entry), client, but, limit, tables).unwrap_or(NOBODY);
+    let id = sched::pick((frontend, entry), client, but, limit, tables).unwrap_or(NOBODY);
     match tables.backend(id) {
         Some(backend) if id != but && takes((id, backend), frontend, client, limit, tables) => id,
         Some(_) | None => STALE,
@@ -1076,9 +1083,14 @@ fn takes<T: Tables>(
 /// replaced it meanwhile. Each is looked at once, from the one on whose turn it is. If there is none, it is the one that has
 /// not answered: its client is there already, however many others are.
 #[inline(always)]
-pub fn spare<T: Tables>(frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs, tables: &T) -> BackendId {
-    let Some(entry) = tables.frontend(frontend) else { return NOBODY };
-    let (SlotRange { base, len }, limit) = (entry.roll(), limit(&entry, now, tables));
+pub fn spare<T: Tables>(
+    (frontend, entry): (FrontendId, &Frontend),
+    client: &FlowKey,
+    but: BackendId,
+    now: KtimeNs,
+    tables: &T,
+) -> BackendId {
+    let (SlotRange { base, len }, limit) = (entry.roll(), limit(entry, now, tables));
     if len == 0 {
         return NOBODY;
     }
@@ -1152,12 +1164,16 @@ fn schedule<'t, T: Tables>(
         Admission::Denied => return Err(Verdict::Drop(DropReason::Denied)),
         Admission::TooMany => return Err(Verdict::Drop(DropReason::RateLimited)),
     }
+    let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
+    let entry = match tables.frontend(frontend) {
+        Some(entry) => scratch.frontend(entry),
+        None => return Err(Verdict::Pass(PassReason::NoBackend)),
+    };
     // What has an entry already takes no more room, and would meet it with the acknowledgement of a cookie.
-    if is_first && packet.flags.opens() && cookie::is_offered(packet, frontend, tables) {
+    if is_first && packet.flags.opens() && cookie::is_offered(packet, (frontend, entry), tables) {
         return Err(Verdict::Answer);
     }
-    let Choice { id, backend, is_kept } = choose(frontend, &packet.key, silent, arrival.now, tables)?;
-    let Some(scratch) = tables.scratch() else { return Err(Verdict::Drop(DropReason::NoMemory)) };
+    let Choice { id, backend, is_kept } = choose((frontend, entry), &packet.key, silent, arrival.now, tables)?;
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own. So does a backend whose replies would
     // not come back otherwise.

@@ -217,6 +217,7 @@ pub struct Scratch {
     reply_key: FlowKey,
     holder: FlowKey,
     fragment: FirstFragment,
+    frontend: Frontend,
     question: Question,
 }
 
@@ -263,6 +264,17 @@ impl Shared<Scratch> {
             let at = &raw mut (*self.0.as_ptr()).reply;
             at.write(entry);
             Shared(NonNull::new_unchecked(at))
+        }
+    }
+
+    /// Copies a frontend, as it is at this moment, and returns where the copy is.
+    #[inline(always)]
+    pub fn frontend<'a>(self, entry: &Frontend) -> &'a Frontend {
+        // SAFETY: as above.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).frontend;
+            core::ptr::copy_nonoverlapping(entry, at, 1);
+            &*at
         }
     }
 
@@ -426,8 +438,9 @@ impl Shared<Handshakes> {
 pub trait Tables {
     /// Returns the frontend at an endpoint.
     fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId>;
-    /// Returns a frontend.
-    fn frontend(&self, id: FrontendId) -> Option<Frontend>;
+    /// Returns a frontend. The memory may become another's as soon as that is replaced: who needs more than a word of it
+    /// copies it at once.
+    fn frontend(&self, id: FrontendId) -> Option<&Frontend>;
     /// Draws the next ticket of a frontend.
     fn ticket(&self, id: FrontendId) -> u64;
     /// Returns a slot.
@@ -463,11 +476,11 @@ pub trait Tables {
     fn forget(&self, key: &FlowKey);
     /// Returns [`pipeline::kept`](crate::pipeline::kept) by these tables: a way round for the sake of the verifier, which
     /// looks at it apart in the object.
-    fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    fn kept(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
     /// The same for [`pipeline::pick`](crate::pipeline::pick).
-    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    fn pick(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
     /// The same for [`pipeline::spare`](crate::pipeline::spare).
-    fn spare(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
+    fn spare(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId;
     /// The same for [`pipeline::look`](crate::pipeline::look).
     fn look(&self, at: (u32, FrontendId), client: &FlowKey, but: BackendId, limit: u32) -> BackendId;
     /// The same for [`pipeline::keep`](crate::pipeline::keep).

@@ -9,7 +9,7 @@
 //! Linux 5.6, commit 51c39bb1d5d1 (numbers as arguments); 5.13, commit e5069b9c23b3 (pointers to memory).
 
 use lb_ebpf::{
-    abi::{BackendId, FlowKey, FrontendId, KtimeNs, Proto},
+    abi::{BackendId, FlowKey, Frontend, FrontendId, KtimeNs, Proto},
     pipeline,
     sched::NOBODY,
     tables::Insert,
@@ -23,19 +23,20 @@ use super::{
 /// [`pipeline::kept`].
 ///
 /// # Safety
-/// `client` is null, or points to a key.
+/// `entry` is null, or points to a frontend; `client` is null, or points to a key.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn kept_backend(
     frontend: FrontendId,
+    entry: *const Frontend,
     client: *const FlowKey,
     but: BackendId,
     now: KtimeNs,
 ) -> BackendId {
     // SAFETY: the caller's promise; the verifier does not know it, and insists on the comparison with null.
-    match unsafe { client.as_ref() } {
-        Some(client) => pipeline::kept(frontend, client, but, now, &TABLES),
-        None => NOBODY,
+    match unsafe { (entry.as_ref(), client.as_ref()) } {
+        (Some(entry), Some(client)) => pipeline::kept((frontend, entry), client, but, now, &TABLES),
+        (None, _) | (_, None) => NOBODY,
     }
 }
 
@@ -47,14 +48,15 @@ pub unsafe extern "C" fn kept_backend(
 #[inline(never)]
 pub unsafe extern "C" fn pick_backend(
     frontend: FrontendId,
+    entry: *const Frontend,
     client: *const FlowKey,
     but: BackendId,
     now: KtimeNs,
 ) -> BackendId {
     // SAFETY: as above.
-    match unsafe { client.as_ref() } {
-        Some(client) => pipeline::pick(frontend, client, but, now, &TABLES),
-        None => NOBODY,
+    match unsafe { (entry.as_ref(), client.as_ref()) } {
+        (Some(entry), Some(client)) => pipeline::pick((frontend, entry), client, but, now, &TABLES),
+        (None, _) | (_, None) => NOBODY,
     }
 }
 
@@ -66,14 +68,15 @@ pub unsafe extern "C" fn pick_backend(
 #[inline(never)]
 pub unsafe extern "C" fn spare_backend(
     frontend: FrontendId,
+    entry: *const Frontend,
     client: *const FlowKey,
     but: BackendId,
     now: KtimeNs,
 ) -> BackendId {
     // SAFETY: as above.
-    match unsafe { client.as_ref() } {
-        Some(client) => pipeline::spare(frontend, client, but, now, &TABLES),
-        None => NOBODY,
+    match unsafe { (entry.as_ref(), client.as_ref()) } {
+        (Some(entry), Some(client)) => pipeline::spare((frontend, entry), client, but, now, &TABLES),
+        (None, _) | (_, None) => NOBODY,
     }
 }
 

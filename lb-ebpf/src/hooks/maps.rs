@@ -178,9 +178,9 @@ impl<L: Listeners> Tables for KernelTables<L> {
     }
 
     #[inline(always)]
-    fn frontend(&self, id: FrontendId) -> Option<Frontend> {
+    fn frontend(&self, id: FrontendId) -> Option<&Frontend> {
         // SAFETY: the slot range is one word, read at once.
-        unsafe { FRONTENDS.get(id) }.copied()
+        unsafe { FRONTENDS.get(id) }
     }
 
     #[inline(always)]
@@ -281,21 +281,21 @@ impl<L: Listeners> Tables for KernelTables<L> {
     }
 
     #[inline(always)]
-    fn kept(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
-        // SAFETY: a reference.
-        unsafe { apart::kept_backend(frontend, client, but, now) }
+    fn kept(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: references.
+        unsafe { apart::kept_backend(frontend.0, frontend.1, client, but, now) }
     }
 
     #[inline(always)]
-    fn pick(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
-        // SAFETY: a reference.
-        unsafe { apart::pick_backend(frontend, client, but, now) }
+    fn pick(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: references.
+        unsafe { apart::pick_backend(frontend.0, frontend.1, client, but, now) }
     }
 
     #[inline(always)]
-    fn spare(&self, frontend: FrontendId, client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
-        // SAFETY: a reference.
-        unsafe { apart::spare_backend(frontend, client, but, now) }
+    fn spare(&self, frontend: (FrontendId, &Frontend), client: &FlowKey, but: BackendId, now: KtimeNs) -> BackendId {
+        // SAFETY: references.
+        unsafe { apart::spare_backend(frontend.0, frontend.1, client, but, now) }
     }
 
     #[inline(always)]

@@ -188,7 +188,9 @@ fn lead(ctx: &SockAddrContext, frontend: FrontendId, wanted: Endpoint) -> Result
     let Some(proto) = wanted.proto() else { return Err(Verdict::Pass(PassReason::Protocol)) };
     let port = Port::from_wire(cookie(ctx) as u16);
     let client = FlowKey::new(wanted.address, port, wanted.address, wanted.port, proto);
-    let Choice { id, backend, is_kept } = pipeline::choose(frontend, &client, NOBODY, now(), &TABLES)?;
+    // Not in scratch: another program may come in between on the same processor.
+    let Some(&entry) = TABLES.frontend(frontend) else { return Err(Verdict::Pass(PassReason::NoBackend)) };
+    let Choice { id, backend, is_kept } = pipeline::choose((frontend, &entry), &client, NOBODY, now(), &TABLES)?;
     if !is_kept {
         TABLES.keep(frontend, &client, (id, backend.generation), now());
     }
