@@ -418,7 +418,10 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     }
     // The host stands in for a client by a port that one of its frontends has: this is the reply, and the reply door's. Of
     // TCP, nothing but a SYN comes so far.
-    if matches!(packet.proto, Proto::Udp) && tables.reply(Table::Datagrams, &packet.key).is_some() {
+    if matches!(packet.proto, Proto::Udp)
+        && OTHER_PORTS.contains(&packet.key.destination_port.number())
+        && tables.reply(Table::Datagrams, &packet.key).is_some()
+    {
         return Err(Verdict::Pass(PassReason::NotOurs));
     }
     let is_first = fresh && !orphan;
