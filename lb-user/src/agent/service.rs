@@ -362,6 +362,10 @@ pub fn adopt(
         settings.adopted_generation = past.generation;
         settings.adopted_decisions = past.decisions;
         settings.adopted_cost = past.connection_cost;
+        settings.adopted_cooldowns = past.cooldowns;
+        settings.adopted_orders = past.orders;
+        settings.adopted_desired = past.desired;
+        settings.adopted_crash_loop = past.crash_loop;
         settings.adopted_warming = past.warming;
     }
     places.adopt(registry, name);
