@@ -33,9 +33,11 @@ use crate::{
 
 mod check;
 pub mod file;
+mod operate;
 mod simulate;
 
 pub use check::{Draft, Fault, Spot};
+pub use operate::{EventsArgs, PauseArgs, ScaleArgs};
 pub use simulate::SimulateArgs;
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
@@ -54,7 +56,7 @@ Environment:
 Exit codes:
   0   done; for status: healthy
   1   it did not work; for status: degraded
-  2   for status and explain: not running
+  2   for status and explain, and what speaks to an agent: not running
   64  the command line, or the file of services, makes no sense";
 
 const RUN_EXAMPLES: &str = "\
@@ -148,6 +150,18 @@ pub enum Verb {
     /// Tell why there are as many containers as there are, and what another law would have decided
     #[command(after_long_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainArgs),
+    /// Have so many containers, whatever demand is; or follow demand again
+    #[command(after_long_help = operate::SCALE_EXAMPLES)]
+    Scale(ScaleArgs),
+    /// Do not let demand change the number of containers, in one direction or both
+    #[command(after_long_help = operate::PAUSE_EXAMPLES)]
+    Pause(PauseArgs),
+    /// Let demand change the number of containers again
+    #[command(after_long_help = operate::PAUSE_EXAMPLES)]
+    Resume(PauseArgs),
+    /// Show what was decided and what has happened, and follow it
+    #[command(after_long_help = operate::EVENTS_EXAMPLES)]
+    Events(EventsArgs),
     /// Try the scaling law on a trace of connections, beside the rules of other autoscalers; without root
     #[command(after_long_help = simulate::EXAMPLES)]
     Simulate(Box<SimulateArgs>),
@@ -598,6 +612,10 @@ mod tests {
                  --cpus --host-cpus --foreign --cost --start-time --json --output",
             ),
             ("explain", "--instance --if --json"),
+            ("scale", "--for --force --wait --instance"),
+            ("pause", "--in --out --instance"),
+            ("resume", "--in --out --instance"),
+            ("events", "--follow --since --last --json --instance"),
             ("detach", "--instance --containers --verbose"),
         ];
         for (verb, options) in contract {

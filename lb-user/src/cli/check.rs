@@ -488,12 +488,9 @@ mod tests {
     /// Parses and checks what follows `lb-user run`.
     fn run(args: &str) -> Result<RunConfig, ConfigError> {
         let words = ["lb-user", "run"].into_iter().chain(args.split_whitespace());
-        match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
-            Verb::Run(args) => args.check(),
-            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Explain(_) | Verb::Simulate(_) | Verb::Detach(_)) => {
-                panic!("{args}: {other:?}")
-            }
-        }
+        let verb = parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb;
+        let Verb::Run(run) = verb else { panic!("{args}: {verb:?}") };
+        run.check()
     }
 
     /// Returns the only service of a command line.

@@ -97,14 +97,28 @@ pub fn show(instance: &str, service: Option<&str>, all: &[Supposition], as_json:
     let told = chosen(&report.services, service)?;
     let explanation = explain(told, all, |at| report.age_of(at))?;
     let text = match as_json {
-        true => {
-            serde_json::to_string_pretty(&explanation).expect("keys are text and numbers are finite or null") + "\n"
-        }
+        true => explanation.json() + "\n",
         false => page(&explanation, Style::of_stdout()),
     };
     // Whoever closes the pipe has read enough.
     let _reader_left = std::io::stdout().write_all(text.as_bytes());
     Ok(Exit::Healthy)
+}
+
+/// Returns the document of the last decision of a service, or of the only one.
+///
+/// # Errors
+/// If there is none, or the law could not be as it is supposed to.
+pub fn document(instance: &str, service: Option<&str>, all: &[Supposition]) -> Result<String, ExplainError> {
+    let report = read::report(instance)?;
+    let told = chosen(&report.services, service)?;
+    Ok(explain(told, all, |at| report.age_of(at))?.json())
+}
+
+impl Explanation<'_> {
+    fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("keys are text and numbers are finite or null")
+    }
 }
 
 fn chosen<'a>(services: &'a [ServiceReport], name: Option<&str>) -> Result<&'a ServiceReport, ExplainError> {

@@ -87,7 +87,7 @@ impl Agent {
     }
 
     /// Returns what is wrong with the agent.
-    fn problem(&self) -> Option<String> {
+    pub fn problem(&self) -> Option<String> {
         let last = age(self.heartbeat_age_ms);
         match self.state() {
             AgentState::Alive => None,

@@ -87,6 +87,28 @@ pub fn report(instance: &str) -> Result<Reported, StatusError> {
     Ok(Reported { services: report.services, age_ms: report.age_ms, since_ms })
 }
 
+/// Returns what is wrong with the agent of an instance, as `status` tells it; nothing if it lives.
+///
+/// # Errors
+/// See [`StatusError`].
+pub fn ailment(instance: &str) -> Result<Option<String>, StatusError> {
+    let (_, record, report) = open(instance)?;
+    Ok(agent(&record, &report).problem())
+}
+
+fn agent(record: &AgentRecord, report: &Report) -> Agent {
+    Agent {
+        alive: is_alive(record.pid),
+        pid: record.pid,
+        heartbeat_age_ms: clock::ktime().saturating_sub(record.heartbeat) / 1_000_000,
+        heartbeat_interval_ms: record.interval_ns / 1_000_000,
+        version: report.version.clone(),
+        started_unix: report.agent_started_unix,
+        first_started_unix: report.started_unix,
+        phase: phase_of(report.services.iter().map(|service| phase(service.control.phase))),
+    }
+}
+
 fn open(instance: &str) -> Result<(Maps, AgentRecord, Report), StatusError> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(StatusError::NotRoot);
@@ -120,8 +142,8 @@ struct Counted {
 
 impl Reading {
     fn snapshot(&self, instance: &str) -> Result<Snapshot, DatapathError> {
-        let now = clock::ktime();
-        let heartbeat_age_ms = now.saturating_sub(self.record.heartbeat) / 1_000_000;
+        let agent = agent(&self.record, &self.report);
+        let heartbeat_age_ms = agent.heartbeat_age_ms;
         let frontends = self.report.frontends.iter().map(|told| self.frontend(told)).collect::<Result<Vec<_>, _>>()?;
         let frontends_of = |service: &ServiceReport| {
             let own = self.report.frontends.iter().filter(|frontend| frontend.service == service.name);
@@ -159,16 +181,7 @@ impl Reading {
         Ok(Snapshot {
             instance: instance.to_owned(),
             taken_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            agent: Agent {
-                alive: is_alive(self.record.pid),
-                pid: self.record.pid,
-                heartbeat_age_ms,
-                heartbeat_interval_ms: self.record.interval_ns / 1_000_000,
-                version: self.report.version.clone(),
-                started_unix: self.report.agent_started_unix,
-                first_started_unix: self.report.started_unix,
-                phase: phase_of(services.iter().map(|service| service.phase)),
-            },
+            agent,
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
             cpu: Cpu { load_percent: load.map(|load| load.share() * 100.0) },
             scaling: Scaling::of_all(&services.iter().map(|service| &service.scaling).collect::<Vec<_>>()),
@@ -353,11 +366,7 @@ pub fn service(told: &ServiceReport, frontends: Vec<String>, since_ms: u64) -> S
     let ms = |duration: Duration| duration.as_millis() as u64;
     Service {
         name: told.name.clone(),
-        phase: match control.phase {
-            control::Phase::Starting => Phase::Starting,
-            control::Phase::Running => Phase::Running,
-            control::Phase::Stopping => Phase::Stopping,
-        },
+        phase: phase(control.phase),
         scaling: Scaling {
             min: control.min,
             max: control.max,
@@ -379,6 +388,14 @@ pub fn service(told: &ServiceReport, frontends: Vec<String>, since_ms: u64) -> S
             paused_out: control.orders.paused_out.is_some(),
         },
         frontends,
+    }
+}
+
+fn phase(phase: control::Phase) -> Phase {
+    match phase {
+        control::Phase::Starting => Phase::Starting,
+        control::Phase::Running => Phase::Running,
+        control::Phase::Stopping => Phase::Stopping,
     }
 }
 
