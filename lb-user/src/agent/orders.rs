@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use super::{Agent, Service, unix_ms};
 use crate::{
-    config::{ServiceName, Source},
+    config::{MAX_BACKENDS_PER_FRONTEND, ServiceName, Source},
     control::{BackendState, Change, Decision, Event, Order, Reach, Refusal},
     server::{Ask, Asking, Refused, Taken, journal::What},
     status::read,
@@ -102,14 +102,17 @@ impl Agent {
     /// Refuses a count beyond the largest one for which there would be no room, were it that.
     fn check_room_for(&self, name: &ServiceName, order: &Order) -> Result<(), Refused> {
         let Order::Count { count, reach: Reach::Beyond, .. } = *order else { return Ok(()) };
+        let no_room = |error: String| Refused::NoRoom { service: name.to_string(), error };
+        if count > MAX_BACKENDS_PER_FRONTEND {
+            return Err(no_room(format!("{count} containers are too many: at most {MAX_BACKENDS_PER_FRONTEND}")));
+        }
         let mut config = self.config.clone();
         for service in config.services.iter_mut().filter(|service| service.name == *name) {
             if let Source::Docker(docker) = &mut service.source {
                 docker.scaling.max = docker.scaling.max.max(count);
             }
         }
-        super::service::check_room(&config)
-            .map_err(|(_, error)| Refused::NoRoom { service: name.to_string(), error: error.to_string() })
+        super::service::check_room(&config).map_err(|(_, error)| no_room(error.to_string()))
     }
 
     /// Writes down what was decided.
