@@ -32,6 +32,7 @@ mod measure;
 mod network;
 mod orders;
 mod perform;
+mod rehearse;
 mod reload;
 mod service;
 mod sweeper;
@@ -50,6 +51,8 @@ use crate::{
     provider::{EVENT_BACKLOG, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
     server::{Asking, Journal, Server, journal::What, views::Instance},
 };
+pub use rehearse::rehearse;
+
 use network::Network;
 use orders::Waiting;
 use perform::{Examined, Places};

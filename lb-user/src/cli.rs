@@ -79,6 +79,9 @@ Examples:
     lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
       --scheduler least-conn
 
+  What that would do, without doing it:
+    lb-user run --image lb-api --publish 80:5000 --dry-run
+
   A second instance beside the first:
     lb-user run --instance dns --image resolver \\
       --publish 53:5353/udp --publish 53:5353/tcp
@@ -187,6 +190,14 @@ pub struct RunArgs {
     /// What holds for all services.
     #[command(flatten)]
     pub instance: InstanceArgs,
+
+    /// Look at everything that a run looks at, tell what it would do, and do nothing
+    ///
+    /// The engine is asked for image, network and containers, the kernel verifies the programs; nothing is attached, started,
+    /// stopped or removed. Exit code 1 if a run would be refused, as where the instance runs already. What the law would do
+    /// over time is told by `simulate`, and by `explain --if` of one that runs.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Returns the flags that are keys of a file.
@@ -602,7 +613,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
-            ("run", "--snat --syn-cookies"),
+            ("run", "--snat --syn-cookies --dry-run"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -23,10 +23,14 @@ fn main() -> ExitCode {
         return code;
     }
     match cli.verb {
-        Verb::Run(arguments) => match arguments.resolve() {
-            Ok((config, reload)) => wait_for(agent::run(config, reload)),
-            Err(code) => code,
-        },
+        Verb::Run(arguments) => {
+            let is_rehearsal = arguments.dry_run;
+            match arguments.resolve() {
+                Ok((config, _)) if is_rehearsal => wait_for(agent::rehearse(config)),
+                Ok((config, reload)) => wait_for(agent::run(config, reload)),
+                Err(code) => code,
+            }
+        }
         Verb::Check(arguments) => arguments.check(),
         Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
             Ok(exit) => exit.into(),

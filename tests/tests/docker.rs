@@ -49,6 +49,10 @@ fn main() -> ExitCode {
             "orders_that_make_no_sense_are_refused_and_change_nothing",
             orders::orders_that_make_no_sense_are_refused_and_change_nothing,
         ),
+        case(
+            "a_dry_run_tells_what_a_run_would_do_and_does_nothing",
+            orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
+        ),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])

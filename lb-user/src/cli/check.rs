@@ -104,7 +104,7 @@ impl RunArgs {
     /// # Errors
     /// The first contradiction.
     pub fn check(self) -> Result<RunConfig, ConfigError> {
-        let Self { service, instance, config: _ } = self;
+        let Self { service, instance, config: _, dry_run: _ } = self;
         let services = vec![(ServiceName::from(&instance.instance), service)];
         Draft { instance, services }.check().map_err(|faults| {
             let first = faults.into_iter().next();

@@ -126,12 +126,14 @@ impl Line {
     fn why_not(&self, error: io::Error) -> OperateError {
         match error.kind() {
             io::ErrorKind::PermissionDenied => OperateError::Denied { path: self.path.clone() },
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => match read::ailment(&self.instance) {
-                Ok(Some(ailment)) => OperateError::Ailing(ailment),
-                Ok(None) => OperateError::Silent { path: self.path.clone() },
-                Err(StatusError::NotRunning(absent)) => OperateError::NotRunning(absent),
-                Err(error) => error.into(),
-            },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                match read::agent(&self.instance).map(|agent| agent.problem()) {
+                    Ok(Some(ailment)) => OperateError::Ailing(ailment),
+                    Ok(None) => OperateError::Silent { path: self.path.clone() },
+                    Err(StatusError::NotRunning(absent)) => OperateError::NotRunning(absent),
+                    Err(error) => error.into(),
+                }
+            }
             _ => self.broken(error),
         }
     }

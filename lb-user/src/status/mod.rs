@@ -86,7 +86,7 @@ impl Agent {
         }
     }
 
-    /// Returns what is wrong with the agent.
+    /// Returns what is wrong with the agent; nothing if it lives.
     pub fn problem(&self) -> Option<String> {
         let last = age(self.heartbeat_age_ms);
         match self.state() {

@@ -87,16 +87,16 @@ pub fn report(instance: &str) -> Result<Reported, StatusError> {
     Ok(Reported { services: report.services, age_ms: report.age_ms, since_ms })
 }
 
-/// Returns what is wrong with the agent of an instance, as `status` tells it; nothing if it lives.
+/// Reads what there is to say of the agent of an instance, be it alive or not.
 ///
 /// # Errors
 /// See [`StatusError`].
-pub fn ailment(instance: &str) -> Result<Option<String>, StatusError> {
+pub fn agent(instance: &str) -> Result<Agent, StatusError> {
     let (_, record, report) = open(instance)?;
-    Ok(agent(&record, &report).problem())
+    Ok(agent_of(&record, &report))
 }
 
-fn agent(record: &AgentRecord, report: &Report) -> Agent {
+fn agent_of(record: &AgentRecord, report: &Report) -> Agent {
     Agent {
         alive: is_alive(record.pid),
         pid: record.pid,
@@ -142,7 +142,7 @@ struct Counted {
 
 impl Reading {
     fn snapshot(&self, instance: &str) -> Result<Snapshot, DatapathError> {
-        let agent = agent(&self.record, &self.report);
+        let agent = agent_of(&self.record, &self.report);
         let heartbeat_age_ms = agent.heartbeat_age_ms;
         let frontends = self.report.frontends.iter().map(|told| self.frontend(told)).collect::<Result<Vec<_>, _>>()?;
         let frontends_of = |service: &ServiceReport| {

@@ -178,3 +178,56 @@ pub fn orders_that_make_no_sense_are_refused_and_change_nothing() {
     assert!(!socket(instance).exists());
     site.assert_gone();
 }
+
+pub fn a_dry_run_tells_what_a_run_would_do_and_does_nothing() {
+    let site = Site::new(16);
+    let instance = site.instance();
+    let publish = format!("{}:5000", site.port());
+    let (uplink, image) = (site.uplink(), lb_tests::site::IMAGE);
+    let dry = |more: &[&str]| {
+        let fixed = ["run", "--publish", &publish, "--uplink", &uplink, "--network", instance, "--dry-run"];
+        say(instance, &[&fixed, more].concat())
+    };
+    let told = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+
+    let output = dry(&["--image", image, "--min", "2"]);
+    let page = told(&output);
+    assert!(output.status.success(), "{page}{}", String::from_utf8_lossy(&output.stderr));
+    let (at, name) = (site.address(), format!("lb-{instance}-1"));
+    for line in [
+        format!("instance {instance}: is not there and would begin"),
+        "programs: the kernel accepts every one".to_owned(),
+        format!("clients at {uplink}: TC"),
+        format!("0 there, 2 wanted; would start 2 (at first {name}, lb-{instance}-2)"),
+        "dry run: nothing was attached, started, stopped or removed".to_owned(),
+    ] {
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+    assert!(page.lines().any(|line| line.starts_with("frontend ") && line.contains(&at)), "{page}");
+    site.assert_gone();
+
+    let output = dry(&["--image", "no-such-image:at-all"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("no-such-image:at-all is not on this engine"), "{error}");
+
+    let agent = site.start(&["--min", "1", "--max", "4"]);
+    agent.wait_ready(1);
+    order(instance, &["scale", "3", "--wait=30s"]);
+    let before = (site.containers(), agent.status()["decisions"].as_array().map(Vec::len));
+    let output = dry(&["--image", image, "--min", "1", "--max", "4", "--cpus", "0.5"]);
+    let page = told(&output);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("so a run would be refused"), "{error}");
+    assert!(page.contains("3 there, 3 wanted; 3 of other settings than these"), "{page}");
+    assert_eq!((site.containers(), agent.status()["decisions"].as_array().map(Vec::len)), before);
+
+    agent.crash();
+    let output = dry(&["--image", image, "--min", "1", "--max", "4"]);
+    assert!(output.status.success() && told(&output).contains("what it has left would be taken over"));
+    // Its order is taken over, too: without it, three would be as many as there are, and one would be wanted to begin with.
+    docker(&["rm", "-f", site.containers().first().expect("a container")]);
+    let page = told(&dry(&["--image", image, "--min", "1", "--max", "4"]));
+    assert!(page.contains("2 there, 3 wanted; would start 1"), "{page}");
+    lb_tests::agent::detach(instance, true);
+    site.assert_gone();
+}
