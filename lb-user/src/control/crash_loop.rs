@@ -14,7 +14,7 @@ const PROVEN: Duration = Duration::from_secs(60);
 const PACE: Pace = Pace { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
 
 /// Counts starts that came to nothing, in a row.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrashLoop {
     failures: u32,
     last_failure: Timestamp,

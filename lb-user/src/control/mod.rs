@@ -224,7 +224,7 @@ impl Controller {
             changed: self.demand.changed.clone(),
             orders: self.orders,
             cooldowns: self.demand.cooldowns(),
-            crash_loop: Some(self.crash_loop.clone()).filter(|crash_loop| crash_loop.failures() > 0),
+            crash_loop: Some(self.crash_loop).filter(|crash_loop| crash_loop.failures() > 0),
             backends,
             decisions: self.history.to_vec(),
             generation: self.publisher.confirmed_generation(),

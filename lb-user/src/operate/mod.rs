@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Collected, Full};
 use hyper::{
     Method, Request, StatusCode,
     body::{Bytes, Incoming},
@@ -117,7 +117,7 @@ impl Line {
             return Ok(response.into_body());
         }
         let status = response.status();
-        let text = response.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let text = response.collect().await.map(Collected::to_bytes).unwrap_or_default();
         let told = serde_json::from_slice::<Complaint>(&text).map(|complaint| complaint.error);
         Err(OperateError::Refused(told.unwrap_or_else(|_| format!("the agent answers {status}"))))
     }

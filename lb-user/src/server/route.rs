@@ -62,6 +62,7 @@ struct Problem {
 }
 
 impl Problem {
+    #[expect(clippy::needless_pass_by_value, reason = "what is wrong is told nowhere else")]
     fn new(status: StatusCode, error: impl ToString) -> Self {
         Self { status, error: error.to_string(), allow: None }
     }
