@@ -5,7 +5,8 @@
 //! providers ─▶ containers come and go    │   control::Controller   ┌─▶ provider: start, stop, remove
 //! sweeper   ─▶ connections per backend   ├─▶ (event, now) ─▶ … ────┼─▶ health + links: probe
 //! probes, starts, stops ─▶ answers       │   one for each service  └─▶ datapath: publish
-//! signals, the controllers' deadline     ┘
+//! signals, the controllers' deadline     │
+//! server    ─▶ orders of operators       ┘
 //! ```
 //!
 //! Services share the datapath, the uplinks, the sweeper, the connection to the engine and the load of the host; each has
@@ -29,7 +30,9 @@ use tokio::{
 
 mod measure;
 mod network;
+mod orders;
 mod perform;
+mod rehearse;
 mod reload;
 mod service;
 mod sweeper;
@@ -41,12 +44,17 @@ use crate::{
         Datapath, DatapathError, Opening,
         links::Links,
         loader::{self, Former},
+        pins,
         report::{Report, ServiceReport},
     },
     metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu, pressure::Pressure},
     provider::{EVENT_BACKLOG, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
+    server::{Asking, Journal, Server, journal::What, views::Instance},
 };
+pub use rehearse::rehearse;
+
 use network::Network;
+use orders::Waiting;
 use perform::{Examined, Places};
 use reload::Prepared;
 use service::{Feeds, Service, Told};
@@ -61,6 +69,8 @@ const NETWORK_CHECK: Duration = Duration::from_secs(5);
 const FRONTEND_SETTLE: Duration = Duration::from_secs(1);
 /// How often the user is told what is still being drained.
 const DRAIN_NOTICE: Duration = Duration::from_secs(5);
+/// How many questions from the control socket may wait.
+const ASK_BACKLOG: usize = 32;
 /// Why the agent ends although nobody asked it to.
 const WATCH_ENDED: &str = "the watch of the containers has ended by itself: this is a fault of lb-user";
 /// What the engine may add to the grace of a stop, with its removal.
@@ -123,6 +133,8 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
     network.announce(&datapath);
     let (answers, inbox) = mpsc::unbounded_channel();
     let (sender, told) = mpsc::channel(EVENT_BACKLOG);
+    let (asking, asks) = mpsc::channel(ASK_BACKLOG);
+    let journal = Arc::new(Journal::new(unix_us()));
     let mut agent = Agent {
         services: BTreeMap::new(),
         feeds: Feeds::new(sender),
@@ -140,6 +152,10 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
         is_looking: false,
         asked: 0,
         problems: BTreeMap::new(),
+        asks,
+        waiting: Vec::new(),
+        journal,
+        server: None,
         config,
         reload,
         is_reloading: false,
@@ -155,6 +171,7 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
         agent.begin(service, provider, former.as_mut());
     }
     let leftovers = agent.begin_leftovers(former.as_mut()).await;
+    agent.listen(asking, former.is_some());
     agent.serve(inbox, signals, leftovers).await
 }
 
@@ -195,6 +212,13 @@ struct Agent {
     is_looking: bool,
     /// What the agent itself could not do, by what it was about.
     problems: BTreeMap<&'static str, String>,
+    /// Questions from the control socket.
+    asks: mpsc::Receiver<Asking>,
+    /// Those whose orders are not in force yet.
+    waiting: Vec<Waiting>,
+    /// What happened, for who asks.
+    journal: Arc<Journal>,
+    server: Option<Server>,
 }
 
 /// What comes back from work beside the loop.
@@ -318,6 +342,23 @@ impl Agent {
         events
     }
 
+    /// Opens the control socket. Without it, what is served goes on being served.
+    fn listen(&mut self, asking: mpsc::Sender<Asking>, is_heir: bool) {
+        let instance = self.config.instance.as_str();
+        let began = if is_heir { "took over" } else { "began" };
+        let text = format!("agent {} (pid {}) {began}", env!("CARGO_PKG_VERSION"), std::process::id());
+        self.journal.push(None, What::Agent { text }, unix_ms());
+        let views = Arc::new(Instance(instance.to_owned()));
+        match Server::start(&pins::socket(instance), asking, self.journal.clone(), views) {
+            Ok(server) => self.server = Some(server),
+            Err(error) => {
+                let error = format!("the control socket: {}", chain(&error));
+                tracing::error!("{error}");
+                self.problems.insert("socket", error);
+            }
+        }
+    }
+
     async fn serve(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Answer>,
@@ -342,6 +383,7 @@ impl Agent {
                 Some(answer) = inbox.recv() => self.on_answer(answer),
                 swept = self.sweeper.next() => self.on_sweep(swept?),
                 asked = signals.next() => self.on_signal(asked),
+                Some(asking) = self.asks.recv() => self.on_ask(asking),
                 _ = sweeps.tick() => { self.sweeper.request(self.now(), self.datapath.retiring()); Vec::new() }
                 _ = ticks.tick() => self.on_tick(),
                 _ = network_checks.tick() => { self.look_at_network(); Vec::new() }
@@ -351,8 +393,9 @@ impl Agent {
             };
             self.is_report_old |= !events.is_empty();
             if self.handle_all(events) {
-                return self.finish();
+                return self.finish().await;
             }
+            self.answer_orders();
             if self.report_due() <= Instant::now() {
                 self.report();
             }
@@ -417,8 +460,14 @@ impl Agent {
     fn handle(&mut self, name: &ServiceName, event: Event, commands: &mut VecDeque<(ServiceName, Command)>) {
         let now = self.now();
         let Some(service) = self.services.get_mut(name) else { return };
+        let published = if let Event::Published { generation } = event { Some(generation) } else { None };
         commands.extend(service.controller.handle(event, now).into_iter().map(|command| (name.clone(), command)));
+        let changes = service.controller.take_changes();
+        if let Some(generation) = published {
+            self.note_publication(name, generation);
+        }
         self.tell_news(name);
+        self.note_changes(name, changes);
     }
 
     /// Takes note that a service has nothing left to do; one that is configured no longer is forgotten. Returns what
@@ -623,7 +672,9 @@ impl Agent {
     fn tell_news(&mut self, name: &ServiceName) {
         let prefix = self.prefix(name);
         let Some(service) = self.services.get_mut(name) else { return };
-        for decision in service.controller.take_news() {
+        let news = service.controller.take_news();
+        for decision in news {
+            self.note_decision(name, &decision);
             let (kind, from, to) = (decision.kind, decision.from, decision.to);
             if from == to {
                 tracing::info!("{prefix}{kind}: {}", decision.reason);
@@ -640,9 +691,13 @@ impl Agent {
         tracing::info!("ending: {} backends left, {flows} connections; Ctrl-C again cuts them", backends.len());
     }
 
-    fn finish(mut self) -> Result<()> {
+    async fn finish(mut self) -> Result<()> {
         // Whoever looks, or takes over, sees how it ended.
         self.report();
+        if let Some(server) = self.server.take() {
+            self.journal.push(None, What::Agent { text: "the agent ends, as it was asked to".to_owned() }, unix_ms());
+            server.end().await;
+        }
         let Self { config, datapath, sweeper, .. } = self;
         drop(sweeper);
         if config.keep {
@@ -657,6 +712,15 @@ impl Agent {
 
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Returns the time in microseconds: more than there will ever be events, and exact in a number of JavaScript.
+fn unix_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 /// Writes an error with its causes.

@@ -33,9 +33,11 @@ use crate::{
 
 mod check;
 pub mod file;
+mod operate;
 mod simulate;
 
 pub use check::{Draft, Fault, Spot};
+pub use operate::{EventsArgs, PauseArgs, ScaleArgs};
 pub use simulate::SimulateArgs;
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
@@ -54,7 +56,7 @@ Environment:
 Exit codes:
   0   done; for status: healthy
   1   it did not work; for status: degraded
-  2   for status and explain: not running
+  2   for status and explain, and what speaks to an agent: not running
   64  the command line, or the file of services, makes no sense";
 
 const RUN_EXAMPLES: &str = "\
@@ -76,6 +78,9 @@ Examples:
   The same, the first with three times the connections of the second:
     lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
       --scheduler least-conn
+
+  What that would do, without doing it:
+    lb-user run --image lb-api --publish 80:5000 --dry-run
 
   A second instance beside the first:
     lb-user run --instance dns --image resolver \\
@@ -148,6 +153,18 @@ pub enum Verb {
     /// Tell why there are as many containers as there are, and what another law would have decided
     #[command(after_long_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainArgs),
+    /// Have so many containers, whatever demand is; or follow demand again
+    #[command(after_long_help = operate::SCALE_EXAMPLES)]
+    Scale(ScaleArgs),
+    /// Do not let demand change the number of containers, in one direction or both
+    #[command(after_long_help = operate::PAUSE_EXAMPLES)]
+    Pause(PauseArgs),
+    /// Let demand change the number of containers again
+    #[command(after_long_help = operate::PAUSE_EXAMPLES)]
+    Resume(PauseArgs),
+    /// Show what was decided and what has happened, and follow it
+    #[command(after_long_help = operate::EVENTS_EXAMPLES)]
+    Events(EventsArgs),
     /// Try the scaling law on a trace of connections, beside the rules of other autoscalers; without root
     #[command(after_long_help = simulate::EXAMPLES)]
     Simulate(Box<SimulateArgs>),
@@ -173,6 +190,14 @@ pub struct RunArgs {
     /// What holds for all services.
     #[command(flatten)]
     pub instance: InstanceArgs,
+
+    /// Look at everything that a run looks at, tell what it would do, and do nothing
+    ///
+    /// The engine is asked for image, network and containers, the kernel verifies the programs; nothing is attached, started,
+    /// stopped or removed. Exit code 1 if a run would be refused, as where the instance runs already. What the law would do
+    /// over time is told by `simulate`, and by `explain --if` of one that runs.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Returns the flags that are keys of a file.
@@ -588,7 +613,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
-            ("run", "--snat --syn-cookies"),
+            ("run", "--snat --syn-cookies --dry-run"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),
@@ -598,6 +623,10 @@ mod tests {
                  --cpus --host-cpus --foreign --cost --start-time --json --output",
             ),
             ("explain", "--instance --if --json"),
+            ("scale", "--for --force --wait --instance"),
+            ("pause", "--in --out --instance"),
+            ("resume", "--in --out --instance"),
+            ("events", "--follow --since --last --json --instance"),
             ("detach", "--instance --containers --verbose"),
         ];
         for (verb, options) in contract {

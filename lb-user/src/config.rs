@@ -193,6 +193,14 @@ impl Service {
         }
     }
 
+    /// Returns what its scaling follows, for people; nothing with static backends.
+    pub fn metrics(&self) -> Option<String> {
+        match &self.source {
+            Source::Docker(docker) => Some(docker.scaling.following.told()),
+            Source::Static { .. } => None,
+        }
+    }
+
     /// Returns the backends that somebody else runs.
     pub fn static_backends(&self) -> &[StaticBackend] {
         match &self.source {

@@ -6,6 +6,8 @@
 //!                  ├────▶ metrics      demand: connections, CPU, latency, pressure
 //!                  ├────▶ health       active checks
 //!                  └────▶ datapath     the kernel: programs, maps, devices
+//! operate ────────────────▶ server    the verbs that ask a running agent
+//! server ─────────────────▶ status    what operators say through the control socket: typed questions to the agent's loop
 //! status ─────────────────▶ datapath   reads the pinned maps; needs no agent
 //! simulate ───────────────▶ control    the scaling law on a trace, without any of the others
 //! ```
@@ -17,6 +19,8 @@ pub mod control;
 pub mod datapath;
 pub mod health;
 pub mod metrics;
+pub mod operate;
 pub mod provider;
+pub mod server;
 pub mod simulate;
 pub mod status;

@@ -8,7 +8,9 @@ use std::{
 use lb_user::{
     agent,
     cli::{self, Verb},
-    simulate, status,
+    operate::{self, OperateError},
+    simulate,
+    status::{self, Exit},
 };
 
 fn main() -> ExitCode {
@@ -21,10 +23,14 @@ fn main() -> ExitCode {
         return code;
     }
     match cli.verb {
-        Verb::Run(arguments) => match arguments.resolve() {
-            Ok((config, reload)) => wait_for(agent::run(config, reload)),
-            Err(code) => code,
-        },
+        Verb::Run(arguments) => {
+            let is_rehearsal = arguments.dry_run;
+            match arguments.resolve() {
+                Ok((config, _)) if is_rehearsal => wait_for(agent::rehearse(config)),
+                Ok((config, reload)) => wait_for(agent::run(config, reload)),
+                Err(code) => code,
+            }
+        }
         Verb::Check(arguments) => arguments.check(),
         Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
             Ok(exit) => exit.into(),
@@ -37,6 +43,13 @@ fn main() -> ExitCode {
                 Err(error) => failed(&error.into()),
             }
         }
+        Verb::Scale(arguments) => {
+            let (instance, order) = (arguments.instance.as_str(), arguments.order());
+            operated(operate::order::scale(instance, order, arguments.wait))
+        }
+        Verb::Pause(arguments) => operated(operate::order::pause(arguments.instance.as_str(), &arguments.ways())),
+        Verb::Resume(arguments) => operated(operate::order::resume(arguments.instance.as_str(), &arguments.ways())),
+        Verb::Events(arguments) => operated(operate::events::show(arguments.instance.as_str(), &arguments.request())),
         Verb::Simulate(arguments) => match arguments.resolve() {
             Ok(request) => match simulate::show(&request) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -58,7 +71,16 @@ fn end_on_panic() {
     }));
 }
 
+/// Talks to an agent.
+fn operated(work: impl Future<Output = Result<Exit, OperateError>>) -> ExitCode {
+    run(async { operate::concluded(work.await).map_err(Into::into) })
+}
+
 fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    run(async { work.await.map(|()| Exit::Healthy) })
+}
+
+fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -67,7 +89,7 @@ fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     // Calls to the engine that are still under way do not hold the process.
     runtime.shutdown_background();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit) => exit.into(),
         Err(error) => failed(&error),
     }
 }

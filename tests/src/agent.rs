@@ -166,10 +166,11 @@ fn detach_in(namespace: Option<&str>, instance: &str, with_containers: bool) {
     assert!(output.status.success(), "detach: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Checks that an instance has left neither pins nor lock.
+/// Checks that an instance has left neither pins nor lock nor socket.
 pub fn assert_gone(instance: &str) {
     assert!(!Path::new("/sys/fs/bpf/lb").join(instance).exists(), "pins of {instance} are left");
     assert!(!Path::new("/run/lb").join(format!("{instance}.lock")).exists(), "the lock of {instance} is left");
+    assert!(!Path::new("/run/lb").join(format!("{instance}.sock")).exists(), "the socket of {instance} is left");
     let output = lb_user(&["status", "--instance", instance]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -16,6 +16,9 @@ use lb_tests::{
 };
 use nix::sys::signal::Signal;
 
+#[path = "docker/orders.rs"]
+mod orders;
+
 const TOOLS: &[Need] = &[
     Need::Root,
     Need::Agent,
@@ -38,6 +41,18 @@ fn main() -> ExitCode {
         case("containers_reach_the_frontend", containers_reach_the_frontend),
         case("services_have_containers_of_their_own", services_have_containers_of_their_own),
         case("containers_are_reached_by_both_families", containers_are_reached_by_both_families),
+        case(
+            "orders_hold_while_clients_are_served_and_agents_come_and_go",
+            orders::orders_hold_while_clients_are_served_and_agents_come_and_go,
+        ),
+        case(
+            "orders_that_make_no_sense_are_refused_and_change_nothing",
+            orders::orders_that_make_no_sense_are_refused_and_change_nothing,
+        ),
+        case(
+            "a_dry_run_tells_what_a_run_would_do_and_does_nothing",
+            orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
+        ),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])

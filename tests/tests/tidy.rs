@@ -60,6 +60,7 @@ fn only_in(folder: &str, words: &[&str], homes: &[&str]) {
 fn foreign_crates_have_one_home_each() {
     only_in("lb-user/src", &["aya::", "use aya"], &["lb-user/src/datapath/"]);
     only_in("lb-user/src", &["bollard"], &["lb-user/src/provider/docker"]);
+    only_in("lb-user/src", &["hyper", "http_body_util"], &["lb-user/src/server/", "lb-user/src/operate/"]);
     only_in("lb-user/src", &["sysinfo"], &["lb-user/src/metrics/host_cpu.rs"]);
     only_in("lb-user/src", &["use rtnetlink", "rtnetlink::"], &["lb-user/src/datapath/links/netlink.rs"]);
     only_in("lb-user/src", &["toml::", "use toml"], &["lb-user/src/cli/file.rs"]);
@@ -82,6 +83,7 @@ fn the_controller_knows_no_clock_no_engine_and_no_kernel() {
         "crate::datapath",
         "crate::provider",
         "crate::agent",
+        "crate::server",
         "tracing",
         "lb_ebpf",
         "HashMap",
@@ -96,6 +98,13 @@ fn the_controller_knows_no_clock_no_engine_and_no_kernel() {
 }
 
 #[test]
+fn the_server_knows_no_engine_and_no_map() {
+    let words = ["crate::provider", "crate::agent", "crate::datapath", "crate::metrics", "bollard", "aya"];
+
+    assert_eq!(with_any(&sources("lb-user/src/server"), &words), BTreeSet::new());
+}
+
+#[test]
 fn the_clock_is_read_at_the_edges_only() {
     let homes = [
         "lb-user/src/agent.rs",
@@ -103,6 +112,7 @@ fn the_clock_is_read_at_the_edges_only() {
         "lb-user/src/datapath/clock.rs",
         "lb-user/src/metrics/",
         "lb-user/src/provider/docker/watch.rs",
+        "lb-user/src/server/route.rs",
         "lb-user/src/status/read.rs",
     ];
 

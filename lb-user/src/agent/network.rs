@@ -20,6 +20,7 @@ use crate::{
         links::{self, Bridge, Framing, Link, LinkError, LinkKind, Links},
         loader, pins,
         publish::{FrontendWish, Scheduling},
+        rehearse,
     },
 };
 
@@ -130,6 +131,34 @@ impl Network {
         datapath.open_cgroup()?;
         datapath.serve(&self.wishes(config))?;
         self.close_others(datapath)
+    }
+
+    /// Makes sure that nothing keeps the doors from being opened that can be seen before it is tried.
+    ///
+    /// # Errors
+    /// If another instance has a frontend, or an uplink cannot do what the hook asks for.
+    pub fn check(&self, config: &RunConfig) -> Result<(), DatapathError> {
+        for link in self.uplinks.iter().filter(|link| !self.dispensable.contains(&link.index)) {
+            loader::check_xdp(link, config.hook, config.complete_checksums)?;
+            self.check_tags(link, config.hook)?;
+        }
+        rehearse::check_frontends(config.instance.as_str(), &self.wishes(config))
+    }
+
+    /// Says where clients would be served, a line each.
+    pub fn rehearse(&self, config: &RunConfig) -> Vec<String> {
+        let hook = |name: &str| match config.hook {
+            Hook::Xdp if self.uplinks.iter().any(|uplink| uplink.name == name) => "XDP and TC",
+            Hook::XdpGeneric if self.uplinks.iter().any(|uplink| uplink.name == name) => "generic XDP and TC",
+            Hook::Auto | Hook::Tc | Hook::Xdp | Hook::XdpGeneric => "TC",
+        };
+        let frontends = self.wishes(config).into_iter().map(|wish| {
+            let addresses: Vec<String> = wish.addresses.iter().map(ToString::to_string).collect();
+            format!("frontend {} of service {}: {}", wish.name, wish.service, addresses.join(", "))
+        });
+        let devices = self.front_devices().map(|device| format!("clients at {}: {}", device.name, hook(device.name)));
+        let local = std::iter::once("clients on this host: connect()".to_owned());
+        frontends.chain(devices).chain(local).collect()
     }
 
     /// Opens every door, and leaves out uplinks that are dispensable and unfit.

@@ -21,6 +21,7 @@ use crate::{
         DatapathError, layout,
         loader::Former,
         publish::{Member, Registry},
+        report::Past,
     },
     provider::{
         Provider, ProviderEvent,
@@ -180,10 +181,7 @@ impl Service {
 impl Service {
     /// Returns what its scaling follows, for people; nothing with static backends.
     pub fn metrics(&self) -> Option<String> {
-        match &self.config.source {
-            Source::Docker(docker) => Some(docker.scaling.following.told()),
-            Source::Static { .. } => None,
-        }
+        self.config.metrics()
     }
 }
 
@@ -359,10 +357,7 @@ pub fn adopt(
         );
     }
     if let Some(past) = former.inheritance.services.remove(name) {
-        settings.adopted_generation = past.generation;
-        settings.adopted_decisions = past.decisions;
-        settings.adopted_cost = past.connection_cost;
-        settings.adopted_warming = past.warming;
+        take_over(settings, past);
     }
     places.adopt(registry, name);
     if !served.is_empty() {
@@ -372,6 +367,18 @@ pub fn adopt(
             "taking over what a former agent has left; its connections go on"
         );
     }
+}
+
+/// Tells a service's controller what its former one has reported.
+pub fn take_over(settings: &mut Settings, past: Past) {
+    settings.adopted_generation = past.generation;
+    settings.adopted_decisions = past.decisions;
+    settings.adopted_cost = past.connection_cost;
+    settings.adopted_cooldowns = past.cooldowns;
+    settings.adopted_orders = past.orders;
+    settings.adopted_desired = past.desired;
+    settings.adopted_crash_loop = past.crash_loop;
+    settings.adopted_warming = past.warming;
 }
 
 /// Returns whether a backend is a container, and not a static backend.

@@ -104,7 +104,7 @@ impl RunArgs {
     /// # Errors
     /// The first contradiction.
     pub fn check(self) -> Result<RunConfig, ConfigError> {
-        let Self { service, instance, config: _ } = self;
+        let Self { service, instance, config: _, dry_run: _ } = self;
         let services = vec![(ServiceName::from(&instance.instance), service)];
         Draft { instance, services }.check().map_err(|faults| {
             let first = faults.into_iter().next();
@@ -488,12 +488,9 @@ mod tests {
     /// Parses and checks what follows `lb-user run`.
     fn run(args: &str) -> Result<RunConfig, ConfigError> {
         let words = ["lb-user", "run"].into_iter().chain(args.split_whitespace());
-        match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
-            Verb::Run(args) => args.check(),
-            other @ (Verb::Check(_) | Verb::Status(_) | Verb::Explain(_) | Verb::Simulate(_) | Verb::Detach(_)) => {
-                panic!("{args}: {other:?}")
-            }
-        }
+        let verb = parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb;
+        let Verb::Run(run) = verb else { panic!("{args}: {verb:?}") };
+        run.check()
     }
 
     /// Returns the only service of a command line.

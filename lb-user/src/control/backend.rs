@@ -137,6 +137,8 @@ pub(super) struct Backend {
     pub state: State,
     /// When the state was entered.
     pub since: Timestamp,
+    /// The state in which it was told of last; nothing if it was not yet.
+    pub told: Option<BackendState>,
     /// When it was first heard of.
     pub known_since: Timestamp,
     /// When it became ready for the first time.
@@ -166,6 +168,7 @@ impl Backend {
             outdated: sighting.outdated,
             state: State::Starting,
             since: now,
+            told: None,
             known_since: now,
             ready_since: None,
             warming_since: None,

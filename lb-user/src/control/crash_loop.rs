@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::retry::Pace;
 use super::time::Timestamp;
 
@@ -12,16 +14,22 @@ const PROVEN: Duration = Duration::from_secs(60);
 const PACE: Pace = Pace { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
 
 /// Counts starts that came to nothing, in a row.
-#[derive(Clone, Debug, Default)]
-pub(super) struct CrashLoop {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrashLoop {
     failures: u32,
     last_failure: Timestamp,
     wait_until: Timestamp,
 }
 
 impl CrashLoop {
+    /// Goes on from that of a former agent: who starts the next one may have set the cause right, so one start is tried at
+    /// once; if it fails, too, the wait is the longer one that was due.
+    pub(super) fn adopted(former: Self) -> Self {
+        Self { wait_until: Timestamp::ZERO, ..former }
+    }
+
     /// Notes a start that came to nothing. Failures during the wait belong to the wave that caused it and count once.
-    pub fn failed(&mut self, now: Timestamp) {
+    pub(super) fn failed(&mut self, now: Timestamp) {
         self.last_failure = now;
         if now >= self.wait_until {
             self.failures = self.failures.saturating_add(1);
@@ -31,24 +39,24 @@ impl CrashLoop {
 
     /// Forgets the failures where a backend has proved itself that is known since `known_since` and has served for
     /// `life`.
-    pub fn proven(&mut self, known_since: Timestamp, life: Duration) {
+    pub(super) fn proven(&mut self, known_since: Timestamp, life: Duration) {
         if known_since > self.last_failure && life >= PROVEN {
             *self = CrashLoop::default();
         }
     }
 
     /// Returns how many failures there were in a row.
-    pub fn failures(&self) -> u32 {
+    pub(super) fn failures(&self) -> u32 {
         self.failures
     }
 
     /// Returns when the next start may begin.
-    pub fn wait_until(&self) -> Timestamp {
+    pub(super) fn wait_until(&self) -> Timestamp {
         self.wait_until
     }
 
     /// Returns how many of `limit` starts may be tried at once by `now`: during a loop one, and none while it waits.
-    pub fn room(&self, limit: u32, now: Timestamp) -> u32 {
+    pub(super) fn room(&self, limit: u32, now: Timestamp) -> u32 {
         if now < self.wait_until {
             0
         } else if self.failures > 0 {

@@ -10,6 +10,7 @@ use super::addresses::{Addresses, Family};
 use super::families::Heard;
 use super::load::CpuLoad;
 use super::measures::Measures;
+use super::orders::Order;
 use super::passive::Answers;
 use super::settings::Reconfiguration;
 use super::time::Timestamp;
@@ -124,6 +125,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// An operator wants something. What [`Controller::refusal`](super::Controller::refusal) refuses changes nothing.
+    Ordered(Order),
     /// The provider reports one backend: it was started, unpaused or inspected.
     BackendSeen(Sighting),
     /// The provider reports all backends there are. Events that happened after the list was taken follow it.

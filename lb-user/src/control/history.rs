@@ -74,6 +74,16 @@ pub enum DecisionKind {
     ProviderLost,
     /// The provider can be reached again.
     ProviderBack,
+    /// More are wanted than the largest count.
+    AtMax,
+    /// An operator has asked for a count of his own.
+    Manual,
+    /// The law decides again, after a count by hand.
+    ManualEnded,
+    /// The law is not followed, in one direction or both.
+    Paused,
+    /// The law is followed again.
+    Resumed,
     /// Settings have changed.
     Reconfigured,
     /// The agent was asked to end.
@@ -103,6 +113,11 @@ impl fmt::Display for DecisionKind {
             DecisionKind::LoadUnavailable => "load unavailable",
             DecisionKind::ProviderLost => "provider lost",
             DecisionKind::ProviderBack => "provider back",
+            DecisionKind::AtMax => "at max",
+            DecisionKind::Manual => "manual count",
+            DecisionKind::ManualEnded => "manual count ended",
+            DecisionKind::Paused => "paused",
+            DecisionKind::Resumed => "resumed",
             DecisionKind::Reconfigured => "reconfigured",
             DecisionKind::Stopping => "stopping",
         })
@@ -138,6 +153,11 @@ impl History {
             self.decisions.pop_front();
         }
         self.decisions.push_back(decision);
+    }
+
+    /// Returns the last decision of certain kinds.
+    pub fn last_of(&self, is_one: impl Fn(DecisionKind) -> bool) -> Option<&Decision> {
+        self.decisions.iter().rev().find(|decision| is_one(decision.kind))
     }
 
     /// Returns the decisions, oldest first.

@@ -52,13 +52,21 @@ pub(super) struct Demand {
 }
 
 impl Demand {
-    /// Creates one that knows nothing, but perhaps what a connection costs.
-    pub fn new(cost: Option<f64>) -> Self {
+    /// Creates one that knows nothing, but perhaps what a connection costs, and what a former law was waiting for.
+    pub fn new(cost: Option<f64>, cooldowns: Option<law::Cooldowns>) -> Self {
         let mut demand = Demand::default();
         if let Some(cost) = cost {
             demand.state.adopt_cost(cost);
         }
+        if let Some(cooldowns) = cooldowns {
+            demand.state.adopt_cooldowns(cooldowns);
+        }
         demand
+    }
+
+    /// Returns what the law waits for.
+    pub fn cooldowns(&self) -> law::Cooldowns {
+        self.state.cooldowns()
     }
 
     /// Returns what a connection costs, in seconds of CPU.
@@ -75,12 +83,17 @@ impl Controller {
             return;
         }
         let inputs = self.inputs(measures, now);
-        let record = law::decide(&law, &inputs, &mut self.demand.state, now);
+        let record = law::consider(&law, &inputs, &mut self.demand.state, now);
+        let target = self.orders.gate(self.wish, record.verdict.target);
+        let is_followed = target == record.verdict.target && self.orders.manual.is_none();
+        if is_followed {
+            self.demand.state.follow(&record);
+        }
         let before = self.demand.record.replace(record.clone());
         let verdict = record.verdict.clone();
-        if verdict.target != self.wish {
-            let from = std::mem::replace(&mut self.wish, verdict.target);
-            let kind = if verdict.target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
+        if target != self.wish {
+            let from = std::mem::replace(&mut self.wish, target);
+            let kind = if target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
             self.standing = None;
             self.demand.changed = Some(record);
             self.record(kind, from, verdict.reason, now);
@@ -91,8 +104,10 @@ impl Controller {
             Mood::HostSaturated if is_new => {
                 self.remark(DecisionKind::HostSaturated, verdict.reason.clone(), now);
             }
+            Mood::AtMax if is_new => self.remark(DecisionKind::AtMax, verdict.reason.clone(), now),
             Mood::Degraded if is_new => self.remark(DecisionKind::MetricMissing, verdict.reason.clone(), now),
             Mood::HostSaturated
+            | Mood::AtMax
             | Mood::Degraded
             | Mood::Steady
             | Mood::ScalingUp
@@ -100,7 +115,7 @@ impl Controller {
             | Mood::Holding
             | Mood::ScalingDown => {}
         }
-        self.standing = Some(verdict.reason);
+        self.standing = Some(if is_followed { verdict.reason } else { self.orders.excuse(&verdict.reason) });
     }
 
     fn inputs(&self, measures: &Measures, now: Timestamp) -> Inputs {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 mod addresses;
 mod backend;
+mod changes;
 mod crash_loop;
 mod event;
 mod families;
@@ -22,6 +23,7 @@ mod history;
 pub mod law;
 mod load;
 mod measures;
+mod orders;
 mod passive;
 pub mod policy;
 mod publisher;
@@ -34,11 +36,14 @@ mod time;
 
 pub use addresses::{Addresses, Family};
 pub use backend::BackendState;
+pub use changes::Change;
+pub use crash_loop::CrashLoop;
 pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
 pub use families::Heard;
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
 pub use measures::{CpuUsed, Measures};
+pub use orders::{Directions, Manual, Order, Orders, Reach, Refusal};
 pub use passive::Answers;
 pub use report::{BackendReport, ControlReport, Phase};
 pub use settings::{Reconfiguration, Scaling, Settings};
@@ -46,7 +51,7 @@ pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
 use backend::{Backend, DrainCause, Held, State, Turn};
-use crash_loop::{CrashLoop, SHORT_LIFE};
+use crash_loop::SHORT_LIFE;
 use families::Shift;
 use history::History;
 use policy::{Bounds, Law};
@@ -72,12 +77,14 @@ pub struct Controller {
     standing: Option<String>,
     memory: policy::Memory,
     demand: measures::Demand,
+    orders: Orders,
     backends: BTreeMap<ContainerId, Backend>,
     pending: BTreeMap<u32, Timestamp>,
     crash_loop: CrashLoop,
     publisher: Publisher,
     history: History,
     news: Vec<Decision>,
+    changes: Vec<Change>,
     kept_last: BTreeSet<ContainerId>,
     provider_error: Option<String>,
     start_error: Option<String>,
@@ -99,7 +106,14 @@ impl Controller {
             Scaling::Auto(law) => law.bounds.min(),
             Scaling::Demand(law) => law.bounds.min(),
         };
-        let demand = measures::Demand::new(settings.adopted_cost);
+        let demand = measures::Demand::new(settings.adopted_cost, settings.adopted_cooldowns);
+        let orders = match settings.scaling {
+            Scaling::Fixed => Orders::default(),
+            Scaling::Auto(_) | Scaling::Demand(_) => settings.adopted_orders,
+        };
+        let former = orders.manual.map(|manual| manual.count).or(orders.paused().and(settings.adopted_desired));
+        let wish = former.unwrap_or(wish);
+        let crash_loop = settings.adopted_crash_loop.take().map(CrashLoop::adopted).unwrap_or_default();
         Controller {
             publisher: Publisher::new(settings.adopted_generation),
             history: History::new(std::mem::take(&mut settings.adopted_decisions)),
@@ -110,10 +124,12 @@ impl Controller {
             standing: None,
             memory: policy::Memory::default(),
             demand,
+            orders,
             backends: BTreeMap::new(),
             pending: BTreeMap::new(),
-            crash_loop: CrashLoop::default(),
+            crash_loop,
             news: Vec::new(),
+            changes: Vec::new(),
             kept_last: BTreeSet::new(),
             provider_error: None,
             start_error: None,
@@ -128,8 +144,13 @@ impl Controller {
     /// Takes note of an event and returns what is to be done, in this order.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Command> {
+        self.lapse(now);
         self.note(event, now);
-        self.settle(now)
+        // What was taken over, or is to last for no time at all.
+        self.lapse(now);
+        let commands = self.settle(now);
+        self.note_changes();
+        commands
     }
 
     /// Returns when [`Event::Tick`] is due at the latest. What was due already at the last event was done then, or waits
@@ -156,6 +177,7 @@ impl Controller {
             .chain(self.publisher.due())
             .chain(starts)
             .chain(pending)
+            .chain(self.manual_until())
             .filter(|due| *due > self.settled)
             .min()
     }
@@ -200,6 +222,9 @@ impl Controller {
             standing: self.standing.clone(),
             record: self.demand.record.clone(),
             changed: self.demand.changed.clone(),
+            orders: self.orders,
+            cooldowns: self.demand.cooldowns(),
+            crash_loop: Some(self.crash_loop).filter(|crash_loop| crash_loop.failures() > 0),
             backends,
             decisions: self.history.to_vec(),
             generation: self.publisher.confirmed_generation(),
@@ -302,6 +327,7 @@ impl Controller {
                 }
             }
             Event::EndpointsChanged => self.publisher.renew(),
+            Event::Ordered(order) => self.ordered(order, now),
             Event::Reconfigured(new) => self.reconfigured(*new, now),
             Event::PublishFailed { generation, error } => {
                 if self.publisher.fail(generation, &error, now) {
@@ -367,12 +393,14 @@ impl Controller {
             return;
         }
         let proposal = policy::decide(&law, &mut self.memory, load.share(), self.wish, now);
-        if proposal.target == self.wish {
-            self.standing = Some(proposal.reason);
+        let target = self.orders.gate(self.wish, proposal.target);
+        if target == self.wish {
+            let is_followed = target == proposal.target && self.orders.manual.is_none();
+            self.standing = Some(if is_followed { proposal.reason } else { self.orders.excuse(&proposal.reason) });
             return;
         }
-        let from = std::mem::replace(&mut self.wish, proposal.target);
-        let kind = if proposal.target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
+        let from = std::mem::replace(&mut self.wish, target);
+        let kind = if target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
         self.standing = None;
         self.record(kind, from, proposal.reason, now);
     }
@@ -387,7 +415,7 @@ impl Controller {
                 self.memory = policy::Memory::default();
                 self.standing = None;
                 if self.phase == Phase::Running {
-                    self.wish = law.bounds.clamp(self.wish);
+                    self.keep_to_bounds();
                 }
             }
             (Scaling::Demand(former), Scaling::Demand(law)) if former != law => {
@@ -395,16 +423,16 @@ impl Controller {
                 // What was measured is free of targets, and so are the windows.
                 self.standing = None;
                 if self.phase == Phase::Running {
-                    self.wish = law.bounds.clamp(self.wish);
+                    self.keep_to_bounds();
                 }
             }
             (Scaling::Auto(_), Scaling::Demand(_)) | (Scaling::Demand(_), Scaling::Auto(_)) => {
                 self.settings.scaling = new.scaling;
                 self.memory = policy::Memory::default();
-                self.demand = measures::Demand::new(self.demand.cost());
+                self.demand = measures::Demand::new(self.demand.cost(), None);
                 self.standing = None;
-                if let Some(bounds) = self.bounds().filter(|_| self.phase == Phase::Running) {
-                    self.wish = bounds.clamp(self.wish);
+                if self.phase == Phase::Running {
+                    self.keep_to_bounds();
                 }
             }
             (Scaling::Auto(_) | Scaling::Demand(_) | Scaling::Fixed, _) => {}
@@ -497,7 +525,10 @@ impl Controller {
             self.adopt_leaving(now);
             if let Some(bounds) = self.bounds() {
                 let active = self.backends.values().filter(|backend| backend.is_active()).count() as u32;
-                self.wish = bounds.clamp(active);
+                // A law that is not followed has left a count that stands, however many of it have died meanwhile.
+                let former = self.orders.paused().and(self.settings.adopted_desired);
+                self.wish = former.unwrap_or_else(|| bounds.clamp(active));
+                self.keep_to_bounds();
             }
             if self.stop_awaits_list {
                 self.stop_requested(now);
@@ -607,7 +638,9 @@ impl Controller {
     }
 
     fn forget(&mut self, id: &ContainerId) {
-        self.backends.remove(id);
+        if let Some(backend) = self.backends.remove(id) {
+            self.note_end(&backend);
+        }
         self.kept_last.remove(id);
     }
 
@@ -626,6 +659,8 @@ impl Controller {
             return;
         }
         self.wish = 0;
+        // What ends has no use for orders, and the next instance of that name has not been given any.
+        self.orders = Orders::default();
         self.standing = None;
         self.remark(DecisionKind::Stopping, "asked to end: every backend is drained and stopped".into(), now);
     }

@@ -265,6 +265,8 @@ pub fn decide(law: &Law, memory: &mut Memory, load: f64, current: u32, now: Time
             }
             Err(seen) => (current, format!("{down} wanted, {} of {:?} seen", secs(seen), law.down_window)),
         }
+    } else if current == law.bounds.max && demand - RISE_MARGIN > f64::from(current) {
+        (current, format!("at max: {:.0} wanted, and the maximum is {current}", (demand - RISE_MARGIN).ceil()))
     } else {
         (current, format!("{up} to {down} are right"))
     };

@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::Addresses;
 use super::backend::BackendState;
+use super::crash_loop::CrashLoop;
 use super::event::{BackendName, ContainerId};
 use super::history::Decision;
-use super::law::Record;
+use super::law::{Cooldowns, Record};
 use super::load::CpuLoad;
+use super::orders::Orders;
 use super::time::Timestamp;
 
 /// The controller at one moment.
@@ -33,6 +35,15 @@ pub struct ControlReport {
     /// The last one that changed the number.
     #[serde(default)]
     pub changed: Option<Record>,
+    /// What an operator has ordered.
+    #[serde(default)]
+    pub orders: Orders,
+    /// What the law waits for before it wants fewer, or pushes again.
+    #[serde(default)]
+    pub cooldowns: Cooldowns,
+    /// Starts that came to nothing, if any did in a row.
+    #[serde(default)]
+    pub crash_loop: Option<CrashLoop>,
     /// The backends, by ordinal.
     pub backends: Vec<BackendReport>,
     /// What was decided, oldest first.

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::addresses::Addresses;
+use super::crash_loop::CrashLoop;
 use super::event::ContainerId;
 use super::history::Decision;
 use super::law;
+use super::orders::Orders;
 use super::policy::Law;
 use super::time::Timestamp;
 
@@ -65,6 +67,14 @@ pub struct Settings {
     pub adopted_decisions: Vec<Decision>,
     /// What a connection cost a former agent, in seconds of CPU.
     pub adopted_cost: Option<f64>,
+    /// What its law was waiting for.
+    pub adopted_cooldowns: Option<law::Cooldowns>,
+    /// What an operator had ordered it.
+    pub adopted_orders: Orders,
+    /// How many backends it wanted; counts where orders keep the law from being followed.
+    pub adopted_desired: Option<u32>,
+    /// The starts in a row that came to nothing: the next one is tried at once.
+    pub adopted_crash_loop: Option<CrashLoop>,
     /// How long the answer to a stop is waited for: longer than its grace and the engine's own delays.
     pub stop_patience: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
@@ -116,6 +126,10 @@ impl Settings {
             adopted_generation: 0,
             adopted_decisions: Vec::new(),
             adopted_cost: None,
+            adopted_cooldowns: None,
+            adopted_orders: Orders::default(),
+            adopted_desired: None,
+            adopted_crash_loop: None,
             stop_patience: Duration::from_secs(130),
             keep: false,
         }

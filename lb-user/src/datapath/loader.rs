@@ -73,16 +73,7 @@ impl Datapath {
     /// # Errors
     /// Everything that keeps a machine or an instance from it; what was made by then is removed.
     pub fn open(opening: &Opening<'_>) -> Result<(Self, Option<Former>), DatapathError> {
-        if OBJECT.is_empty() {
-            return Err(DatapathError::NoObject);
-        }
-        if !Uid::effective().is_root() {
-            return Err(DatapathError::NotRoot);
-        }
-        if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-            return Err(DatapathError::NoBtf);
-        }
-        let netns_cookie = netns::current_cookie().map_err(|source| DatapathError::Netns { source })?;
+        let netns_cookie = check_host()?;
         let lock = pins::lock(opening.instance)?;
         let pins = Pins::of(opening.instance);
         let names = match pins.names() {
@@ -172,20 +163,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::FrontendTaken`].
     pub fn check_others(&self, wish: &FrontendWish) -> Result<(), DatapathError> {
-        for other in pins::instances().into_iter().filter(|name| *name != self.instance) {
-            // An instance that is being made or removed, or of another version, has no frontend that could be told.
-            let Ok(maps) = Maps::open(&Pins::of(&other)) else { continue };
-            let Ok(record) = maps.agent_record() else { continue };
-            if record.netns_cookie != self.record.netns_cookie {
-                continue;
-            }
-            for &address in &wish.addresses {
-                if maps.addresses.get(&publish::endpoint(address, wish.proto), 0).is_ok() {
-                    return Err(DatapathError::FrontendTaken { frontend: address.to_string(), instance: other });
-                }
-            }
-        }
-        Ok(())
+        check_taken(&self.instance, self.record.netns_cookie, wish)
     }
 
     /// Attaches the front door of an uplink.
@@ -442,8 +420,46 @@ fn is_stillborn(names: &[String], has_record: impl FnOnce() -> bool) -> bool {
     lacks_map && !has_link && !has_record()
 }
 
+/// Makes sure that this machine can run an instance, and returns the cookie of the network namespace.
+///
+/// # Errors
+/// What it lacks.
+pub(super) fn check_host() -> Result<u64, DatapathError> {
+    if OBJECT.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    if !Uid::effective().is_root() {
+        return Err(DatapathError::NotRoot);
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Err(DatapathError::NoBtf);
+    }
+    netns::current_cookie().map_err(|source| DatapathError::Netns { source })
+}
+
+/// Refuses endpoints that an instance other than `own` has in this network namespace.
+///
+/// # Errors
+/// [`DatapathError::FrontendTaken`].
+pub(super) fn check_taken(own: &str, netns_cookie: u64, wish: &FrontendWish) -> Result<(), DatapathError> {
+    for other in pins::instances().into_iter().filter(|name| *name != own) {
+        // An instance that is being made or removed, or of another version, has no frontend that could be told.
+        let Ok(maps) = Maps::open(&Pins::of(&other)) else { continue };
+        let Ok(record) = maps.agent_record() else { continue };
+        if record.netns_cookie != netns_cookie {
+            continue;
+        }
+        for &address in &wish.addresses {
+            if maps.addresses.get(&publish::endpoint(address, wish.proto), 0).is_ok() {
+                return Err(DatapathError::FrontendTaken { frontend: address.to_string(), instance: other });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Refuses to take over what belongs to another version or namespace.
-fn check_former(pins: &Pins, instance: &str, netns_cookie: u64) -> Result<(), DatapathError> {
+pub(super) fn check_former(pins: &Pins, instance: &str, netns_cookie: u64) -> Result<(), DatapathError> {
     let other_abi = |found| DatapathError::OtherAbi { instance: instance.to_owned(), found, ours: ABI_VERSION };
     let maps = match Maps::open(pins) {
         Ok(maps) => maps,
@@ -472,7 +488,7 @@ fn is_other_shape(error: &MapError) -> bool {
     )
 }
 
-fn load_error(error: EbpfError) -> DatapathError {
+pub(super) fn load_error(error: EbpfError) -> DatapathError {
     if let EbpfError::MapError(MapError::CreateError { io_error, .. }) = &error
         && matches!(io_error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS))
     {

@@ -16,6 +16,7 @@ pub mod maps;
 pub mod netns;
 pub mod pins;
 pub mod publish;
+pub mod rehearse;
 pub mod report;
 pub mod sockets;
 pub mod sweep;

@@ -5,6 +5,7 @@
 //! /sys/fs/bpf/lb/NAME/tc_ingress-IFINDEX   links, by program and device
 //! /sys/fs/bpf/lb/NAME/connect4 …           links of the cgroup
 //! /run/lb/NAME.lock                        held by the agent that runs
+//! /run/lb/NAME.sock                        where it listens to operators
 //! ```
 
 use std::{
@@ -208,9 +209,15 @@ fn lock_file(name: &str, how: FlockArg) -> Result<Option<Lock>, DatapathError> {
     }
 }
 
-/// Removes the lock's file, and with the last one what else was made beside it. Only the lock's holder, or who found
+/// Returns the path of an instance's control socket.
+pub fn socket(instance: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{instance}.sock"))
+}
+
+/// Removes the lock's file with the socket of its holder, and with the last one what else was made beside it. Only the lock's holder, or who found
 /// nobody holding it, may.
 pub fn remove_lock(instance: &str) {
+    let _there_may_be_none = fs::remove_file(socket(instance));
     let _leaves_an_empty_file = fs::remove_file(Path::new(RUN).join(format!("{instance}.lock")));
     let others = fs::read_dir(RUN).into_iter().flatten().flatten().any(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();

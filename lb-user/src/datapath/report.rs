@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{Guard, Snat},
-    control::{ContainerId, ControlReport, Decision, Family, Timestamp},
+    control::{ContainerId, ControlReport, CrashLoop, Decision, Family, Orders, Timestamp, law::Cooldowns},
 };
 
 /// The report: JSON in the map `REPORT`.
@@ -190,6 +190,14 @@ pub struct Past {
     pub decisions: Vec<Decision>,
     /// What a connection costs, in seconds of CPU, as far as it was learned.
     pub connection_cost: Option<f64>,
+    /// What its law was waiting for.
+    pub cooldowns: Option<Cooldowns>,
+    /// What an operator had ordered.
+    pub orders: Orders,
+    /// How many backends were wanted.
+    pub desired: Option<u32>,
+    /// The starts in a row that came to nothing.
+    pub crash_loop: Option<CrashLoop>,
     /// Since when the shares of containers have been growing that have become ready.
     pub warming: BTreeMap<ContainerId, Timestamp>,
 }
@@ -209,6 +217,10 @@ impl Inheritance {
             generation: control["generation"].as_u64().unwrap_or(0),
             decisions: each(&control["decisions"]),
             connection_cost: control["record"]["evidence"]["cost"].as_f64(),
+            cooldowns: Cooldowns::deserialize(&control["cooldowns"]).ok(),
+            orders: Orders::deserialize(&control["orders"]).unwrap_or_default(),
+            desired: control["desired"].as_u64().and_then(|desired| desired.try_into().ok()),
+            crash_loop: CrashLoop::deserialize(&control["crash_loop"]).ok(),
             warming: each(&control["backends"])
                 .into_iter()
                 .map(|Warming { id, warming_since }| (id, warming_since))
@@ -268,6 +280,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Manual;
 
     #[test]
     fn a_report_of_another_version_is_inherited_as_far_as_it_can_be_read() {
@@ -286,6 +299,26 @@ mod tests {
         assert_eq!(past.warming, [(ContainerId::from("a"), Timestamp::from_millis(4_000))].into());
         assert!(inheritance.backends.is_empty() && past.decisions.is_empty());
         assert!(Inheritance::parse(b"\xff").frontends.is_empty());
+    }
+
+    #[test]
+    fn orders_and_what_was_waited_for_are_inherited() {
+        let text = br#"{"services":[{"name":"web","control":{"desired":5,
+            "orders":{"manual":{"count":5,"since":{"secs":4,"nanos":0},"until":null},"paused_in":{"secs":5,"nanos":0}},
+            "cooldowns":{"burst_until":{"secs":9,"nanos":0},"hold_until":{"secs":0,"nanos":0},"outage":null,"fell":null,
+                "pushed":{"secs":8,"nanos":0}},
+            "crash_loop":{"failures":3,"last_failure":{"secs":6,"nanos":0},"wait_until":{"secs":10,"nanos":0}}}},
+            {"name":"old","control":{"desired":2,"orders":"none","cooldowns":7}}]}"#;
+
+        let inheritance = Inheritance::parse(text);
+
+        let (web, old) = (&inheritance.services["web"], &inheritance.services["old"]);
+        let manual = Manual { count: 5, since: Timestamp::from_millis(4_000), until: None };
+        let paused_in = Some(Timestamp::from_millis(5_000));
+        assert_eq!(web.orders, Orders { manual: Some(manual), paused_in, paused_out: None });
+        assert_eq!(web.cooldowns.unwrap().pushed, Some(Timestamp::from_millis(8_000)));
+        assert!(web.crash_loop.is_some() && web.desired == Some(5));
+        assert_eq!((old.orders, old.cooldowns, old.crash_loop.as_ref()), (Orders::default(), None, None));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::{
     human::{age, clean, list},
     page::{Page, Paint},
     read::{self, StatusError},
+    render::orders,
+    snapshot::Scaling,
 };
 use crate::{
     config::{
@@ -63,6 +65,8 @@ struct Explanation<'a> {
     schema: u32,
     service: &'a str,
     age_ms: u64,
+    /// How many there are and should be, and what was ordered by hand, as `status` shows it.
+    scaling: Scaling,
     record: &'a Record,
     changed_age_ms: Option<u64>,
     changed: Option<&'a Record>,
@@ -93,14 +97,28 @@ pub fn show(instance: &str, service: Option<&str>, all: &[Supposition], as_json:
     let told = chosen(&report.services, service)?;
     let explanation = explain(told, all, |at| report.age_of(at))?;
     let text = match as_json {
-        true => {
-            serde_json::to_string_pretty(&explanation).expect("keys are text and numbers are finite or null") + "\n"
-        }
+        true => explanation.json() + "\n",
         false => page(&explanation, Style::of_stdout()),
     };
     // Whoever closes the pipe has read enough.
     let _reader_left = std::io::stdout().write_all(text.as_bytes());
     Ok(Exit::Healthy)
+}
+
+/// Returns the document of the last decision of a service, or of the only one.
+///
+/// # Errors
+/// If there is none, or the law could not be as it is supposed to.
+pub fn document(instance: &str, service: Option<&str>, all: &[Supposition]) -> Result<String, ExplainError> {
+    let report = read::report(instance)?;
+    let told = chosen(&report.services, service)?;
+    Ok(explain(told, all, |at| report.age_of(at))?.json())
+}
+
+impl Explanation<'_> {
+    fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("keys are text and numbers are finite or null")
+    }
 }
 
 fn chosen<'a>(services: &'a [ServiceReport], name: Option<&str>) -> Result<&'a ServiceReport, ExplainError> {
@@ -142,6 +160,7 @@ fn explain<'a>(
         schema: 1,
         service: &told.name,
         age_ms: age_ms(record.at),
+        scaling: read::service(told, Vec::new(), age_ms(control.at)).scaling,
         record,
         changed_age_ms: changed.map(|changed| age_ms(changed.at)),
         changed,
@@ -150,7 +169,7 @@ fn explain<'a>(
 }
 
 fn page(explanation: &Explanation<'_>, style: Style) -> String {
-    let Explanation { service, age_ms, record, changed, changed_age_ms, supposed, .. } = explanation;
+    let Explanation { service, age_ms, scaling, record, changed, changed_age_ms, supposed, schema: _ } = explanation;
     let Record { law, evidence, verdict, .. } = record;
     let mut page = Page::new(style);
     page.parts(
@@ -158,7 +177,7 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
         2,
         &[
             format!("service {}", clean(service)),
-            format!("{} wanted, {} serve", verdict.target, evidence.ready),
+            format!("{} wanted, {} serve", scaling.desired, evidence.ready),
             verdict.mood.to_string(),
             format!("decided {} ago", age(*age_ms)),
         ],
@@ -173,6 +192,9 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
     facts.extend(evidence.cost.map(|cost| format!("a connection costs {:.2} ms of CPU", cost * 1000.0)));
     facts.push(format!("windows {:?} up, {:?} down", law.up_window, law.down_window));
     page.parts(Paint::Plain, 2, &facts);
+    if let Some(orders) = orders(scaling) {
+        page.line(Paint::Worse, &format!("{orders}; the law wants {}", verdict.target), 9);
+    }
     page.gap();
     let mut table = page.new_table();
     table.set_header(["METRIC", "LAST SECONDS", "UP WINDOW", "PEAK", "ONE CARRIES", "WANTS AT LEAST", "AT MOST"]);
@@ -233,8 +255,8 @@ mod tests {
 
     use super::*;
     use crate::control::{
-        ControlReport, Phase,
-        law::{self, CpuUse, HostUse, Inputs},
+        ControlReport, Manual, Orders, Phase,
+        law::{self, Cooldowns, CpuUse, HostUse, Inputs},
         policy::Bounds,
     };
 
@@ -270,6 +292,9 @@ mod tests {
             standing: None,
             record: last,
             changed,
+            orders: Orders::default(),
+            cooldowns: Cooldowns::default(),
+            crash_loop: None,
             backends: Vec::new(),
             decisions: Vec::new(),
             generation: None,
@@ -300,6 +325,21 @@ mod tests {
             assert!(page.contains(line), "{line}\n{page}");
         }
         assert!(!page.contains("if "), "{page}");
+    }
+
+    #[test]
+    fn what_was_ordered_by_hand_stands_beside_what_the_law_wants() {
+        let mut report = told("web");
+        report.control.desired = 7;
+        let manual = Manual { count: 7, since: Timestamp::ZERO, until: Some(Timestamp::from_millis(600_000)) };
+        report.control.orders = Orders { manual: Some(manual), paused_in: Some(Timestamp::ZERO), paused_out: None };
+
+        let explanation = explain(&report, &[], |at| 60_000 - at.elapsed().as_millis() as u64).unwrap();
+        let page = page(&explanation, Style { width: 140, colours: false });
+
+        assert!(page.starts_with("service web  ·  7 wanted, 5 serve"), "{page}");
+        let ordered = "ordered: 7 by hand since 1 min, for 9 min more; scale-in paused until `lb-user resume`";
+        assert!(page.contains(&format!("{ordered};")) && page.contains("the law wants 5\n"), "{page}");
     }
 
     #[test]

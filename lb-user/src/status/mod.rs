@@ -86,8 +86,8 @@ impl Agent {
         }
     }
 
-    /// Returns what is wrong with the agent.
-    fn problem(&self) -> Option<String> {
+    /// Returns what is wrong with the agent; nothing if it lives.
+    pub fn problem(&self) -> Option<String> {
         let last = age(self.heartbeat_age_ms);
         match self.state() {
             AgentState::Alive => None,

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use lb_ebpf::{
@@ -15,8 +15,8 @@ use lb_ebpf::{
 use super::{
     NotRunning,
     snapshot::{
-        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, Handshakes, HookKind, HookPoint, Phase,
-        Reach, Scaling, Service, Snapshot, Traffic, Verdicts,
+        Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, Handshakes, HookKind, HookPoint, Manual,
+        Phase, Reach, Scaling, Service, Snapshot, Traffic, Verdicts,
     },
 };
 use crate::{
@@ -87,6 +87,28 @@ pub fn report(instance: &str) -> Result<Reported, StatusError> {
     Ok(Reported { services: report.services, age_ms: report.age_ms, since_ms })
 }
 
+/// Reads what there is to say of the agent of an instance, be it alive or not.
+///
+/// # Errors
+/// See [`StatusError`].
+pub fn agent(instance: &str) -> Result<Agent, StatusError> {
+    let (_, record, report) = open(instance)?;
+    Ok(agent_of(&record, &report))
+}
+
+fn agent_of(record: &AgentRecord, report: &Report) -> Agent {
+    Agent {
+        alive: is_alive(record.pid),
+        pid: record.pid,
+        heartbeat_age_ms: clock::ktime().saturating_sub(record.heartbeat) / 1_000_000,
+        heartbeat_interval_ms: record.interval_ns / 1_000_000,
+        version: report.version.clone(),
+        started_unix: report.agent_started_unix,
+        first_started_unix: report.started_unix,
+        phase: phase_of(report.services.iter().map(|service| phase(service.control.phase))),
+    }
+}
+
 fn open(instance: &str) -> Result<(Maps, AgentRecord, Report), StatusError> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(StatusError::NotRoot);
@@ -120,10 +142,15 @@ struct Counted {
 
 impl Reading {
     fn snapshot(&self, instance: &str) -> Result<Snapshot, DatapathError> {
-        let now = clock::ktime();
-        let heartbeat_age_ms = now.saturating_sub(self.record.heartbeat) / 1_000_000;
+        let agent = agent_of(&self.record, &self.report);
+        let heartbeat_age_ms = agent.heartbeat_age_ms;
         let frontends = self.report.frontends.iter().map(|told| self.frontend(told)).collect::<Result<Vec<_>, _>>()?;
-        let services: Vec<Service> = self.report.services.iter().map(|service| self.service(service)).collect();
+        let frontends_of = |service: &ServiceReport| {
+            let own = self.report.frontends.iter().filter(|frontend| frontend.service == service.name);
+            own.map(|frontend| frontend.name.clone()).collect()
+        };
+        let told = self.report.services.iter();
+        let services: Vec<Service> = told.map(|told| service(told, frontends_of(told), heartbeat_age_ms)).collect();
         let since_report = |at: control::Timestamp| {
             self.report.age_ms.saturating_sub(at.elapsed().as_millis() as u64) + heartbeat_age_ms
         };
@@ -154,16 +181,7 @@ impl Reading {
         Ok(Snapshot {
             instance: instance.to_owned(),
             taken_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            agent: Agent {
-                alive: is_alive(self.record.pid),
-                pid: self.record.pid,
-                heartbeat_age_ms,
-                heartbeat_interval_ms: self.record.interval_ns / 1_000_000,
-                version: self.report.version.clone(),
-                started_unix: self.report.agent_started_unix,
-                first_started_unix: self.report.started_unix,
-                phase: phase_of(services.iter().map(|service| service.phase)),
-            },
+            agent,
             hooks: self.report.doors.iter().filter_map(hook_point).collect(),
             cpu: Cpu { load_percent: load.map(|load| load.share() * 100.0) },
             scaling: Scaling::of_all(&services.iter().map(|service| &service.scaling).collect::<Vec<_>>()),
@@ -180,35 +198,6 @@ impl Reading {
             decisions,
             problems,
         })
-    }
-
-    fn service(&self, told: &ServiceReport) -> Service {
-        let control = &told.control;
-        let count = |state: control::BackendState| {
-            control.backends.iter().filter(|backend| backend.state == state).count() as u32
-        };
-        let own = self.report.frontends.iter().filter(|frontend| frontend.service == told.name);
-        Service {
-            name: told.name.clone(),
-            phase: match control.phase {
-                control::Phase::Starting => Phase::Starting,
-                control::Phase::Running => Phase::Running,
-                control::Phase::Stopping => Phase::Stopping,
-            },
-            scaling: Scaling {
-                min: control.min,
-                max: control.max,
-                desired: control.desired,
-                ready: count(control::BackendState::Ready),
-                starting: count(control::BackendState::Starting),
-                draining: count(control::BackendState::Draining),
-                unhealthy: count(control::BackendState::Unhealthy),
-                target_cpu_percent: told.target_cpu_percent,
-                metrics: told.metrics.clone(),
-                standing: control.standing.clone(),
-            },
-            frontends: own.map(|frontend| frontend.name.clone()).collect(),
-        }
     }
 
     fn frontend(&self, told: &FrontendReport) -> Result<Frontend, DatapathError> {
@@ -368,6 +357,53 @@ impl Reading {
     }
 }
 
+/// Returns what a service is like, of which the agent has told `since_ms` ago.
+pub fn service(told: &ServiceReport, frontends: Vec<String>, since_ms: u64) -> Service {
+    let control = &told.control;
+    let count =
+        |state: control::BackendState| control.backends.iter().filter(|backend| backend.state == state).count() as u32;
+    let now = control.at + Duration::from_millis(since_ms);
+    let ms = |duration: Duration| duration.as_millis() as u64;
+    Service {
+        name: told.name.clone(),
+        phase: phase(control.phase),
+        scaling: Scaling {
+            min: control.min,
+            max: control.max,
+            desired: control.desired,
+            ready: count(control::BackendState::Ready),
+            starting: count(control::BackendState::Starting),
+            draining: count(control::BackendState::Draining),
+            unhealthy: count(control::BackendState::Unhealthy),
+            target_cpu_percent: told.target_cpu_percent,
+            metrics: told.metrics.clone(),
+            standing: control.standing.clone(),
+            mood: control.record.as_ref().and_then(|record| name_of(record.verdict.mood)),
+            manual: control.orders.manual.map(|manual| Manual {
+                count: manual.count,
+                age_ms: ms(now.since(manual.since)),
+                left_ms: manual.until.map(|until| ms(until.since(now))),
+            }),
+            paused_in: control.orders.paused_in.is_some(),
+            paused_out: control.orders.paused_out.is_some(),
+        },
+        frontends,
+    }
+}
+
+fn phase(phase: control::Phase) -> Phase {
+    match phase {
+        control::Phase::Starting => Phase::Starting,
+        control::Phase::Running => Phase::Running,
+        control::Phase::Stopping => Phase::Stopping,
+    }
+}
+
+/// Returns the name by which a value of an enumeration is written in JSON.
+fn name_of(value: impl serde::Serialize) -> Option<String> {
+    serde_json::to_value(value).ok()?.as_str().map(str::to_owned)
+}
+
 impl Scaling {
     /// Returns the scaling of several services together.
     fn of_all(services: &[&Self]) -> Self {
@@ -387,6 +423,10 @@ impl Scaling {
             target_cpu_percent: None,
             metrics: None,
             standing: None,
+            mood: None,
+            manual: None,
+            paused_in: services.iter().any(|scaling| scaling.paused_in),
+            paused_out: services.iter().any(|scaling| scaling.paused_out),
         }
     }
 }
@@ -421,11 +461,8 @@ fn hook_point(door: &Door) -> Option<HookPoint> {
 }
 
 /// Returns the name of a kind of decision in the JSON document: snake case, as it is written in reports.
-fn kind_name(kind: control::DecisionKind) -> String {
-    match serde_json::to_value(kind) {
-        Ok(serde_json::Value::String(name)) => name,
-        Ok(_) | Err(_) => kind.to_string(),
-    }
+pub fn kind_name(kind: control::DecisionKind) -> String {
+    name_of(kind).unwrap_or_else(|| kind.to_string())
 }
 
 /// Returns whether a process lives and is no other than an agent. One that has ended and waits for its parent does not.
@@ -459,6 +496,10 @@ mod tests {
             target_cpu_percent,
             metrics,
             standing,
+            mood: None,
+            manual: None,
+            paused_in: max.is_some(),
+            paused_out: false,
         }
     }
 
@@ -474,6 +515,7 @@ mod tests {
         let sum = Scaling::of_all(&[&scaling(Some(4), 3), &scaling(Some(6), 2)]);
         assert_eq!((sum.min, sum.max, sum.desired, sum.ready, sum.draining), (Some(10), Some(10), 6, 5, 2));
         assert_eq!((sum.target_cpu_percent, sum.standing), (None, None));
+        assert!(sum.paused_in && !sum.paused_out);
 
         let mixed = Scaling::of_all(&[&scaling(Some(4), 3), &scaling(None, 2)]);
         assert_eq!((mixed.max, mixed.ready), (None, 5));

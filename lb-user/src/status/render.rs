@@ -90,6 +90,9 @@ fn head(page: &mut Page, snapshot: &Snapshot) {
     page.line(paint, &text, 7);
     if let Some(text) = law(scaling).filter(|_| !has_several(snapshot)) {
         page.line(Paint::Plain, &text, 9);
+        if let Some(orders) = orders(scaling) {
+            page.line(Paint::Worse, &orders, 9);
+        }
     }
 }
 
@@ -109,7 +112,30 @@ fn heading(page: &mut Page, service: &Service) {
     page.parts(Paint::Strong, 2, &title);
     if let Some(text) = law(&service.scaling).filter(|_| service.phase != Phase::Stopping) {
         page.line(Paint::Plain, &text, 9);
+        if let Some(orders) = orders(&service.scaling) {
+            page.line(Paint::Worse, &orders, 9);
+        }
     }
+}
+
+/// Returns what was ordered by hand, if anything was: `ordered: 5 by hand for 9 min more`.
+pub(super) fn orders(scaling: &Scaling) -> Option<String> {
+    let manual = scaling.manual.as_ref().map(|manual| {
+        let left = match manual.left_ms {
+            Some(left) => format!("for {} more", age(left)),
+            None => "until `lb-user scale auto`".to_owned(),
+        };
+        format!("{} by hand since {}, {left}", manual.count, age(manual.age_ms))
+    });
+    let paused = match (scaling.paused_in, scaling.paused_out) {
+        (true, true) => Some("scale-in and scale-out paused"),
+        (true, false) => Some("scale-in paused"),
+        (false, true) => Some("scale-out paused"),
+        (false, false) => None,
+    };
+    let paused = paused.map(|paused| format!("{paused} until `lb-user resume`"));
+    let all: Vec<String> = manual.into_iter().chain(paused).collect();
+    (!all.is_empty()).then(|| format!("ordered: {}", all.join("; ")))
 }
 
 /// Returns how many backends there are: `4 of 5 backends ready, 1 starting`.

@@ -162,6 +162,31 @@ pub struct Scaling {
     pub metrics: Option<String>,
     /// Why the number does not change, for people; null while it does, and for several services together.
     pub standing: Option<String>,
+    /// What scaling by demand is about: `steady`, `scaling-up`, `burst`, `holding`, `scaling-down`, `host-saturated`, `at-max`
+    /// (more are wanted than `max`) or `degraded`; null where nothing was decided by demand, and for several services
+    /// together.
+    #[serde(default)]
+    pub mood: Option<String>,
+    /// How many were asked for by hand, in place of what is followed; null if nobody did, and for several services together.
+    #[serde(default)]
+    pub manual: Option<Manual>,
+    /// Whether no fewer are wanted, whatever is followed says; of several services, whether that is so of any.
+    #[serde(default)]
+    pub paused_in: bool,
+    /// The same of more.
+    #[serde(default)]
+    pub paused_out: bool,
+}
+
+/// A count that was asked for by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manual {
+    /// How many.
+    pub count: u32,
+    /// How long ago, in milliseconds.
+    pub age_ms: u64,
+    /// For how much longer, in milliseconds; null if until somebody says otherwise.
+    pub left_ms: Option<u64>,
 }
 
 /// What clients connect to.

@@ -56,6 +56,10 @@ fn service(name: &str, ready: u32, frontends: &[&str]) -> Service {
             target_cpu_percent: Some(100.0),
             metrics: Some("host-cpu (100%)".into()),
             standing: Some("a load of 37 % asks for 4, and 4 there are".into()),
+            mood: None,
+            manual: None,
+            paused_in: false,
+            paused_out: false,
         },
         frontends: frontends.iter().map(ToString::to_string).collect(),
     }
@@ -89,6 +93,10 @@ fn healthy() -> Snapshot {
             target_cpu_percent: Some(100.0),
             metrics: Some("host-cpu (100%)".into()),
             standing: Some("a load of 37 % asks for 4, and 4 there are".into()),
+            mood: None,
+            manual: None,
+            paused_in: false,
+            paused_out: false,
         },
         services: vec![service("default", 4, &["80/tcp"])],
         frontends: vec![Frontend {
@@ -181,7 +189,9 @@ fn degraded() -> Snapshot {
 /// Two services, and one that was removed and is drained.
 fn several() -> Snapshot {
     let mut snapshot = healthy();
-    let web = Service { name: "web".into(), ..snapshot.services[0].clone() };
+    let mut web = Service { name: "web".into(), ..snapshot.services[0].clone() };
+    web.scaling.manual = Some(Manual { count: 4, age_ms: 60_000, left_ms: Some(540_000) });
+    web.scaling.paused_in = true;
     let mut cache = service("cache", 2, &["6379/tcp"]);
     cache.scaling =
         Scaling { min: None, max: None, target_cpu_percent: None, standing: None, draining: 0, ..cache.scaling };

@@ -98,6 +98,8 @@ pub enum Mood {
     ScalingDown,
     /// More are wanted, and the host has no processors for them.
     HostSaturated,
+    /// More are wanted than the largest count, which stands.
+    AtMax,
     /// A metric is missing for so long that fewer are not thought of.
     Degraded,
 }
@@ -111,6 +113,7 @@ impl fmt::Display for Mood {
             Mood::Holding => "holding",
             Mood::ScalingDown => "scaling down",
             Mood::HostSaturated => "host saturated",
+            Mood::AtMax => "at max",
             Mood::Degraded => "degraded",
         })
     }
@@ -222,6 +225,10 @@ impl Case<'_> {
                  {target} would share the same"
             );
             return (why, Mood::HostSaturated);
+        }
+        if target == current && self.limits.contains(&Limit::Max) {
+            let why = format!("at max: {metric} wants {wish:.1}, so {wanted}, and the maximum is {}", law.bounds.max());
+            return (why, Mood::AtMax);
         }
         let limited = limited_by(&self.limits);
         match in_burst {

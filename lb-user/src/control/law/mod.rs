@@ -41,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use super::policy::{Bounds, TargetLoad};
 use super::time::Timestamp;
 
+mod cooldowns;
 mod cost;
 mod judge;
 mod levels;
@@ -48,6 +49,7 @@ mod metric;
 mod stay;
 mod track;
 
+pub use cooldowns::Cooldowns;
 pub use judge::{Limit, Mood, RISE_BAND, Verdict, Winner, judge};
 pub use metric::{Demand, Evidence, Metric, Seen, Sight, Wish};
 
@@ -299,6 +301,20 @@ impl State {
         self.cost.known()
     }
 
+    /// Notes that what was decided is done.
+    pub fn follow(&mut self, record: &Record) {
+        let Record { at: now, law, inputs, verdict, .. } = record;
+        if verdict.target < inputs.current {
+            self.fell = Some(*now);
+        }
+        if matches!(verdict.winner, Some(Winner::Metric(Metric::Latency | Metric::Pressure)))
+            && verdict.target > inputs.current
+        {
+            self.pushed = Some(*now);
+            self.burst_until = *now + law.down_window;
+        }
+    }
+
     /// Takes over what a connection costs from a former life.
     pub fn adopt_cost(&mut self, seconds: f64) {
         self.cost.adopt(seconds);
@@ -320,21 +336,19 @@ pub struct Record {
     pub verdict: Verdict,
 }
 
-/// Decides how many backends are wanted.
+/// Decides how many backends are wanted, and takes for granted that it is done.
 pub fn decide(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Record {
+    let record = consider(law, inputs, state, now);
+    state.follow(&record);
+    record
+}
+
+/// Decides how many backends are wanted. Whether it is done, [`State::follow`] tells.
+pub fn consider(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Record {
     let evidence = observe(law, inputs, state, now);
     let verdict = judge(law, &evidence);
     if verdict.in_burst {
         state.burst_until = now + law.down_window.mul_f64(BURST_HOLD);
-    }
-    if verdict.target < inputs.current {
-        state.fell = Some(now);
-    }
-    if matches!(verdict.winner, Some(Winner::Metric(Metric::Latency | Metric::Pressure)))
-        && verdict.target > inputs.current
-    {
-        state.pushed = Some(now);
-        state.burst_until = now + law.down_window;
     }
     Record { at: now, law: *law, inputs: inputs.clone(), evidence, verdict }
 }

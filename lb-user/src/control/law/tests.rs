@@ -199,6 +199,63 @@ fn foreign_load_is_told_apart_and_not_answered() {
 }
 
 #[test]
+fn what_the_maximum_leaves_unanswered_is_told_with_how_much_it_is() {
+    let mut run = Run::settled(law(1, 3), 2.0);
+    assert_eq!(run.count, 3);
+
+    let record = (0..60).map(|_| run.tick(|_| {}, 2.9)).last().unwrap();
+
+    assert_eq!((record.verdict.target, record.verdict.mood), (3, Mood::AtMax));
+    assert_eq!(record.verdict.limits, [Limit::Max]);
+    let told = "; at max: container-cpu wants 4.1, so 5, and the maximum is 3: 3 stay";
+    assert!(record.verdict.reason.ends_with(told), "{}", record.verdict.reason);
+
+    let record = Run::settled(law(1, 3), 0.5).tick(|_| {}, 9.0);
+    assert_eq!((record.verdict.target, record.verdict.mood), (3, Mood::Burst), "on the way there, that is what it is");
+}
+
+#[test]
+fn what_is_not_done_leaves_no_trace_but_what_was_measured() {
+    let mut run = Run::settled(law(1, 20), 6.0);
+    let mut inputs = served(run.count, 0.5);
+    let verdicts: Vec<u32> = (0..400)
+        .map(|_| {
+            let record = consider(&run.law, &inputs, &mut run.state, second(run.now));
+            run.now += 1;
+            record.verdict.target
+        })
+        .collect();
+    assert_eq!((run.count, verdicts.last()), (9, Some(&7)), "it goes on asking");
+    assert_eq!(run.state.cooldowns().fell, None);
+
+    inputs.current = 9;
+    let record = decide(&run.law, &inputs, &mut run.state, second(run.now));
+    assert_eq!((record.verdict.target, run.state.cooldowns().fell), (7, Some(second(run.now))));
+}
+
+#[test]
+fn a_next_law_waits_for_what_this_one_has_waited_for() {
+    let mut run = Run::settled(law(1, 20), 6.0);
+    for _ in 0..20 {
+        run.tick(|inputs| (inputs.arrivals, inputs.connections) = (Some(0.0), Some(0.0)), 0.0);
+    }
+    let before = run.state.cooldowns();
+    assert!(before.outage.is_some_and(|outage| outage.until > second(run.now + 250)), "{before:?}");
+
+    let text = serde_json::to_string(&before).unwrap();
+    let mut next = Run::new(run.law, run.count);
+    next.state.adopt_cost(COST);
+    next.state.adopt_cooldowns(serde_json::from_str(&text).unwrap());
+    next.now = run.now + 5;
+
+    // The windows alone would let them go by then.
+    let record = (0..150).map(|_| next.tick(|_| {}, 0.1)).last().unwrap();
+    assert_eq!((record.verdict.target, record.verdict.mood), (9, Mood::Holding));
+    assert_eq!(record.verdict.limits, [Limit::Outage]);
+    assert_eq!(next.over(std::iter::repeat_n(0.1, 400)).last(), Some(&1));
+}
+
+#[test]
 fn what_starts_or_stops_is_no_foreign_load_and_what_is_aside_is_demand() {
     let mut run = Run::settled(law(1, 20), 2.0);
     let mut record = None;

@@ -264,11 +264,44 @@ impl World {
             (6 | 7, _) => self.bring_engine_back(after),
             (9, _) => self.reconfigure(Scaling::Auto(law(1, most))),
             (10, _) => self.tell(Event::EndpointsChanged),
+            (11..=14, _) => self.order(most),
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));
             }
             _ => {}
+        }
+    }
+
+    fn order(&mut self, count: u32) {
+        let directions = self.chance.pick(&[Directions::In, Directions::Out, Directions::Both]).expect("three");
+        let lasting = self.chance.one_in(2).then(|| Duration::from_secs(self.chance.below(60)));
+        let reach = self.chance.pick(&[Reach::Bounds, Reach::Beyond]).expect("two");
+        let order = match self.chance.below(5) {
+            0 | 1 => Order::Count { count, lasting, reach },
+            2 => Order::Auto,
+            3 => Order::Pause(directions),
+            _ => Order::Resume(directions),
+        };
+        self.tell(Event::Ordered(order));
+    }
+
+    /// Checks that the count is the operator's, or moves as the operator allows.
+    fn check_orders(&self, before: &ControlReport, is_order: bool) {
+        let after = self.controller.snapshot(self.now);
+        let (Some(min), Some(max)) = (after.min, after.max) else { return };
+        if (before.phase, after.phase) != (Phase::Running, Phase::Running) {
+            return;
+        }
+        let (orders, desired) = (after.orders, after.desired);
+        if let Some(manual) = orders.manual {
+            assert_eq!(desired, manual.count);
+            assert!(manual.until.is_none_or(|until| until > self.now), "its time is over");
+        } else if orders.paused().is_none() {
+            assert!((min..=max).contains(&desired), "{desired} is beside {min} to {max}");
+        } else if before.orders.manual.is_none() && !is_order {
+            assert!(orders.paused_in.is_none() || desired >= before.desired, "scale-in is paused");
+            assert!(orders.paused_out.is_none() || desired <= before.desired, "scale-out is paused");
         }
     }
 
@@ -333,7 +366,10 @@ impl World {
             }
             _ => {}
         }
-        for command in self.controller.handle(event, self.now) {
+        let (before, is_order) = (self.controller.snapshot(self.now), matches!(event, Event::Ordered(_)));
+        let commands = self.controller.handle(event, self.now);
+        self.check_orders(&before, is_order);
+        for command in commands {
             self.perform(command);
         }
         let active = self.controller.snapshot(self.now).backends;
@@ -491,6 +527,8 @@ impl World {
     /// Ends all faults.
     fn calm(&mut self) {
         self.fault_one_in = 0;
+        self.tell(Event::Ordered(Order::Auto));
+        self.tell(Event::Ordered(Order::Resume(Directions::Both)));
         self.reconfigure(self.scaling);
         self.bring_engine_back(1);
         self.containers.values_mut().for_each(|real| real.healthy = true);

@@ -1,0 +1,187 @@
+//! `run --dry-run`: everything that a run looks at before it does anything, and what it would do then.
+//!
+//! The engine is asked, the interfaces are looked at, the kernel verifies every program, and a controller like that of a
+//! run is shown what there is. Nothing is attached, pinned, published, started, stopped or removed, and the lock of the
+//! instance is left alone: one that runs notices nothing.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use anyhow::{Result, bail};
+use tokio::time::timeout;
+
+use super::{network::Network, service};
+use crate::{
+    config::{RunConfig, ServiceName},
+    control::{Command, Controller, Event, Settings, Sighting, Timestamp},
+    datapath::{DatapathError, links::Links, rehearse, report::Inheritance},
+    provider::{
+        Provider, ProviderEvent,
+        docker::{Fleet, labels},
+    },
+    status::{human::list, read},
+};
+
+/// How long the list of containers is waited for.
+const LIST_LIMIT: Duration = Duration::from_secs(20);
+
+/// Tells what a run would do.
+///
+/// # Errors
+/// What would keep it from that.
+pub async fn rehearse(mut config: RunConfig) -> Result<()> {
+    config.notes.iter().for_each(|note| println!("note: {note}"));
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(DatapathError::NotRoot.into());
+    }
+    let instance = config.instance.as_str().to_owned();
+    let mut inheritance = rehearse::inheritance(&instance)?;
+    // Asked last, so that everything else is told, too.
+    let living = read::agent(&instance).ok().filter(|agent| agent.alive);
+    match (&inheritance, &living) {
+        (None, _) => println!("instance {instance}: is not there and would begin"),
+        (Some(_), Some(agent)) => println!("instance {instance}: runs (pid {})", agent.pid),
+        (Some(_), None) => println!("instance {instance}: its agent has gone; what it has left would be taken over"),
+    }
+    if let Some(inheritance) = &mut inheritance {
+        inheritance.bequeath(config.heir().as_str());
+    }
+    let (fleet, providers) = service::connect(&mut config).await?;
+    let links = Links::open()?;
+    let network = Network::find(&config, &links).await?;
+    network.check(&config)?;
+    tokio::task::spawn_blocking(rehearse::verify).await??;
+    println!("programs: the kernel accepts every one");
+    network.rehearse(&config).iter().for_each(|line| println!("{line}"));
+    for service in &config.services {
+        let Some(provider) = providers.get(&service.name) else { continue };
+        let sightings = listed(provider).await?;
+        let mut settings = service::settings(service, &config);
+        if let Some(past) = inheritance.as_mut().and_then(|left| left.services.remove(service.name.as_str())) {
+            service::take_over(&mut settings, past);
+        }
+        let names = |ordinal| {
+            let mut all = labels::names(&instance, service.name.as_str(), ordinal);
+            all.next().expect("there is a first name")
+        };
+        let following = service.metrics().map(|metrics| format!(", scaling by {metrics}")).unwrap_or_default();
+        println!("service {}: {}{following}", service.name, plan(settings, sightings, names));
+    }
+    if let Some(left) = leftovers(&config, fleet.as_deref(), inheritance.as_ref()).await? {
+        println!("configured no longer, and would be drained: {left}");
+    }
+    println!("dry run: nothing was attached, started, stopped or removed");
+    match living {
+        Some(agent) => bail!(
+            "instance {instance} runs (pid {}), so a run would be refused: stop that one, give this one another name with \
+             --instance, or send SIGHUP where it runs a file",
+            agent.pid
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Returns the containers that a service has.
+async fn listed(provider: &Arc<dyn Provider>) -> Result<Vec<Sighting>> {
+    let mut events = provider.events();
+    let list = async {
+        loop {
+            match events.recv().await {
+                Some(ProviderEvent::Resynced(sightings)) => return Ok(sightings),
+                Some(ProviderEvent::Lost { error }) => bail!("list the containers: {}", super::chain(&*error)),
+                Some(ProviderEvent::Seen(_) | ProviderEvent::Gone { .. } | ProviderEvent::Back) => {}
+                None => bail!("list the containers: {}", super::WATCH_ENDED),
+            }
+        }
+    };
+    timeout(LIST_LIMIT, list).await?
+}
+
+/// Says what a controller would begin with, that is shown what there is.
+fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> String) -> String {
+    let running = sightings.iter().filter(|sighting| sighting.running).count();
+    let outdated = sightings.iter().filter(|sighting| sighting.running && sighting.outdated).count();
+    let mut controller = Controller::new(settings);
+    let now = Timestamp::ZERO;
+    let commands = controller.handle(Event::Resynced(sightings), now);
+    let report = controller.snapshot(now);
+    let mut parts = vec![format!("{running} there, {} wanted", report.desired)];
+    let missing = (report.desired as usize).saturating_sub(running);
+    let starts = commands.iter().filter_map(|command| match command {
+        Command::Start { ordinal } => Some(name(*ordinal)),
+        Command::Publish(_)
+        | Command::Stop { .. }
+        | Command::Remove { .. }
+        | Command::Probe { .. }
+        | Command::Finish => None,
+    });
+    let first = list(starts);
+    if missing > 0 {
+        parts.push(format!("would start {missing} (at first {first})"));
+    }
+    let excess = running.saturating_sub(report.desired as usize);
+    if excess > 0 {
+        parts.push(format!("would drain and stop {excess}"));
+    }
+    if outdated > 0 {
+        parts.push(format!("{outdated} of other settings than these, which would be the first to go"));
+    }
+    let dead = commands.iter().filter(|command| matches!(command, Command::Remove { .. })).count();
+    if dead > 0 {
+        parts.push(format!("would remove {dead} that do not run"));
+    }
+    parts.join("; ")
+}
+
+/// Returns the services that are there and are configured no longer.
+async fn leftovers(
+    config: &RunConfig,
+    fleet: Option<&Fleet>,
+    inheritance: Option<&Inheritance>,
+) -> Result<Option<String>> {
+    let mut names: BTreeSet<String> =
+        inheritance.into_iter().flat_map(|left| &left.backends).map(|backend| backend.service.clone()).collect();
+    if let Some(fleet) = fleet {
+        names.extend(fleet.services().await?);
+    }
+    let is_configured = |name: &String| {
+        let name = name.parse::<ServiceName>();
+        name.is_ok_and(|name| config.services.iter().any(|service| service.name == name))
+    };
+    names.retain(|name| !is_configured(name));
+    Ok((!names.is_empty()).then(|| list(&names)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{
+        BackendName, Scaling,
+        policy::{Bounds, Law},
+    };
+
+    fn sighting(ordinal: u32, running: bool, outdated: bool) -> Sighting {
+        let name = BackendName(format!("lb-web-{ordinal}"));
+        let created = u64::from(ordinal);
+        Sighting { id: ordinal.to_string().as_str().into(), name, ordinal, address: None, running, created, outdated }
+    }
+
+    #[test]
+    fn what_would_be_done_is_what_the_controller_would_command() {
+        let told = |there: &[(bool, bool)]| {
+            let law = Law::new(Bounds::new(2, 4).unwrap());
+            let sightings =
+                (1..).zip(there).map(|(ordinal, &(running, outdated))| sighting(ordinal, running, outdated));
+            plan(Settings::new(Scaling::Auto(law)), sightings.collect(), |ordinal| format!("web-{ordinal}"))
+        };
+
+        assert_eq!(told(&[]), "0 there, 2 wanted; would start 2 (at first web-1, web-2)");
+        assert_eq!(told(&[(true, false)]), "1 there, 2 wanted; would start 1 (at first web-2)");
+        assert_eq!(told(&[(true, false); 3]), "3 there, 3 wanted");
+        assert_eq!(told(&[(true, false); 6]), "6 there, 4 wanted; would drain and stop 2");
+        let of_each = told(&[(true, true), (true, false), (false, false)]);
+        assert_eq!(
+            of_each,
+            "2 there, 2 wanted; 1 of other settings than these, which would be the first to go; would remove 1 that do not run"
+        );
+    }
+}

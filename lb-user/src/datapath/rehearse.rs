@@ -1,0 +1,49 @@
+//! What the kernel would say to a run, with nothing attached, pinned or written.
+
+use aya::EbpfLoader;
+use lb_ebpf::abi::map;
+
+use super::{
+    DatapathError, Maps, OBJECT, Pins, doors,
+    loader::{check_former, check_host, check_taken, load_error},
+    publish::FrontendWish,
+    report::Inheritance,
+};
+
+/// So many flows are enough to show that the maps can be made.
+const FLOWS: u32 = 1024;
+
+/// Returns what a former agent has left that a run would take over; nothing if there is no such instance.
+///
+/// # Errors
+/// What would keep a run from it.
+pub fn inheritance(instance: &str) -> Result<Option<Inheritance>, DatapathError> {
+    let netns_cookie = check_host()?;
+    let pins = Pins::of(instance);
+    if !pins.path(map::AGENT).exists() {
+        return Ok(None);
+    }
+    check_former(&pins, instance, netns_cookie)?;
+    let (_, text) = Maps::open(&pins)?.read_report()?;
+    Ok(Some(Inheritance::parse(&text)))
+}
+
+/// Has the kernel verify every program, on maps that end with this.
+///
+/// # Errors
+/// What it refuses.
+pub fn verify() -> Result<(), DatapathError> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(map::FLOWS, FLOWS).map_max_entries(map::REPLIES, FLOWS);
+    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    doors::load_all(&mut ebpf)
+}
+
+/// Refuses frontends that another instance has.
+///
+/// # Errors
+/// [`DatapathError::FrontendTaken`].
+pub fn check_frontends(instance: &str, wishes: &[FrontendWish]) -> Result<(), DatapathError> {
+    let netns_cookie = check_host()?;
+    wishes.iter().try_for_each(|wish| check_taken(instance, netns_cookie, wish))
+}

@@ -1,0 +1,123 @@
+//! Orders: a count by hand, a pause, and the end of both.
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde::Serialize;
+use tokio::time::{sleep, timeout};
+
+use super::{Line, OperateError};
+use crate::{
+    server::{
+        Taken,
+        asks::{Count, Scale, Ways},
+    },
+    status::{Exit, human::clean, snapshot::Service},
+};
+
+/// How often it is looked how far a service is.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Orders a count, and waits for so long until it is there, if that is asked for.
+///
+/// # Errors
+/// If the agent does not take it, or it is not there in time.
+pub async fn scale(instance: &str, order: Scale, wait: Option<Duration>) -> Result<Exit, OperateError> {
+    let line = Line::to(instance);
+    let taken = send(&line, "/v1/scale", &order).await?;
+    let (Some(limit), Some(service), Count::By(count)) = (wait, taken.services.first(), order.count) else {
+        return Ok(Exit::Healthy);
+    };
+    let name = service.name.clone();
+    let late = |last: &str| {
+        let limit = humantime::format_duration(limit);
+        OperateError::Late(format!("service {name} is not there after {limit}: {last}; the order stays in force"))
+    };
+    let mut last = String::new();
+    match timeout(limit, until(&line, &name, count, &mut last)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(late(&last)),
+    }
+}
+
+/// Waits until a service has so many ready backends, and tells how far it is whenever that changes.
+async fn until(line: &Line, name: &str, count: u32, last: &mut String) -> Result<Exit, OperateError> {
+    loop {
+        let taken = asked(line, Method::GET, "/v1/services", String::new()).await?;
+        let Some(service) = taken.services.iter().find(|service| service.name == name) else {
+            return Err(OperateError::Refused(format!("service {name} was removed meanwhile")));
+        };
+        let scaling = &service.scaling;
+        if scaling.manual.as_ref().is_none_or(|manual| manual.count != count) {
+            return Err(OperateError::Refused(format!("service {name} was ordered something else meanwhile")));
+        }
+        let mut told = progress(service);
+        told.extend(taken.problems.iter().map(|problem| format!("; {}", clean(problem))));
+        if told != *last {
+            eprintln!("{name}: {told}");
+            last.clone_from(&told);
+        }
+        if scaling.ready == count && scaling.starting == 0 && scaling.unhealthy == 0 {
+            return Ok(Exit::Healthy);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Says how far a service is.
+fn progress(service: &Service) -> String {
+    let scaling = &service.scaling;
+    let others = [(scaling.starting, "starting"), (scaling.unhealthy, "unhealthy"), (scaling.draining, "draining")];
+    let others: String =
+        others.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!(", {number} {what}")).collect();
+    format!("{} of {} ready{others}", scaling.ready, scaling.desired)
+}
+
+/// Keeps the law from being followed.
+///
+/// # Errors
+/// If the agent does not take it.
+pub async fn pause(instance: &str, ways: &Ways) -> Result<Exit, OperateError> {
+    send(&Line::to(instance), "/v1/pause", ways).await.map(|_| Exit::Healthy)
+}
+
+/// Lets the law be followed again.
+///
+/// # Errors
+/// If the agent does not take it.
+pub async fn resume(instance: &str, ways: &Ways) -> Result<Exit, OperateError> {
+    send(&Line::to(instance), "/v1/resume", ways).await.map(|_| Exit::Healthy)
+}
+
+/// Sends an order, and prints what was decided on it.
+async fn send(line: &Line, path: &str, order: &impl Serialize) -> Result<Taken, OperateError> {
+    let body = serde_json::to_string(order).expect("an order has text keys");
+    let taken = asked(line, Method::POST, path, body).await?;
+    taken.told.iter().for_each(|told| println!("{}", clean(told)));
+    Ok(taken)
+}
+
+async fn asked(line: &Line, method: Method, path: &str, body: String) -> Result<Taken, OperateError> {
+    let answer = line.ask(method, path, body).await?;
+    serde_json::from_slice(&answer).map_err(|error| line.broken(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::snapshot::{Phase, Scaling};
+
+    #[test]
+    fn progress_names_what_is_under_way_alone() {
+        let scaling: Scaling = serde_json::from_str(
+            r#"{"min":1,"max":5,"desired":5,"ready":2,"starting":3,"draining":0,"unhealthy":0,
+                "target_cpu_percent":null,"standing":null}"#,
+        )
+        .unwrap();
+        let of =
+            |scaling| progress(&Service { name: "web".into(), phase: Phase::Running, scaling, frontends: Vec::new() });
+
+        assert_eq!(of(scaling.clone()), "2 of 5 ready, 3 starting");
+        assert_eq!(of(Scaling { ready: 5, starting: 0, draining: 1, ..scaling }), "5 of 5 ready, 1 draining");
+    }
+}
