@@ -28,10 +28,10 @@ use tokio::{
 };
 
 mod measure;
-mod network;
-mod perform;
+pub(crate) mod network;
+pub(crate) mod perform;
 mod reload;
-mod service;
+pub(crate) mod service;
 mod sweeper;
 
 use crate::{
@@ -660,7 +660,7 @@ fn unix_now() -> u64 {
 }
 
 /// Writes an error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
