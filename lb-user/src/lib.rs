@@ -6,6 +6,7 @@
 //!                  ├────▶ metrics      demand: connections, CPU, latency, pressure
 //!                  ├────▶ health       active checks
 //!                  └────▶ datapath     the kernel: programs, maps, devices
+//! doctor ────────────────▶ agent, datapath, provider   what a machine can do; changes nothing
 //! status ─────────────────▶ datapath   reads the pinned maps; needs no agent
 //! simulate ───────────────▶ control    the scaling law on a trace, without any of the others
 //! ```
@@ -15,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod doctor;
 pub mod health;
 pub mod metrics;
 pub mod provider;

@@ -8,7 +8,7 @@ use std::{
 use lb_user::{
     agent,
     cli::{self, Verb},
-    simulate, status,
+    doctor, simulate, status,
 };
 
 fn main() -> ExitCode {
@@ -22,10 +22,13 @@ fn main() -> ExitCode {
     }
     match cli.verb {
         Verb::Run(arguments) => match arguments.resolve() {
-            Ok((config, reload)) => wait_for(agent::run(config, reload)),
+            Ok((config, reload)) => wait_for(async { agent::run(config, reload).await.map(|()| ExitCode::SUCCESS) }),
             Err(code) => code,
         },
-        Verb::Check(arguments) => arguments.check(),
+        Verb::Check(arguments) => match arguments.resolve() {
+            Ok(request) => wait_for(async { Ok(doctor::show(request).await.into()) }),
+            Err(code) => code,
+        },
         Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
             Ok(exit) => exit.into(),
             Err(error) => failed(&error.into()),
@@ -44,7 +47,9 @@ fn main() -> ExitCode {
             },
             Err(code) => code,
         },
-        Verb::Detach(arguments) => wait_for(agent::detach(arguments.instance.as_str(), arguments.containers)),
+        Verb::Detach(arguments) => wait_for(async {
+            agent::detach(arguments.instance.as_str(), arguments.containers).await.map(|()| ExitCode::SUCCESS)
+        }),
     }
 }
 
@@ -58,7 +63,7 @@ fn end_on_panic() {
     }));
 }
 
-fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+fn wait_for(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -67,7 +72,7 @@ fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     // Calls to the engine that are still under way do not hold the process.
     runtime.shutdown_background();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&error),
     }
 }

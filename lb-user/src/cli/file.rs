@@ -12,6 +12,7 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
+use serde::Serialize;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -54,7 +55,7 @@ pub enum FileError {
 }
 
 /// Something wrong in a file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Mistake {
     /// The line, counted from 1.
     pub line: usize,
