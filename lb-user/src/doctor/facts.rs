@@ -6,6 +6,7 @@ use crate::{
     config::{Family, ServiceName, publish::Proto},
     datapath::{
         links::{LinkKind, Reach},
+        loader::Remains,
         netdev::XdpFeatures,
         probe::{Neighbour, Trial},
     },
@@ -149,8 +150,17 @@ pub struct Bridge {
 pub struct Instance {
     /// Its name.
     pub name: String,
-    /// What of it could be taken over; or why it could not be, in the words of `run`.
-    pub remains: Result<Option<crate::datapath::loader::Remains>, String>,
+    /// What of it could be taken over; or why it could not be.
+    pub remains: Result<Option<Remains>, Hindrance>,
+}
+
+/// Why an instance could not be taken over, in the words of `run`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Hindrance {
+    /// It is in another network namespace.
+    Elsewhere(String),
+    /// Anything else.
+    Other(String),
 }
 
 /// The container engine.

@@ -7,12 +7,15 @@ use tokio::sync::oneshot;
 
 use super::{
     Progress,
-    facts::{Backend, Bridge, Clients, Containers, Engine, EngineTrouble, Facts, Instance, Kernel, Sight, Uplink},
+    facts::{
+        Backend, Bridge, Clients, Containers, Engine, EngineTrouble, Facts, Hindrance, Instance, Kernel, Sight, Uplink,
+    },
 };
 use crate::{
     agent::{chain, network::Network, perform, service},
     config::{Family, Hook, RunConfig, Service, Source},
     datapath::{
+        DatapathError,
         links::{Link, LinkError, Links},
         loader, netdev, pins, probe, sockets,
     },
@@ -89,7 +92,7 @@ fn kernel(is_root: bool, trial: Sight<Result<probe::Trial, String>>) -> Kernel {
         ("types", loader::check_types()),
         ("namespaces", loader::check_namespace().map(|_cookie| ())),
     ];
-    let refused = |(subject, outcome): (&'static str, Result<(), crate::datapath::DatapathError>)| {
+    let refused = |(subject, outcome): (&'static str, Result<(), DatapathError>)| {
         outcome.err().map(|error| (subject, chain(&error)))
     };
     Kernel {
@@ -183,7 +186,11 @@ fn instances(config: &RunConfig) -> Vec<Instance> {
     if pins::is_locked(own) && names.iter().all(|name| name != own) {
         names.push(own.to_owned());
     }
-    let remains = |name: &String| loader::remains(name).map_err(|error| chain(&error));
+    let hindrance = |error| match error {
+        DatapathError::OtherNamespace { .. } => Hindrance::Elsewhere(chain(&error)),
+        error => Hindrance::Other(chain(&error)),
+    };
+    let remains = |name: &String| loader::remains(name).map_err(hindrance);
     names.into_iter().map(|name| Instance { remains: remains(&name), name }).collect()
 }
 

@@ -183,23 +183,26 @@ fn told(program: &Neighbour) -> String {
     }
 }
 
-/// Bridges whose packets are larger, or smaller, than an uplink carries.
+/// Bridges whose packets are larger, or smaller, than those of an uplink.
 fn sizes(clients: &Clients) -> Vec<Finding> {
     let mut findings = Vec::new();
     for uplink in &clients.uplinks {
         let others = clients.bridges.iter().filter(|bridge| bridge.mtu != uplink.mtu);
-        let others: Vec<String> = others.map(|bridge| format!("{} has {}", bridge.name, bridge.mtu)).collect();
-        if !others.is_empty() {
-            findings.push(
-                new(Level::Note, "MTU", format!("{} has {}, {}", uplink.name, uplink.mtu, list(others)))
-                    .means(
-                        "what is too big for the smaller one is answered with \"fragmentation needed\"; where clients, or \
-                         what is between, drop such answers, large transfers hang",
-                    )
-                    .mend("make networks of containers as small as the uplink:")
-                    .command(format!("docker network create -o com.docker.network.driver.mtu={} NAME", uplink.mtu)),
-            );
+        let told: Vec<String> = others.clone().map(|bridge| format!("{} has {}", bridge.name, bridge.mtu)).collect();
+        if told.is_empty() {
+            continue;
         }
+        let finding = new(Level::Note, "MTU", format!("{} has {}, {}", uplink.name, uplink.mtu, list(told))).means(
+            "what is too big for the smaller one is answered with \"fragmentation needed\"; where such answers are dropped on \
+             their way, large transfers hang",
+        );
+        findings.push(if others.clone().any(|bridge| bridge.mtu > uplink.mtu) {
+            finding
+                .mend("make networks of containers as small as the uplink:")
+                .command(format!("docker network create -o com.docker.network.driver.mtu={} NAME", uplink.mtu))
+        } else {
+            finding
+        });
     }
     findings
 }

@@ -87,7 +87,7 @@ fn tried(trial: &Trial, kernel: &Kernel, config: &RunConfig) -> Vec<Finding> {
     } else {
         let mut finding = new(Level::Error, "programs", format!("{passed} of {all} pass the verifier"))
             .means("lb-user run loads all of them, or none")
-            .mend("boot a kernel that passes them all, or report these lines:");
+            .mend("boot a kernel in which they pass, or report these lines");
         finding.found.extend(refused.iter().map(|(name, why)| format!("\n{name}: {why}")));
         findings.push(finding);
     }

@@ -2,7 +2,7 @@
 
 use super::super::{
     Finding, Group, Level,
-    facts::{Backend, Containers, Facts, Sight},
+    facts::{Backend, Containers, Facts, Hindrance, Sight},
 };
 use crate::{
     config::{Docker, Family, Following, RunConfig, Service, Snat, Source},
@@ -202,8 +202,9 @@ pub fn instances(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
     for instance in instances {
         let (name, is_own) = (instance.name.as_str(), instance.name == own);
         findings.push(match &instance.remains {
-            Err(told) if is_own => new(Level::Error, name, told.clone()),
-            Err(told) => new(Level::Note, name, told.clone()),
+            Err(Hindrance::Elsewhere(told) | Hindrance::Other(told)) if is_own => new(Level::Error, name, told.clone()),
+            Err(Hindrance::Elsewhere(_)) => new(Level::Note, name, "balances in another network namespace".into()),
+            Err(Hindrance::Other(told)) => new(Level::Note, name, told.clone()),
             Ok(Some(remains)) if remains.is_running && is_own => {
                 new(Level::Note, name, format!("runs (pid {})", remains.pid))
                     .means("a second lb-user run of it is refused; with --config, it reads its file again on SIGHUP:")
@@ -220,11 +221,7 @@ pub fn instances(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
         });
     }
     if instances.iter().all(|instance| instance.name != own) {
-        findings.push(new(
-            Level::Ok,
-            own,
-            format!("nothing is there: lb-user run begins anew, by ABI {}", lb_ebpf::abi::ABI_VERSION),
-        ));
+        findings.push(new(Level::Ok, own, "nothing is there: lb-user run begins anew".into()));
     }
     findings
 }
