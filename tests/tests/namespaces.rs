@@ -50,6 +50,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
     Need::Vlans,
 ];
 
+#[path = "namespaces/check.rs"]
+mod check;
 #[path = "namespaces/flood.rs"]
 mod flood;
 #[path = "namespaces/snat.rs"]
@@ -155,6 +157,11 @@ fn main() -> ExitCode {
             flood::a_flood_is_the_backends_own_where_cookies_are_off,
         ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
+        case("a_machine_is_checked_and_nothing_is_left", check::a_machine_is_checked_and_nothing_is_left),
+        case("what_run_refuses_is_found_before", check::what_run_refuses_is_found_before),
+        case("what_keeps_clients_away_is_told", check::what_keeps_clients_away_is_told),
+        case("instances_that_run_are_told", check::instances_that_run_are_told),
+        case("without_root_what_is_out_of_sight_is_told", check::without_root_what_is_out_of_sight_is_told),
     ])
 }
 
