@@ -157,11 +157,11 @@ fn main() -> ExitCode {
             flood::a_flood_is_the_backends_own_where_cookies_are_off,
         ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
-        case("a_machine_is_checked_and_nothing_is_left", check::a_machine_is_checked_and_nothing_is_left),
-        case("what_run_refuses_is_found_before", check::what_run_refuses_is_found_before),
-        case("what_keeps_clients_away_is_told", check::what_keeps_clients_away_is_told),
-        case("instances_that_run_are_told", check::instances_that_run_are_told),
-        case("without_root_what_is_out_of_sight_is_told", check::without_root_what_is_out_of_sight_is_told),
+        case("check_leaves_nothing_on_a_machine", check::check_leaves_nothing_on_a_machine),
+        case("check_finds_what_run_refuses", check::check_finds_what_run_refuses),
+        case("check_tells_what_keeps_clients_away", check::check_tells_what_keeps_clients_away),
+        case("check_tells_of_instances_that_run", check::check_tells_of_instances_that_run),
+        case("check_without_root_tells_what_is_out_of_sight", check::check_without_root_tells_what_is_out_of_sight),
     ])
 }
 

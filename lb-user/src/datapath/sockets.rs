@@ -26,7 +26,7 @@ pub fn cookies() -> io::Result<BTreeSet<u64>> {
     for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
         // Every state, the kernel's own included, but the one in which there is no socket any more.
         let states = StateFlags::from_bits_retain(!StateFlags::TIME_WAIT.bits());
-        list(protocol, states, |found| _ = cookies.insert(u64::from_ne_bytes(found.header.socket_id.cookie)))?;
+        list(protocol, &states, |found| _ = cookies.insert(u64::from_ne_bytes(found.header.socket_id.cookie)))?;
     }
     Ok(cookies)
 }
@@ -41,7 +41,7 @@ pub fn listeners() -> io::Result<BTreeSet<(Proto, Endpoint)>> {
     // A UDP socket that is connected to nobody is in the state "close".
     let kinds = [(IPPROTO_TCP, Proto::Tcp, StateFlags::LISTEN), (IPPROTO_UDP, Proto::Udp, StateFlags::CLOSE)];
     for (protocol, proto, states) in kinds {
-        list(protocol, states, |found| {
+        list(protocol, &states, |found| {
             let id = &found.header.socket_id;
             listeners.insert((proto, Endpoint::new(id.source_address, id.source_port)));
         })?;
@@ -50,7 +50,7 @@ pub fn listeners() -> io::Result<BTreeSet<(Proto, Endpoint)>> {
 }
 
 /// Shows the sockets of both families in some states.
-fn list(protocol: u8, states: StateFlags, mut each: impl FnMut(&InetResponse)) -> io::Result<()> {
+fn list(protocol: u8, states: &StateFlags, mut each: impl FnMut(&InetResponse)) -> io::Result<()> {
     for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let (extensions, states) = (ExtensionFlags::empty(), states.clone());
         list_family(InetRequest { family, protocol, extensions, states, socket_id }, &mut each)?;

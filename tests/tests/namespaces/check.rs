@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use lb_tests::{
     agent::{assert_gone, binary},
     lab::{self, Lab, Wiring, inside},
@@ -68,10 +69,17 @@ fn refusal(lab: &Lab, instance: &str, arguments: &[&str]) -> String {
     error
 }
 
-/// Returns what anything that is left would change: programs and qdiscs at devices, devices, pins, locks, mounts.
-fn state(lab: &Lab) -> String {
+/// Returns what anything that is left would change: devices and the programs at them, qdiscs, pins, locks, mounts.
+fn state(lab: &Lab) -> Vec<String> {
     let balancer = lab.balancer();
     let in_namespace = |program: &str, arguments: &[&str]| lab::run(lab.command(&balancer, program).args(arguments));
+    let links: Value = serde_json::from_str(&in_namespace("ip", &["-j", "link"])).expect("JSON");
+    let devices =
+        links.as_array().expect("devices").iter().map(|link| (link["ifname"].to_string(), link["xdp"].clone()));
+    let programs = inside(&balancer, || {
+        let at = |device| SchedClassifier::query_tcx(device, TcAttachType::Ingress).map(|(_, programs)| programs.len());
+        ["up0", "br0", "lo"].map(|device| at(device).ok())
+    });
     let names = |folder: &str| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -79,14 +87,14 @@ fn state(lab: &Lab) -> String {
         names.sort();
         names
     };
-    format!(
-        "{}\n{}\n{:?}\n{:?}\n{}",
-        in_namespace("ip", &["-d", "link"]),
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    vec![
+        format!("{:?}", devices.collect::<Vec<_>>()),
+        format!("{programs:?}"),
         in_namespace("tc", &["qdisc"]),
-        names("/sys/fs/bpf/lb"),
-        names("/run/lb"),
-        std::fs::read_to_string("/proc/self/mounts").expect("mounts"),
-    )
+        format!("{:?} {:?}", names("/sys/fs/bpf/lb"), names("/run/lb")),
+        mounts.lines().filter(|line| line.contains(" bpf ") || line.contains(" cgroup2 ")).collect(),
+    ]
 }
 
 /// A TCX program of somebody else, which lets everything pass to the next; it ends with this.
@@ -148,7 +156,7 @@ impl Stranger {
     }
 }
 
-pub(super) fn a_machine_is_checked_and_nothing_is_left() {
+pub(super) fn check_leaves_nothing_on_a_machine() {
     let mut lab = Lab::new(2, Wiring::Bridge);
     lab.start_servers();
     let arguments = arguments(2);
@@ -179,7 +187,7 @@ pub(super) fn a_machine_is_checked_and_nothing_is_left() {
     }
 }
 
-pub(super) fn what_run_refuses_is_found_before() {
+pub(super) fn check_finds_what_run_refuses() {
     let lab = Lab::new(1, Wiring::Bridge);
     let backend = format!("{}:80", lab::backend(0));
     let fixed = ["--publish", "80", "--backend", &backend];
@@ -206,7 +214,7 @@ pub(super) fn what_run_refuses_is_found_before() {
     assert!(said.found("error", "interfaces")[0].starts_with("no interface carries a default route"));
 }
 
-pub(super) fn what_keeps_clients_away_is_told() {
+pub(super) fn check_tells_what_keeps_clients_away() {
     let mut lab = Lab::new(2, Wiring::Bridge);
     lab.start_server(0);
     let [answering, silent] = [0, 1].map(|number| format!("{}:80", lab::backend(number)));
@@ -231,7 +239,7 @@ pub(super) fn what_keeps_clients_away_is_told() {
     assert_eq!((none.code, none.found("error", &lab.instance())), (Some(1), vec!["0 of 1 answer (tcp)"]));
 }
 
-pub(super) fn instances_that_run_are_told() {
+pub(super) fn check_tells_of_instances_that_run() {
     let mut lab = Lab::new(1, Wiring::Bridge);
     lab.start_servers();
     let arguments = arguments(1);
@@ -257,7 +265,7 @@ pub(super) fn instances_that_run_are_told() {
     assert_gone(&lab.instance());
 }
 
-pub(super) fn without_root_what_is_out_of_sight_is_told() {
+pub(super) fn check_without_root_tells_what_is_out_of_sight() {
     let lab = Lab::new(1, Wiring::Bridge);
     let folder = tempfile::tempdir().expect("a folder");
     lab::run(std::process::Command::new("chmod").args(["755"]).arg(folder.path()));

@@ -164,7 +164,7 @@ fn others(uplink: &Uplink) -> Vec<Finding> {
         }
         Sight::NeedsRoot => findings.push(Finding::needs_root(Group::Clients, &subject)),
         Sight::Unclear(why) => {
-            findings.push(new(Level::Note, &subject, format!("the programs there cannot be listed: {why}")))
+            findings.push(new(Level::Note, &subject, format!("the programs there cannot be listed: {why}")));
         }
     }
     if let Some(other) = uplink.xdp_program.as_ref().filter(|program| !probe::is_ours(program)) {

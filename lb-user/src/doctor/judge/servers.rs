@@ -30,7 +30,7 @@ pub fn containers(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
             findings.push(Finding::needs_root(Group::Containers, "engine"));
         }
         Err(trouble) if is_needed => {
-            findings.push(new(Level::Error, "engine", trouble.told.clone()).means("no container can be started"))
+            findings.push(new(Level::Error, "engine", trouble.told.clone()).means("no container can be started"));
         }
         Err(trouble) => findings.push(
             new(Level::Note, "engine", trouble.told.clone())
