@@ -53,8 +53,8 @@ Environment:
   NO_COLOR     No colours, if it is set and not empty
 
 Exit codes:
-  0   done; for status: healthy
-  1   it did not work; for status: degraded
+  0   done; for status: healthy; for check: nothing is missing
+  1   it did not work; for status: degraded; for check: something is missing
   2   for status and explain: not running
   64  the command line, or the file of services, makes no sense";
 
@@ -96,8 +96,9 @@ Examples:
 
   Keys are the flags without dashes; backends, metrics and uplinks are plurals, as
   they are lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
-  stands above the first [[service]]. `lb-user check` looks for mistakes without
-  root; on SIGHUP the file is read again, and what did not change is not touched.";
+  stands above the first [[service]]. `lb-user check --file-only` looks for mistakes
+  without root, and `lb-user check` for what this machine lacks; on SIGHUP the file is
+  read again, and what did not change is not touched.";
 
 const CHECK_ABOUT: &str = "\
 Tell what this machine can do, what it lacks, and what mends it; changes nothing
@@ -118,6 +119,20 @@ Examples:
 
   Mistakes of a file alone, anywhere, without root:
     lb-user check --file-only --config services.toml && systemctl reload lb-user
+
+  What it says, here of a machine whose uplink carries less than Docker's network:
+    kernel
+      ok       programs         all 14 pass the verifier
+      ok       TC               TCX, by links: they outlive the agent, and are replaced without a gap
+      …
+    clients
+      ok       eth0             device with a driver: IPv4, IPv6; TC; MTU 1400; its driver could run XDP
+      note     MTU              eth0 has 1400, docker0 has 1500
+                                what is too big for the smaller one is answered with …
+                                make networks of containers as small as the uplink:
+                                  docker network create -o com.docker.network.driver.mtu=1400 NAME
+      …
+    nothing is missing: lb-user run would start
 
   For machines:
     lb-user check --json | jq '.findings[] | select(.level == \"error\") | .found'
@@ -723,6 +738,31 @@ mod tests {
             assert!(text.starts_with(&told), "{text}");
         }
         assert!(parse_from(["lb-user", "run", "-v", "--config", "services.toml"]).is_ok());
+    }
+
+    #[test]
+    fn what_is_checked_is_the_machine_and_what_is_to_be_run() {
+        let resolve = |args: &str| {
+            let words = ["lb-user", "check"].into_iter().chain(args.split_whitespace());
+            match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
+                Verb::Check(args) => args.resolve(),
+                other => panic!("{args}: {other:?}"),
+            }
+        };
+
+        let machine = resolve("").expect("nothing has to be said");
+        assert!(machine.config.services.is_empty() && machine.file.is_none() && !machine.as_json);
+        let uplink = resolve("--uplink eth0 --hook xdp --instance edge --json").expect("of no service");
+        assert_eq!((uplink.config.services.len(), uplink.config.hook, uplink.as_json), (0, Hook::Xdp, true));
+        let service = resolve("--image lb-api --publish 80:5000 --max 3").expect("a service");
+        assert_eq!((service.config.services.len(), service.scope), (1, doctor::Scope::Machine));
+        for args in
+            ["--publish 80", "--snat 192.0.2.1", "--hook tc --complete-checksums", "--config /nonexistent/a.toml"]
+        {
+            assert!(resolve(args).is_err(), "{args}");
+        }
+        let (help, _) = text_of(&["lb-user", "check", "--help"]);
+        assert!(!help.contains("--affinity"), "what belongs to run is told there: {help}");
     }
 
     #[test]

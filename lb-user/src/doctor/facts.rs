@@ -107,6 +107,8 @@ pub struct Clients {
     pub uplinks: Vec<Uplink>,
     /// The bridges on which the host has an address.
     pub bridges: Vec<Bridge>,
+    /// TCX programs at the ingress of bridges and VLANs, where clients are met, too.
+    pub programs: Vec<(String, Vec<Neighbour>)>,
 }
 
 /// A device by which clients come.
@@ -159,6 +161,13 @@ pub struct Instance {
 pub enum Hindrance {
     /// It is in another network namespace.
     Elsewhere(String),
+    /// It is of another version, of this ABI.
+    Version {
+        /// In the words of `run`.
+        told: String,
+        /// Its ABI; zero where its maps have another shape.
+        abi: u32,
+    },
     /// Anything else.
     Other(String),
 }

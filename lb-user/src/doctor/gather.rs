@@ -125,6 +125,11 @@ async fn clients(config: &RunConfig, is_root: bool) -> (Result<Clients, String>,
             let mtu = all.iter().find(|link| link.index == bridge.index).map_or(0, |link| link.mtu);
             clients.bridges.push(Bridge { name: bridge.name.clone(), mtu });
         }
+        let further = network.bridges().iter().map(|bridge| &bridge.name);
+        for name in further.chain(network.vlans().iter().map(|vlan| &vlan.name)).filter(|_| is_root) {
+            // One that goes meanwhile has none.
+            clients.programs.push((name.clone(), probe::at_ingress(name).unwrap_or_default()));
+        }
         Ok::<_, LinkError>((clients, refusals, taken))
     };
     match survey.await {
@@ -188,6 +193,7 @@ fn instances(config: &RunConfig) -> Vec<Instance> {
     }
     let hindrance = |error| match error {
         DatapathError::OtherNamespace { .. } => Hindrance::Elsewhere(chain(&error)),
+        DatapathError::OtherAbi { found, .. } => Hindrance::Version { told: chain(&error), abi: found },
         error => Hindrance::Other(chain(&error)),
     };
     let remains = |name: &String| loader::remains(name).map_err(hindrance);

@@ -48,6 +48,7 @@ pub fn clients() -> Clients {
             xdp_program: None,
         }],
         bridges: vec![Bridge { name: "docker0".into(), mtu: 1500 }],
+        programs: vec![("docker0".into(), Vec::new())],
     }
 }
 

@@ -27,6 +27,7 @@ pub fn judge(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
                 findings.extend(xdp(uplink, config));
                 findings.extend(others(uplink));
             }
+            findings.extend(clients.programs.iter().filter_map(|(device, programs)| before(device, programs)));
             findings.extend(sizes(clients));
         }
     }
@@ -144,24 +145,12 @@ fn xdp(uplink: &Uplink, config: &RunConfig) -> Vec<Finding> {
     findings
 }
 
-/// Programs of others that see packets before ours.
+/// Programs of others that see packets of an uplink before ours.
 fn others(uplink: &Uplink) -> Vec<Finding> {
     let subject = format!("others at {}", uplink.name);
     let mut findings = Vec::new();
     match &uplink.programs {
-        Sight::Seen(programs) => {
-            // Ours come last, where they are not there.
-            let before: Vec<&Neighbour> = programs.iter().take_while(|program| !probe::is_ours(program)).collect();
-            if !before.is_empty() {
-                let named = list(before.iter().map(|program| told(program)));
-                findings.push(
-                    new(Level::Warning, &subject, format!("{named} at TCX, before ours"))
-                        .means("what they answer with anything but TCX_NEXT never reaches lb-user")
-                        .mend("let them attach later, or pass on what is for frontends; the order is shown by")
-                        .command(format!("bpftool net show dev {}", uplink.name)),
-                );
-            }
-        }
+        Sight::Seen(programs) => findings.extend(before(&uplink.name, programs)),
         Sight::NeedsRoot => findings.push(Finding::needs_root(Group::Clients, &subject)),
         Sight::Unclear(why) => {
             findings.push(new(Level::Note, &subject, format!("the programs there cannot be listed: {why}")));
@@ -174,6 +163,21 @@ fn others(uplink: &Uplink) -> Vec<Finding> {
         );
     }
     findings
+}
+
+/// Programs of others at TCX that run before ours, which come last where they are not there.
+fn before(device: &str, programs: &[Neighbour]) -> Option<Finding> {
+    let before: Vec<String> =
+        programs.iter().take_while(|program| !probe::is_ours(program)).map(|program| told(program)).collect();
+    if before.is_empty() {
+        return None;
+    }
+    Some(
+        new(Level::Warning, format!("others at {device}"), format!("{} at TCX, before ours", list(before)))
+            .means("what they answer with anything but TCX_NEXT never reaches lb-user")
+            .mend("let them attach later, or pass on what is for frontends; the order is shown by")
+            .command(format!("bpftool net show dev {device}")),
+    )
 }
 
 fn told(program: &Neighbour) -> String {

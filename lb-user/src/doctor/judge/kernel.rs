@@ -20,7 +20,10 @@ pub fn judge(kernel: &Kernel, config: &RunConfig) -> Vec<Finding> {
     for (subject, told) in &kernel.refusals {
         findings.push(new(Level::Error, subject, told));
     }
+    // Without the object there was nothing to try.
+    let has_object = kernel.refusals.iter().all(|(subject, _)| *subject != "object");
     match &kernel.trial {
+        _ if !has_object => {}
         Sight::Seen(Ok(trial)) => findings.extend(tried(trial, kernel, config)),
         Sight::Seen(Err(told)) => findings.push(unloaded(told, kernel)),
         Sight::NeedsRoot => findings.push(Finding::needs_root(Group::Kernel, "programs")),

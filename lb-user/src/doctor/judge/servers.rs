@@ -1,5 +1,7 @@
 //! Where backends come from: the engine and its images and networks, servers that somebody else runs; and what runs already.
 
+use lb_ebpf::abi::ABI_VERSION;
+
 use super::super::{
     Finding, Group, Level,
     facts::{Backend, Containers, Facts, Hindrance, Sight},
@@ -202,7 +204,17 @@ pub fn instances(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
     for instance in instances {
         let (name, is_own) = (instance.name.as_str(), instance.name == own);
         findings.push(match &instance.remains {
-            Err(Hindrance::Elsewhere(told) | Hindrance::Other(told)) if is_own => new(Level::Error, name, told.clone()),
+            Err(Hindrance::Elsewhere(told) | Hindrance::Version { told, .. } | Hindrance::Other(told)) if is_own => {
+                new(Level::Error, name, told.clone())
+            }
+            Err(Hindrance::Version { abi, .. }) => new(
+                Level::Note,
+                name,
+                format!("of another version of lb-user: ABI {abi}, not {ABI_VERSION}"),
+            )
+            .means(
+                "which frontends it has cannot be told: if both claim one, clients go to whichever is attached first",
+            ),
             Err(Hindrance::Elsewhere(_)) => new(Level::Note, name, "balances in another network namespace".into()),
             Err(Hindrance::Other(told)) => new(Level::Note, name, told.clone()),
             Ok(Some(remains)) if remains.is_running && is_own => {

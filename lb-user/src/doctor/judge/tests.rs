@@ -76,6 +76,14 @@ fn what_the_kernel_lacks_is_told() {
         ["Error types: the kernel has no type information"]
     );
     assert_eq!(
+        tell(|facts| {
+            facts.kernel.refusals = vec![("object", "this lb-user was built without its kernel object".into())];
+            facts.kernel.trial = Sight::Seen(Err("this lb-user was built without its kernel object".into()));
+        }),
+        ["Error object: this lb-user was built without its kernel object"],
+        "once"
+    );
+    assert_eq!(
         tell(|facts| facts.kernel.lacking = vec!["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]),
         ["Error privileges: root without CAP_NET_ADMIN and CAP_SYS_ADMIN"]
     );
@@ -270,6 +278,11 @@ fn programs_of_others_matter_where_they_come_first() {
         ["Warning others at eth0: program a (7), program 8 at TCX, before ours"]
     );
     assert_eq!(with(&["tc_ingress", "cil_from_netdev"]), [""; 0]);
+    let at_bridge = change(&tc, |facts| {
+        facts.clients.as_mut().unwrap().programs =
+            vec![("docker0".into(), vec![Neighbour { id: 7, name: "a".into() }])];
+    });
+    assert_eq!(at_bridge, ["Warning others at docker0: program a (7) at TCX, before ours"]);
     let other = |facts: &mut Facts| uplink(facts).xdp_program = Some(Neighbour { id: 7, name: "guard".into() });
     assert_eq!(change(&tc, other), ["Note others at eth0: program guard (7) at XDP"]);
     assert_eq!(
@@ -336,6 +349,13 @@ fn what_docker_lacks_is_told() {
     );
     let hidden = web("", "network = \"lan\"\nsnat = \"192.0.2.9\"");
     assert_eq!(change(&hidden, |facts| facts.containers = driver("macvlan")), [""; 0]);
+    let afar = |facts: &mut Facts| facts.engine.as_mut().unwrap().endpoint = "http://198.18.1.9:2375".into();
+    assert_eq!(change(&nothing(), afar), [""; 0]);
+    assert_eq!(
+        change(&web("", ""), afar),
+        ["Warning engine: Docker 28.3.0 (API 1.51) at http://198.18.1.9:2375"],
+        "no control group of a container is here"
+    );
     let first_version = |facts: &mut Facts| facts.engine.as_mut().unwrap().cgroups = Some(1);
     assert_eq!(change(&web("", ""), first_version), [""; 0]);
     assert_eq!(
@@ -395,9 +415,11 @@ fn what_runs_already_is_told() {
     assert_eq!(with("other", remains(false)), ["Note other: its agent has ended, the kernel goes on balancing"]);
     assert_eq!(with("default", elsewhere()), ["Error default: instance default balances in another network namespace"]);
     assert_eq!(with("other", elsewhere()), ["Note other: balances in another network namespace"]);
-    let abi =
-        || Err(Hindrance::Other("instance default was pinned by another version of lb-user (ABI 4, this one".into()));
-    assert!(with("default", abi())[0].starts_with("Error default: instance default was pinned by another version"));
+    let abi = || Err(Hindrance::Version { told: "instance default was pinned by another version".into(), abi: 4 });
+    assert_eq!(with("default", abi()), ["Error default: instance default was pinned by another version"]);
+    assert!(with("other", abi())[0].starts_with("Note other: of another version of lb-user: ABI 4, not "));
+    let unreadable = || Err(Hindrance::Other("map AGENT: permission denied".into()));
+    assert_eq!(with("default", unreadable()), ["Error default: map AGENT: permission denied"]);
     assert_eq!(with("default", Ok(None)).len(), 1);
 }
 
