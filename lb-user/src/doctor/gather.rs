@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     agent::{chain, network::Network, perform, service},
-    config::{Family, Hook, RunConfig, Service, Source},
+    config::{Family, RunConfig, Service, ServiceName, Source},
     datapath::{
         DatapathError,
         links::{Link, LinkError, Links},
@@ -170,7 +170,7 @@ async fn uplink(
         vlans: network.vlans().iter().filter(of_link).map(|vlan| vlan.name.clone()).collect(),
         refusal: network.check_uplink(link, config).err().map(|error| chain(&error)),
         is_dispensable: network.is_dispensable(link.index),
-        xdp: if matches!(config.hook, Hook::XdpGeneric) { Sight::Unclear(String::new()) } else { xdp },
+        xdp,
         programs,
         xdp_program,
     })
@@ -202,7 +202,7 @@ fn instances(config: &RunConfig) -> Vec<Instance> {
 
 async fn engine(
     config: &mut RunConfig,
-) -> (Result<Engine, EngineTrouble>, Vec<(crate::config::ServiceName, Result<Containers, String>)>) {
+) -> (Result<Engine, EngineTrouble>, Vec<(ServiceName, Result<Containers, String>)>) {
     let trouble = |error: &ProviderError| EngineTrouble {
         told: chain(error),
         is_permission: matches!(error, ProviderError::Unreachable { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied),

@@ -208,6 +208,12 @@ pub(super) fn check_finds_what_run_refuses() {
         assert_gone(&lab.instance());
     }
 
+    // `ip netns exec` hides the BPF file system, in which what runs is found.
+    let mut hidden = std::process::Command::new("ip");
+    hidden.args(["netns", "exec", &lab.balancer(), &binary(), "check", "--json", "--instance", &lab.instance()]);
+    let said = Said::of(&hidden.output().expect("ip starts"));
+    assert_eq!(said.found("warning", "BPF file system"), ["not mounted, or hidden in this mount namespace"]);
+
     let empty = lab.namespace("e");
     let said = check_in(&lab, &empty, &[]);
     assert_eq!(said.code, Some(1), "{:#}", said.document);

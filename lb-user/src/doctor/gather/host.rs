@@ -1,6 +1,11 @@
 //! What stands in files of the kernel: proc(5), sysctl(8), capabilities(7), getrlimit(2).
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path, thread};
+use std::{
+    fs,
+    os::unix::{fs::MetadataExt as _, process::parent_id},
+    path::Path,
+    thread,
+};
 
 use super::search_path;
 use crate::{
@@ -64,11 +69,13 @@ pub fn has_program(name: &str) -> bool {
     search_path().iter().any(|folder| folder.join(name).is_file())
 }
 
-/// Returns whether what is mounted here is seen by the machine's first process.
+/// Returns whether what is mounted here is seen by the machine's first process; or, where that is not shown, by the process
+/// that has started this one.
 pub fn shares_mounts() -> Sight<bool> {
     let namespace = |process: &str| fs::metadata(format!("/proc/{process}/ns/mnt")).map(|found| found.ino());
-    match (namespace("1"), namespace("self")) {
-        (Ok(first), Ok(own)) => Sight::Seen(first == own),
+    let other = namespace("1").or_else(|error| namespace(&parent_id().to_string()).map_err(|_| error));
+    match (other, namespace("self")) {
+        (Ok(other), Ok(own)) => Sight::Seen(other == own),
         (Err(error), _) if error.kind() == std::io::ErrorKind::PermissionDenied => Sight::NeedsRoot,
         (Err(error), _) | (_, Err(error)) => Sight::Unclear(error.to_string()),
     }

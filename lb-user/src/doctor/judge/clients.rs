@@ -167,8 +167,7 @@ fn others(uplink: &Uplink) -> Vec<Finding> {
 
 /// Programs of others at TCX that run before ours, which come last where they are not there.
 fn before(device: &str, programs: &[Neighbour]) -> Option<Finding> {
-    let before: Vec<String> =
-        programs.iter().take_while(|program| !probe::is_ours(program)).map(|program| told(program)).collect();
+    let before: Vec<String> = programs.iter().take_while(|program| !probe::is_ours(program)).map(told).collect();
     if before.is_empty() {
         return None;
     }

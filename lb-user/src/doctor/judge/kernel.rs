@@ -1,5 +1,7 @@
 //! The kernel, and what this process may do with it.
 
+use std::collections::BTreeMap;
+
 use super::super::{
     Finding, Group, Level,
     facts::{Kernel, Sight},
@@ -7,6 +9,7 @@ use super::super::{
 use crate::{
     config::{Hook, RunConfig},
     datapath::probe::Trial,
+    status::human::list,
 };
 
 /// The oldest kernel that has all that is used.
@@ -88,11 +91,17 @@ fn tried(trial: &Trial, kernel: &Kernel, config: &RunConfig) -> Vec<Finding> {
     if refused.is_empty() {
         findings.push(new(Level::Ok, "programs", format!("all {all} pass the verifier")));
     } else {
-        let mut finding = new(Level::Error, "programs", format!("{passed} of {all} pass the verifier"))
-            .means("lb-user run loads all of them, or none")
-            .mend("boot a kernel in which they pass, or report these lines");
-        finding.found.extend(refused.iter().map(|(name, why)| format!("\n{name}: {why}")));
-        findings.push(finding);
+        let finding =
+            new(Level::Error, "programs", format!("{passed} of {all} pass the verifier{}", reasons(&refused)))
+                .means("lb-user run loads all of them, or none");
+        findings.push(match kernel.lacking.as_slice() {
+            [] => finding.mend("boot a kernel in which they pass, or report these lines"),
+            // It is told where that is judged.
+            _ => finding,
+        });
+    }
+    if passed == 0 {
+        return findings;
     }
     findings.push(if trial.is_compiled {
         new(Level::Ok, "compiler", "programs are compiled to machine code")
@@ -131,6 +140,16 @@ fn tried(trial: &Trial, kernel: &Kernel, config: &RunConfig) -> Vec<Finding> {
         findings.push(new(level, "XDP", why).means("XDP cannot be attached to any device").mend("use --hook tc"));
     }
     findings
+}
+
+/// Returns a line for each reason, with the programs that are refused for it.
+fn reasons(refused: &[(&String, &String)]) -> String {
+    let mut of: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+    for (name, why) in refused {
+        of.entry(why).or_default().push(name);
+    }
+    of.values_mut().for_each(|names| names.sort());
+    of.iter().map(|(why, names)| format!("\n{}: {why}", list(names))).collect()
 }
 
 fn bpffs(kernel: &Kernel) -> Finding {

@@ -123,6 +123,15 @@ fn what_came_of_the_trial_is_told() {
             "Error programs: 1 of 2 pass the verifier\ntc_ingress: unknown func bpf_tcp_gen_syncookie#110: Invalid argument"
         ]
     );
+    assert_eq!(
+        tell(|trial| {
+            let denied = Some("operation not permitted".to_owned());
+            trial.programs = ["b", "a"].map(|name| (name.to_owned(), denied.clone())).into();
+            trial.is_compiled = false;
+        }),
+        ["Error programs: 0 of 2 pass the verifier\na, b: operation not permitted"],
+        "of what is not loaded, nothing is compiled"
+    );
     assert_eq!(tell(|trial| trial.is_compiled = false), ["Warning compiler: programs are interpreted"]);
     assert_eq!(tell(|trial| trial.is_by_link = false), [""; 0], "clsact is as good");
     assert_eq!(
