@@ -32,6 +32,13 @@ pub struct Trial {
     pub xdp: Option<String>,
 }
 
+impl Trial {
+    /// Returns whether everything went well that TC needs.
+    pub fn is_passed(&self) -> bool {
+        self.tc.is_none() && self.programs.iter().all(|(_, refusal)| refusal.is_none())
+    }
+}
+
 /// A program of somebody, at a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {

@@ -34,23 +34,22 @@ const ASKED_AT_ONCE: usize = 16;
 
 /// Looks at everything that has a consequence for what is configured, and completes the frontends by what the engine tells.
 pub async fn gather(config: &mut RunConfig, progress: &Progress) -> Facts {
-    let is_root = loader::check_root().is_ok();
     // The verifier takes the longest.
-    let trial = begin_trial(config, is_root);
+    let trial = begin_trial(config);
     progress.tell("asking Docker");
     let (engine, containers) = engine(config).await;
     let room = service::check_room(config).err().map(|(name, error)| format!("service {name}: {error}"));
     progress.tell("looking at the network");
-    let (clients, refusals, taken) = clients(config, is_root).await;
+    let (clients, refusals, taken) = clients(config).await;
     progress.tell("asking backends");
     let (backends, backends_left_out) = backends(config).await;
     let listeners = match sockets::listeners() {
         Ok(listeners) => Sight::Seen(listeners),
         Err(error) => Sight::Unclear(error.to_string()),
     };
-    let instances = if is_root { Sight::Seen(instances(config)) } else { Sight::NeedsRoot };
+    let instances = if is_root() { Sight::Seen(instances(config)) } else { Sight::NeedsRoot };
     progress.tell("loading programs through the verifier");
-    let kernel = kernel(is_root, trial.await);
+    let kernel = kernel(trial.await);
     let host = host::look();
     Facts {
         kernel,
@@ -68,11 +67,15 @@ pub async fn gather(config: &mut RunConfig, progress: &Progress) -> Facts {
     }
 }
 
+fn is_root() -> bool {
+    loader::check_root().is_ok()
+}
+
 /// Loads the object beside everything else.
-fn begin_trial(config: &RunConfig, is_root: bool) -> impl Future<Output = Sight<Result<probe::Trial, String>>> + use<> {
+fn begin_trial(config: &RunConfig) -> impl Future<Output = Sight<Result<probe::Trial, String>>> + use<> {
     let (sender, receiver) = oneshot::channel();
     let how = config.tc_attach;
-    if is_root {
+    if is_root() {
         thread::spawn(move || {
             let outcome = probe::try_out(how).map_err(|error| chain(&error));
             let _nobody_waits = sender.send(outcome);
@@ -86,7 +89,7 @@ fn begin_trial(config: &RunConfig, is_root: bool) -> impl Future<Output = Sight<
     }
 }
 
-fn kernel(is_root: bool, trial: Sight<Result<probe::Trial, String>>) -> Kernel {
+fn kernel(trial: Sight<Result<probe::Trial, String>>) -> Kernel {
     let refusals = [
         ("object", loader::check_object()),
         ("types", loader::check_types()),
@@ -97,8 +100,8 @@ fn kernel(is_root: bool, trial: Sight<Result<probe::Trial, String>>) -> Kernel {
     };
     Kernel {
         release: host::word("/proc/sys/kernel/osrelease"),
-        is_root,
-        lacking: if is_root { host::lacking_capabilities() } else { Vec::new() },
+        is_root: is_root(),
+        lacking: if is_root() { host::lacking_capabilities() } else { Vec::new() },
         refusals: refusals.into_iter().filter_map(refused).collect(),
         trial,
         lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| host::lockdown_in(&text)),
@@ -111,14 +114,14 @@ fn kernel(is_root: bool, trial: Sight<Result<probe::Trial, String>>) -> Kernel {
     }
 }
 
-async fn clients(config: &RunConfig, is_root: bool) -> (Result<Clients, String>, Vec<String>, Sight<Vec<String>>) {
+async fn clients(config: &RunConfig) -> (Result<Clients, String>, Vec<String>, Sight<Vec<String>>) {
     let survey = async {
         let links = Links::open()?;
         let (network, refusals) = Network::survey(config, &links).await?;
         let mut clients = Clients::default();
-        let taken = if is_root { Sight::Seen(taken(config, &network)) } else { Sight::NeedsRoot };
+        let taken = if is_root() { Sight::Seen(taken(config, &network)) } else { Sight::NeedsRoot };
         for link in network.uplinks() {
-            clients.uplinks.push(uplink(config, &network, &links, link, is_root).await?);
+            clients.uplinks.push(uplink(config, &network, &links, link).await?);
         }
         let all = links.all().await?;
         for bridge in network.bridges() {
@@ -126,7 +129,7 @@ async fn clients(config: &RunConfig, is_root: bool) -> (Result<Clients, String>,
             clients.bridges.push(Bridge { name: bridge.name.clone(), mtu });
         }
         let further = network.bridges().iter().map(|bridge| &bridge.name);
-        for name in further.chain(network.vlans().iter().map(|vlan| &vlan.name)).filter(|_| is_root) {
+        for name in further.chain(network.vlans().iter().map(|vlan| &vlan.name)).filter(|_| is_root()) {
             // One that goes meanwhile has none.
             clients.programs.push((name.clone(), probe::at_ingress(name).unwrap_or_default()));
         }
@@ -138,26 +141,20 @@ async fn clients(config: &RunConfig, is_root: bool) -> (Result<Clients, String>,
     }
 }
 
-async fn uplink(
-    config: &RunConfig,
-    network: &Network,
-    links: &Links,
-    link: &Link,
-    is_root: bool,
-) -> Result<Uplink, LinkError> {
+async fn uplink(config: &RunConfig, network: &Network, links: &Links, link: &Link) -> Result<Uplink, LinkError> {
     let addresses = network.addresses_of(link.index);
     let has = |family: &Family| addresses.iter().any(|address| Family::of(*address) == *family);
     let xdp = match netdev::xdp_features(link.index) {
         Ok(features) => Sight::Seen(features),
         Err(error) => Sight::Unclear(error.to_string()),
     };
-    let programs = match is_root.then(|| probe::at_ingress(&link.name)) {
+    let programs = match is_root().then(|| probe::at_ingress(&link.name)) {
         Some(Ok(programs)) => Sight::Seen(programs),
         Some(Err(error)) => Sight::Unclear(error.to_string()),
         None => Sight::NeedsRoot,
     };
     let xdp_program = links.xdp_program(link.index).await?.map(|id| {
-        let name = if is_root { probe::name_of(id) } else { None };
+        let name = if is_root() { probe::name_of(id) } else { None };
         probe::Neighbour { id, name: name.unwrap_or_default() }
     });
     let of_link = |vlan: &&Link| vlan.lower == Some(link.index);

@@ -13,8 +13,8 @@ use crate::{
     doctor::facts::{Host, Sight},
 };
 
-/// What an agent needs of root's powers, by their bits: `CAP_NET_ADMIN`, and `CAP_PERFMON` and `CAP_BPF`, both of which
-/// `CAP_SYS_ADMIN` includes.
+/// What an agent needs of root's powers, by their bits. `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`, and is needed
+/// to mount file systems.
 ///
 /// # Source
 /// include/uapi/linux/capability.h

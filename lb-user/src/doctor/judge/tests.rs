@@ -83,10 +83,13 @@ fn what_the_kernel_lacks_is_told() {
         ["Error object: this lb-user was built without its kernel object"],
         "once"
     );
-    assert_eq!(
-        tell(|facts| facts.kernel.lacking = vec!["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]),
-        ["Error privileges: root without CAP_NET_ADMIN and CAP_SYS_ADMIN"]
-    );
+    let lacks = |facts: &mut Facts| facts.kernel.lacking = vec!["CAP_NET_ADMIN", "CAP_SYS_ADMIN"];
+    assert_eq!(change(&nothing(), lacks), ["Warning privileges: root without CAP_NET_ADMIN and CAP_SYS_ADMIN"]);
+    let refused = change(&nothing(), |facts| {
+        lacks(facts);
+        facts.kernel.trial = Sight::Seen(Err("load the kernel object: operation not permitted".into()));
+    });
+    assert_eq!(refused[0], "Error privileges: root without CAP_NET_ADMIN and CAP_SYS_ADMIN");
     assert_eq!(
         tell(|facts| (facts.kernel.has_cgroup2, facts.kernel.cgroup2) = (false, None)),
         ["Error control groups: the kernel has no unified control groups (cgroup2)"]
