@@ -137,10 +137,10 @@ impl Door {
     }
 }
 
-/// Returns whether a program of this name, of which the kernel keeps fifteen bytes, is one of ours at a device.
+/// Returns whether a program of this name, of which the kernel keeps fifteen bytes, is one of ours.
 pub fn is_ours(name: &str) -> bool {
     let kept = |program: &str| program[..program.len().min(15)] == *name;
-    DEVICE_PROGRAMS.into_iter().any(kept)
+    DEVICE_PROGRAMS.into_iter().chain(CGROUP_PROGRAMS).any(kept)
 }
 
 /// Returns whether a pin of this name is a link's.

@@ -1,7 +1,7 @@
 //! What this kernel does with the object, found out by trying, without leaving anything: maps and programs end with the
 //! handles to them, and what is attached is attached in a network namespace that ends with the thread that made it.
 
-use std::{io, thread};
+use std::{fmt, fs::File, io, os::fd::AsFd as _, thread};
 
 use aya::{
     Ebpf,
@@ -9,7 +9,7 @@ use aya::{
 };
 use nix::sched::{CloneFlags, unshare};
 
-use super::{DatapathError, doors, in_a_line, loader};
+use super::{DatapathError, doors, in_a_line, loader, pins, sys};
 use crate::config::TcAttach;
 
 /// Room for flows that a trial takes: the least.
@@ -46,6 +46,15 @@ pub struct Neighbour {
     pub id: u32,
     /// Its name.
     pub name: String,
+}
+
+impl fmt::Display for Neighbour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.as_str() {
+            "" => write!(f, "program {}", self.id),
+            name => write!(f, "program {name} ({})", self.id),
+        }
+    }
 }
 
 /// Loads all programs, and attaches those of uplinks where nothing is.
@@ -104,6 +113,24 @@ pub fn at_ingress(interface: &str) -> io::Result<Vec<Neighbour>> {
     Ok(programs.into_iter().map(neighbour).collect())
 }
 
+/// Returns the programs that meet connect() at the root of control groups, in the order in which they run, each once.
+///
+/// # Errors
+/// What the kernel said.
+pub fn at_connect() -> io::Result<Vec<Neighbour>> {
+    let Some(root) = pins::mounted_cgroup2()? else { return Ok(Vec::new()) };
+    let root = File::open(root)?;
+    let mut ids = Vec::new();
+    for attach_type in sys::CONNECT {
+        for id in sys::programs_at(root.as_fd(), attach_type)? {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+    Ok(ids.into_iter().map(|id| Neighbour { id, name: name_of(id).unwrap_or_default() }).collect())
+}
+
 /// Returns the name of a program; nothing if it is gone, or has none.
 pub fn name_of(id: u32) -> Option<String> {
     let program = loaded_programs().flatten().find(|program| program.id() == id)?;
@@ -123,7 +150,7 @@ mod tests {
     fn programs_are_known_by_what_the_kernel_keeps_of_their_names() {
         let is_it = |name: &str| is_ours(&Neighbour { id: 1, name: name.into() });
 
-        assert!(is_it("tc_ingress") && is_it("tc_reply_l3") && is_it("xdp_ingress"));
+        assert!(is_it("connect4") && is_it("tc_ingress") && is_it("tc_reply_l3") && is_it("xdp_ingress"));
         assert!(!is_it("cil_from_netdev") && !is_it("") && !is_it("tc_ingress_x"));
     }
 }

@@ -79,6 +79,8 @@ pub struct Kernel {
     pub has_cgroup2: bool,
     /// Whether their root is the machine's, not a container's.
     pub sees_all_cgroups: bool,
+    /// The programs that meet connect() at their root, in the order in which they run.
+    pub at_connect: Sight<Vec<Neighbour>>,
 }
 
 /// What the machine has, and lets processes have.

@@ -111,6 +111,11 @@ fn kernel(trial: Sight<Result<probe::Trial, String>>) -> Kernel {
         cgroup2: pins::mounted_cgroup2().ok().flatten(),
         has_cgroup2: host::has_cgroup2(),
         sees_all_cgroups: host::sees_all_cgroups(),
+        at_connect: match is_root().then(probe::at_connect) {
+            Some(Ok(programs)) => Sight::Seen(programs),
+            Some(Err(error)) => Sight::Unclear(error.to_string()),
+            None => Sight::NeedsRoot,
+        },
     }
 }
 

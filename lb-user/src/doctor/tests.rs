@@ -68,6 +68,7 @@ pub fn machine() -> Facts {
             cgroup2: Some("/sys/fs/cgroup".into()),
             has_cgroup2: true,
             sees_all_cgroups: true,
+            at_connect: Sight::Seen(Vec::new()),
         },
         host: Host {
             processors: 8,

@@ -258,6 +258,7 @@ pub(super) fn check_tells_of_instances_that_run() {
     assert_eq!(own.code, Some(0), "its file may be checked while it runs: {:#}", own.document);
     assert_eq!(own.found("note", &lab.instance()), [format!("runs (pid {pid})")]);
     assert_eq!(own.found("warning", "others at up0"), [""; 0], "its own program is nobody else's");
+    assert_eq!(own.found("note", "others at connect()"), [""; 0]);
 
     let other = format!("{}o", lab.instance());
     let said = check(&lab, &[&["--instance", &other], arguments.as_slice()].concat());
@@ -292,7 +293,7 @@ pub(super) fn check_without_root_tells_what_is_out_of_sight() {
     std::fs::write(&file, text("up0")).expect("it can be written");
     let said = Said::of(&as_nobody(&["--json", "--config", path]));
     assert_eq!(said.code, Some(0), "{:#}", said.document);
-    for subject in ["programs", "others at up0", "frontends of others", "instances"] {
+    for subject in ["programs", "others at connect()", "others at up0", "frontends of others", "instances"] {
         assert_eq!(said.found("note", subject), ["not looked at: needs root"], "{subject}: {:#}", said.document);
     }
 

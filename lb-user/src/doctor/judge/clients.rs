@@ -112,7 +112,7 @@ fn xdp(uplink: &Uplink, config: &RunConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(other) = uplink.xdp_program.as_ref().filter(|program| !probe::is_ours(program)) {
         findings.push(unfit(uplink, |level| {
-            new(level, &subject, format!("{} is there", told(other)))
+            new(level, &subject, format!("{other} is there"))
                 .mend("a device has room for one: take it away, by the program that put it there or as below, or use --hook tc")
                 .command(format!("ip link set dev {} xdp off", uplink.name))
         }));
@@ -158,7 +158,7 @@ fn others(uplink: &Uplink) -> Vec<Finding> {
     }
     if let Some(other) = uplink.xdp_program.as_ref().filter(|program| !probe::is_ours(program)) {
         findings.push(
-            new(Level::Note, &subject, format!("{} at XDP", told(other)))
+            new(Level::Note, &subject, format!("{other} at XDP"))
                 .means("it sees packets before TC does; what it drops or takes never reaches lb-user"),
         );
     }
@@ -167,7 +167,8 @@ fn others(uplink: &Uplink) -> Vec<Finding> {
 
 /// Programs of others at TCX that run before ours, which come last where they are not there.
 fn before(device: &str, programs: &[Neighbour]) -> Option<Finding> {
-    let before: Vec<String> = programs.iter().take_while(|program| !probe::is_ours(program)).map(told).collect();
+    let before: Vec<String> =
+        programs.iter().take_while(|program| !probe::is_ours(program)).map(ToString::to_string).collect();
     if before.is_empty() {
         return None;
     }
@@ -177,13 +178,6 @@ fn before(device: &str, programs: &[Neighbour]) -> Option<Finding> {
             .mend("let them attach later, or pass on what is for frontends; the order is shown by")
             .command(format!("bpftool net show dev {device}")),
     )
-}
-
-fn told(program: &Neighbour) -> String {
-    match program.name.as_str() {
-        "" => format!("program {}", program.id),
-        name => format!("program {name} ({})", program.id),
-    }
 }
 
 /// Bridges whose packets are larger, or smaller, than those of an uplink.

@@ -8,7 +8,7 @@ use super::super::{
 };
 use crate::{
     config::{Hook, RunConfig},
-    datapath::probe::Trial,
+    datapath::probe::{self, Trial},
     status::human::list,
 };
 
@@ -34,6 +34,7 @@ pub fn judge(kernel: &Kernel, config: &RunConfig) -> Vec<Finding> {
     }
     findings.push(bpffs(kernel));
     findings.push(cgroups(kernel));
+    findings.extend(at_connect(kernel));
     findings
 }
 
@@ -171,6 +172,25 @@ fn bpffs(kernel: &Kernel) -> Finding {
             )
             .mend("enter the network namespace alone, not by `ip netns exec`:")
             .command("nsenter --net=/run/netns/NAME lb-user run …"),
+    }
+}
+
+/// Programs of others that meet the sockets of this host before ours.
+fn at_connect(kernel: &Kernel) -> Option<Finding> {
+    const SUBJECT: &str = "others at connect()";
+    match &kernel.at_connect {
+        Sight::Seen(programs) => {
+            let before = programs.iter().take_while(|program| !probe::is_ours(program));
+            let before: Vec<String> = before.map(ToString::to_string).collect();
+            (!before.is_empty()).then(|| {
+                new(Level::Note, SUBJECT, format!("{} at the root of control groups, before ours", list(before))).means(
+                    "of clients on this host, what they refuse is refused, and what they lead elsewhere does not come to \
+                     frontends",
+                )
+            })
+        }
+        Sight::NeedsRoot => Some(Finding::needs_root(Group::Kernel, SUBJECT)),
+        Sight::Unclear(why) => Some(new(Level::Note, SUBJECT, format!("the programs there cannot be listed: {why}"))),
     }
 }
 

@@ -171,7 +171,7 @@ fn lockdown_is_blamed_only_where_nothing_can_be_loaded() {
 fn without_root_what_is_not_seen_is_told() {
     let mut facts = machine();
     facts.kernel.is_root = false;
-    facts.kernel.trial = Sight::NeedsRoot;
+    (facts.kernel.trial, facts.kernel.at_connect) = (Sight::NeedsRoot, Sight::NeedsRoot);
     (facts.taken, facts.instances) = (Sight::NeedsRoot, Sight::NeedsRoot);
     uplink(&mut facts).programs = Sight::NeedsRoot;
     facts.engine = Err(EngineTrouble { told: "ping: permission denied".into(), is_permission: true });
@@ -179,7 +179,7 @@ fn without_root_what_is_not_seen_is_told() {
 
     let told = told(&facts, &web("", ""));
 
-    let unseen = ["programs", "others at eth0", "frontends of others", "engine", "instances"];
+    let unseen = ["programs", "others at connect()", "others at eth0", "frontends of others", "engine", "instances"];
     assert_eq!(told[0], "Warning privileges: not root");
     for subject in unseen {
         assert!(told.contains(&format!("Note {subject}: not looked at: needs root")), "{subject}: {told:#?}");
@@ -290,6 +290,12 @@ fn programs_of_others_matter_where_they_come_first() {
         ["Warning others at eth0: program a (7), program 8 at TCX, before ours"]
     );
     assert_eq!(with(&["tc_ingress", "cil_from_netdev"]), [""; 0]);
+    let at_connect = |names: &[&str]| change(&tc, |facts| facts.kernel.at_connect = programs(names));
+    assert_eq!(
+        at_connect(&["cil_sock4_connect", "connect4", "b"]),
+        ["Note others at connect(): program cil_sock4_connect (7) at the root of control groups, before ours"]
+    );
+    assert_eq!(at_connect(&["connect4", "connect6"]), [""; 0]);
     let at_bridge = change(&tc, |facts| {
         facts.clients.as_mut().unwrap().programs =
             vec![("docker0".into(), vec![Neighbour { id: 7, name: "a".into() }])];
