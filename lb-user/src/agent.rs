@@ -29,12 +29,12 @@ use tokio::{
 };
 
 mod measure;
-mod network;
+pub(crate) mod network;
 mod orders;
-mod perform;
+pub(crate) mod perform;
 mod rehearse;
 mod reload;
-mod service;
+pub(crate) mod service;
 mod sweeper;
 
 use crate::{
@@ -724,7 +724,7 @@ fn unix_us() -> u64 {
 }
 
 /// Writes an error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, Args, Command, CommandFactory, Id, Parser, Subcommand, error::ErrorKind};
+use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches as _, Id, Parser, Subcommand, error::ErrorKind};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +27,7 @@ use crate::{
         suppose::Supposition,
         value::{self, parse_duration},
     },
+    doctor,
     health::HealthCheck,
     status::Exit,
 };
@@ -54,8 +55,8 @@ Environment:
   NO_COLOR     No colours, if it is set and not empty
 
 Exit codes:
-  0   done; for status: healthy
-  1   it did not work; for status: degraded
+  0   done; for status: healthy; for check: nothing is missing
+  1   it did not work; for status: degraded; for check: something is missing
   2   for status and explain, and what speaks to an agent: not running
   64  the command line, or the file of services, makes no sense";
 
@@ -100,13 +101,51 @@ Examples:
 
   Keys are the flags without dashes; backends, metrics and uplinks are plurals, as
   they are lists. What holds for the whole agent (instance, uplinks, hook, interval, keep …)
-  stands above the first [[service]]. `lb-user check` looks for mistakes without
-  root; on SIGHUP the file is read again, and what did not change is not touched.";
+  stands above the first [[service]]. `lb-user check --file-only` looks for mistakes
+  without root, and `lb-user check` for what this machine lacks; on SIGHUP the file is
+  read again, and what did not change is not touched.";
+
+const CHECK_ABOUT: &str = "\
+Tell what this machine can do, what it lacks, and what mends it; changes nothing
+
+Looks at the kernel, at what it says to the programs, at interfaces and what is attached
+there, at Docker, at backends, and at instances that run. Without --config, by what any
+instance needs; with it, after the file's mistakes, by what that file needs. The flags of
+`run` can be said, too, instead of a file. What only root sees is told as not looked at.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
-  lb-user check --config services.toml
-  lb-user check --config services.toml && systemctl reload lb-user";
+  Before the first run, or when something does not work:
+    sudo lb-user check
+
+  The same, held against what is to be run:
+    sudo lb-user check --config services.toml
+    sudo lb-user check --image lb-api --publish 80:5000 --hook xdp --uplink eth0
+
+  Mistakes of a file alone, anywhere, without root:
+    lb-user check --file-only --config services.toml && systemctl reload lb-user
+
+  What it says, here of a machine whose uplink carries less than Docker's network:
+    kernel
+      ok       programs         all 14 pass the verifier
+      ok       TC               TCX, by links: they outlive the agent, and are replaced without a gap
+      …
+    clients
+      ok       eth0             device with a driver: IPv4, IPv6; TC; MTU 1400; its driver could run XDP
+      note     MTU              eth0 has 1400, docker0 has 1500
+                                what is too big for the smaller one is answered with …
+                                make networks of containers as small as the uplink:
+                                  docker network create -o com.docker.network.driver.mtu=1400 NAME
+      …
+    nothing is missing: lb-user run would start
+
+  For machines:
+    lb-user check --json | jq '.findings[] | select(.level == \"error\") | .found'
+
+Exit codes:
+  0   nothing is missing that `run` needs (there may be warnings)
+  1   something is missing, or the file cannot be read
+  64  the command line, or the file of services, makes no sense";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -144,9 +183,9 @@ pub enum Verb {
     /// Balance, until SIGINT or SIGTERM
     #[command(after_long_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
-    /// Look for mistakes in a file of services, without root; exit code 0 or 64
-    #[command(after_long_help = CHECK_EXAMPLES)]
-    Check(CheckArgs),
+    /// Tell what this machine can do, what it lacks, and what mends it; changes nothing
+    #[command(long_about = CHECK_ABOUT, after_long_help = CHECK_EXAMPLES)]
+    Check(Box<CheckArgs>),
     /// Show an instance; exit code 0 healthy, 1 degraded, 2 not running
     #[command(after_long_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
@@ -207,7 +246,7 @@ fn flags_of_a_file() -> Vec<Id> {
 }
 
 /// What can be said of a service. What concerns several options at once is checked by [`Draft::check`].
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Args)]
 pub struct ServiceArgs {
     /// Balance [ADDR:]PORT over CONTAINER_PORT of the containers; may be repeated
     ///
@@ -437,12 +476,20 @@ const HEALTH: &str = "Health and the end of a backend";
 const DATAPATH: &str = "Datapath";
 const CONTAINERS: &str = "Containers";
 
-/// What can be said to `check`.
+/// What can be said to `check`: all that can be said to `run`, and how it is looked at.
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
-    /// The file of services
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// What is to be run.
+    #[command(flatten)]
+    pub run: RunArgs,
+
+    /// Look at the file of services alone, not at the machine; exit code 0 or 64
+    #[arg(long, requires = "config")]
+    pub file_only: bool,
+
+    /// Print the stable JSON document instead of the table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What can be said to `status`.
@@ -509,7 +556,7 @@ impl RunArgs {
     /// The exit code, once it is printed what is wrong.
     pub fn resolve(mut self) -> Result<(RunConfig, Option<Reload>), ExitCode> {
         let Some(path) = self.config.take() else {
-            return self.check().map(|config| (config, None)).map_err(|error| print(&in_style(&error)));
+            return self.check().map(|config| (config, None)).map_err(|error| print(&in_style("run", &error)));
         };
         let config = file::read(&path).map_err(|error| file_error(&error))?;
         let reload: Reload = Arc::new(move || file::read(&path).map_err(|error| error.to_string()));
@@ -518,20 +565,53 @@ impl RunArgs {
 }
 
 impl CheckArgs {
-    /// Looks for mistakes in a file, and prints them, or what it would serve.
-    pub fn check(&self) -> ExitCode {
-        let config = match file::read(&self.config) {
-            Ok(config) => config,
-            Err(error) => return file_error(&error),
+    /// Returns what is to be checked: a file, or what flags say, which has no mistakes by then; or the machine alone.
+    ///
+    /// # Errors
+    /// The exit code, once it is printed what is wrong.
+    pub fn resolve(self) -> Result<doctor::Request, ExitCode> {
+        let scope = if self.file_only { doctor::Scope::File } else { doctor::Scope::Machine };
+        let (file, as_json) = (self.run.config.clone(), self.json);
+        let config = if file.is_none() && self.run.service == ServiceArgs::unsaid() {
+            let draft = Draft { instance: self.run.instance, services: Vec::new() };
+            draft.check().map_err(|faults| {
+                let first = faults.into_iter().next().expect("where a check fails there is a fault");
+                print(&in_style("check", &first.error))
+            })?
+        } else if let Some(path) = &file {
+            file::read(path).map_err(|error| {
+                if let (true, file::FileError::Mistaken { path, mistakes }) = (as_json, &error) {
+                    println!("{}", doctor::Diagnosis::of_mistakes(path, mistakes).json());
+                }
+                file_error(&error)
+            })?
+        } else {
+            self.run.check().map_err(|error| print(&in_style("check", &error)))?
         };
-        config.notes.iter().for_each(|note| println!("{note}"));
-        for service in &config.services {
-            let frontends: Vec<String> = service.frontends.iter().map(|publish| publish.name()).collect();
-            println!("{}: {}", service.name, frontends.join(", "));
-        }
-        println!("{}: no mistakes", self.config.display());
-        ExitCode::SUCCESS
+        Ok(doctor::Request { file, config, scope, as_json })
     }
+}
+
+impl ServiceArgs {
+    /// Returns what is meant where nothing is said.
+    fn unsaid() -> Self {
+        let flags = Self::augment_args(Command::new("").no_binary_name(true));
+        let matches = flags.try_get_matches_from(Vec::<OsString>::new());
+        let unsaid = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        unsaid.expect("no flag of a service is required")
+    }
+}
+
+/// Returns the whole definition. The flags of `run` can be said to `check` as well, whose own help would be lost among them.
+fn command() -> Command {
+    const OWN: [&str; 4] = ["config", "file_only", "json", "verbose"];
+    Cli::command().mut_subcommand("check", |check| {
+        let check = check.mut_args(|arg| if OWN.contains(&arg.get_id().as_str()) { arg } else { arg.hide(true) });
+        check.mut_arg("config", |config| {
+            let help = "Look for mistakes in this file of services, and then at the machine by what it needs";
+            config.help(help).long_help(help).help_heading(None)
+        })
+    })
 }
 
 fn file_error(error: &file::FileError) -> ExitCode {
@@ -543,15 +623,15 @@ fn file_error(error: &file::FileError) -> ExitCode {
 }
 
 fn parse_from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(args)
+    Cli::from_arg_matches(&command().try_get_matches_from(args)?)
 }
 
 /// Dresses an error in the style in which clap reports those that it finds by itself.
-fn in_style(error: &ConfigError) -> clap::Error {
-    let mut command = Cli::command();
+fn in_style(verb: &str, error: &ConfigError) -> clap::Error {
+    let mut command = command();
     command.build();
-    let run = command.find_subcommand_mut("run").expect("there is the verb run");
-    run.error(ErrorKind::ValueValidation, error)
+    let verb = command.find_subcommand_mut(verb).expect("there is such a verb");
+    verb.error(ErrorKind::ValueValidation, error)
 }
 
 fn print(answer: &clap::Error) -> ExitCode {
@@ -615,7 +695,7 @@ mod tests {
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
             ("run", "--snat --syn-cookies --dry-run"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
-            ("check", "--config --verbose"),
+            ("check", "--config --file-only --json --verbose"),
             ("status", "--instance --json --verbose"),
             (
                 "simulate",
@@ -642,13 +722,14 @@ mod tests {
     fn help_and_version_succeed_and_mistakes_do_not() {
         let usage = format!("{:?}", ExitCode::from(Exit::Usage));
         let success = format!("{:?}", ExitCode::SUCCESS);
-        let rows: [(&[&str], &str); 8] = [
+        let rows: [(&[&str], &str); 9] = [
             (&["lb-user", "--help"], &success),
             (&["lb-user", "--version"], &success),
             (&["lb-user", "run", "-h"], &success),
             (&["lb-user"], &usage),
             (&["lb-user", "walk"], &usage),
-            (&["lb-user", "check"], &usage),
+            (&["lb-user", "check", "--json", "extra"], &usage),
+            (&["lb-user", "check", "--file-only"], &usage),
             (&["lb-user", "status", "--jsn"], &usage),
             (&["lb-user", "run", "--publish", "80:0"], &usage),
         ];
@@ -669,7 +750,7 @@ mod tests {
 
     #[test]
     fn a_mistake_of_the_whole_is_told_in_the_same_style() {
-        let text = in_style(&ConfigError::NoSource).to_string();
+        let text = in_style("run", &ConfigError::NoSource).to_string();
 
         assert!(text.starts_with("error: where the backends are is not said: give --image IMAGE for containers"));
         assert!(text.contains("Usage: lb-user run"), "{text}");
@@ -686,6 +767,31 @@ mod tests {
             assert!(text.starts_with(&told), "{text}");
         }
         assert!(parse_from(["lb-user", "run", "-v", "--config", "services.toml"]).is_ok());
+    }
+
+    #[test]
+    fn what_is_checked_is_the_machine_and_what_is_to_be_run() {
+        let resolve = |args: &str| {
+            let words = ["lb-user", "check"].into_iter().chain(args.split_whitespace());
+            match parse_from(words).unwrap_or_else(|error| panic!("{args}: {error}")).verb {
+                Verb::Check(args) => args.resolve(),
+                other => panic!("{args}: {other:?}"),
+            }
+        };
+
+        let machine = resolve("").expect("nothing has to be said");
+        assert!(machine.config.services.is_empty() && machine.file.is_none() && !machine.as_json);
+        let uplink = resolve("--uplink eth0 --hook xdp --instance edge --json").expect("of no service");
+        assert_eq!((uplink.config.services.len(), uplink.config.hook, uplink.as_json), (0, Hook::Xdp, true));
+        let service = resolve("--image lb-api --publish 80:5000 --max 3").expect("a service");
+        assert_eq!((service.config.services.len(), service.scope), (1, doctor::Scope::Machine));
+        for args in
+            ["--publish 80", "--snat 192.0.2.1", "--hook tc --complete-checksums", "--config /nonexistent/a.toml"]
+        {
+            assert!(resolve(args).is_err(), "{args}");
+        }
+        let (help, _) = text_of(&["lb-user", "check", "--help"]);
+        assert!(!help.contains("--affinity"), "what belongs to run is told there: {help}");
     }
 
     #[test]

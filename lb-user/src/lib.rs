@@ -8,6 +8,7 @@
 //!                  └────▶ datapath     the kernel: programs, maps, devices
 //! operate ────────────────▶ server    the verbs that ask a running agent
 //! server ─────────────────▶ status    what operators say through the control socket: typed questions to the agent's loop
+//! doctor ────────────────▶ agent, datapath, provider   what a machine can do; changes nothing
 //! status ─────────────────▶ datapath   reads the pinned maps; needs no agent
 //! simulate ───────────────▶ control    the scaling law on a trace, without any of the others
 //! ```
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod doctor;
 pub mod health;
 pub mod metrics;
 pub mod operate;

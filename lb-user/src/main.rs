@@ -8,6 +8,7 @@ use std::{
 use lb_user::{
     agent,
     cli::{self, Verb},
+    doctor,
     operate::{self, OperateError},
     simulate,
     status::{self, Exit},
@@ -31,7 +32,10 @@ fn main() -> ExitCode {
                 Err(code) => code,
             }
         }
-        Verb::Check(arguments) => arguments.check(),
+        Verb::Check(arguments) => match arguments.resolve() {
+            Ok(request) => run(async { Ok(doctor::show(request).await) }),
+            Err(code) => code,
+        },
         Verb::Status(arguments) => match status::show(arguments.instance.as_str(), arguments.json) {
             Ok(exit) => exit.into(),
             Err(error) => failed(&error.into()),

@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         ),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
+        case("images_and_networks_are_checked_before", images_and_networks_are_checked_before),
     ])
 }
 
@@ -410,4 +411,71 @@ fn mistakes_are_explained_and_leave_nothing() {
         assert!(output.status.code() == Some(1) && error.contains(word), "{arguments:?}: {error}");
         site.assert_gone();
     }
+}
+
+/// A network of containers on macvlans of the uplink, which ends with this.
+struct Macvlan(String);
+
+impl Macvlan {
+    fn new(site: &Site) -> Self {
+        let name = format!("{}m", site.instance());
+        let parent = format!("parent={}", site.uplink());
+        docker(&["network", "create", "-d", "macvlan", "-o", &parent, "--subnet", "198.19.90.0/24", &name]);
+        Self(name)
+    }
+}
+
+impl Drop for Macvlan {
+    fn drop(&mut self) {
+        let _gone_already = Command::new("docker").args(["network", "rm", &self.0]).output();
+    }
+}
+
+fn images_and_networks_are_checked_before() {
+    let site = Site::new(12);
+    let publish = format!("{}:5000", site.port());
+    let fixed = ["--instance", site.instance(), "--publish", &publish, "--uplink", &site.uplink()];
+    let said = |engine: Option<&str>, arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(["check", "--json"]).args(fixed).args(arguments);
+        if let Some(engine) = engine {
+            command.env("DOCKER_HOST", engine);
+        }
+        let output = command.output().expect("lb-user starts");
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = document["findings"].as_array().expect("findings").clone();
+        let of_containers = findings.into_iter().filter(|finding| finding["group"] == "containers");
+        let told = of_containers.filter(|finding| finding["level"] != "ok");
+        let told: Vec<String> = told.map(|finding| format!("{} {}", finding["level"], finding["found"])).collect();
+        (output.status.code(), told)
+    };
+    let network = site.instance();
+
+    assert_eq!(said(None, &["--image", IMAGE, "--network", network]), (Some(0), Vec::new()));
+    let macvlan = Macvlan::new(&site);
+    let (code, told) = said(None, &["--image", IMAGE, "--network", &macvlan.0]);
+    assert!(code == Some(0) && told.len() == 1 && told[0].starts_with("\"warning\""), "{told:?}");
+    assert!(told[0].contains("(macvlan)"), "{told:?}");
+    for (engine, arguments) in [
+        (None, ["--image", "lbt-nothing", "--network", network]),
+        (None, ["--image", IMAGE, "--network", "lbt-nothing"]),
+        (None, ["--image", IMAGE, "--network", "host"]),
+        (Some("unix:///run/lbt-nothing.sock"), ["--image", IMAGE, "--network", network]),
+    ] {
+        let (code, told) = said(engine, &arguments);
+
+        let [found] = told.as_slice() else { panic!("{arguments:?}: {told:?}") };
+        let mut run = Command::new(binary());
+        run.arg("run").args(fixed).args(arguments).envs(engine.map(|engine| ("DOCKER_HOST", engine)));
+        let refused = run.output().expect("lb-user starts");
+        let error = String::from_utf8_lossy(&refused.stderr);
+        let found = found.trim_start_matches("\"error\" \"").trim_end_matches('"');
+        assert!(code == Some(1) && refused.status.code() == Some(1) && error.contains(found), "{error} is not {found}");
+    }
+    let without = ["--publish", "80", "--uplink", &site.uplink(), "--backend", "198.18.112.2:80", "--health", "none"];
+    let mut command = Command::new(binary());
+    let output =
+        command.arg("check").args(without).env("DOCKER_HOST", "unix:///run/lbt-nothing.sock").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "who needs no containers needs no engine");
+    site.assert_gone();
 }

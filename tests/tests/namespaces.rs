@@ -50,6 +50,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
     Need::Vlans,
 ];
 
+#[path = "namespaces/check.rs"]
+mod check;
 #[path = "namespaces/flood.rs"]
 mod flood;
 #[path = "namespaces/snat.rs"]
@@ -155,6 +157,11 @@ fn main() -> ExitCode {
             flood::a_flood_is_the_backends_own_where_cookies_are_off,
         ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
+        case("check_leaves_nothing_on_a_machine", check::check_leaves_nothing_on_a_machine),
+        case("check_finds_what_run_refuses", check::check_finds_what_run_refuses),
+        case("check_tells_what_keeps_clients_away", check::check_tells_what_keeps_clients_away),
+        case("check_tells_of_instances_that_run", check::check_tells_of_instances_that_run),
+        case("check_without_root_tells_what_is_out_of_sight", check::check_without_root_tells_what_is_out_of_sight),
     ])
 }
 

@@ -105,6 +105,29 @@ fn the_server_knows_no_engine_and_no_map() {
 }
 
 #[test]
+fn a_machine_is_judged_without_having_it() {
+    let words = [
+        "std::fs",
+        "std::process",
+        "std::env",
+        "tokio",
+        "async ",
+        ".await",
+        "Links",
+        "loader::",
+        "pins::",
+        "sockets::",
+    ];
+    let sources: Vec<Source> = sources("lb-user/src/doctor/judge");
+
+    let found = with_any(&sources, &words);
+
+    // Whose tests name what an agent has left.
+    let found: Vec<&String> = found.iter().filter(|path| !path.ends_with("/tests.rs")).collect();
+    assert!(found.is_empty(), "{found:?} know a machine");
+}
+
+#[test]
 fn the_clock_is_read_at_the_edges_only() {
     let homes = [
         "lb-user/src/agent.rs",

@@ -69,7 +69,7 @@ const SUITES: [&str; 2] = ["packet_tables", "packets"];
 /// The cases of `namespaces` that run on the old kernel, beside [`VLAN_CASES`]: one for each thing that it does in another way.
 /// It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel
 /// changes; and each start of an agent takes the emulated verifier a minute.
-const NET_CASES: [&str; 8] = [
+const NET_CASES: [&str; 9] = [
     "requests_hit_backends_strictly_in_turn",
     "transfers_survive_checksum_offload_on_and_off",
     "clients_on_the_host_see_the_frontend",
@@ -78,6 +78,7 @@ const NET_CASES: [&str; 8] = [
     "errors_of_the_network_reach_clients",
     "other_machines_of_the_network_reply_by_snat",
     "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
+    "check_leaves_nothing_on_a_machine",
 ];
 
 /// The cases of `namespaces` with VLANs, which the host's own kernel may lack.

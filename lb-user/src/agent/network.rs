@@ -50,21 +50,39 @@ impl Network {
     /// # Errors
     /// If a named uplink does not exist, or none can be found.
     pub async fn find(config: &RunConfig, links: &Links) -> Result<Self> {
+        let (network, refusals) = Self::survey(config, links).await?;
+        match refusals.into_iter().next() {
+            Some(first) => anyhow::bail!(first),
+            None => Ok(network),
+        }
+    }
+
+    /// Looks at the interfaces, and tells all that keeps an instance from starting on them.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn survey(config: &RunConfig, links: &Links) -> Result<(Self, Vec<String>), LinkError> {
+        let mut refusals = Vec::new();
         for name in &config.uplinks {
-            links.index_of(name).await?;
+            match links.index_of(name).await {
+                Ok(_) => {}
+                Err(error @ LinkError::UnknownInterface { .. }) => refusals.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
         }
         for (service, address) in snats(config) {
             if !links.is_own(address).await? {
-                anyhow::bail!("{}", foreign_snat(service, address));
+                refusals.push(foreign_snat(service, address));
             }
         }
         let network = Self::look(config, links).await?;
-        if network.uplinks.is_empty() {
-            anyhow::bail!(
+        if network.uplinks.is_empty() && config.uplinks.is_empty() {
+            refusals.push(
                 "no interface carries a default route or has an address by which clients could come: name one with --uplink"
+                    .to_owned(),
             );
         }
-        Ok(network)
+        Ok((network, refusals))
     }
 
     /// Looks at the interfaces; an uplink that is not there is a problem, and keeps no other from being served.
@@ -119,8 +137,8 @@ impl Network {
     /// If another instance has a frontend, or the kernel refuses.
     pub fn attach(&mut self, datapath: &mut Datapath, config: &RunConfig) -> Result<(), DatapathError> {
         for link in self.uplinks.clone() {
-            let outcome = loader::check_xdp(&link, config.hook, config.complete_checksums);
-            self.dispense(link.index, outcome.and_then(|()| self.check_tags(&link, config.hook)))?;
+            let outcome = self.check_uplink(&link, config);
+            self.dispense(link.index, outcome)?;
         }
         let _nobody_else_takes_one = pins::lock_frontends()?;
         for wish in &self.wishes(config) {
@@ -249,6 +267,40 @@ impl Network {
         problems
     }
 
+    /// Refuses an uplink at which XDP cannot serve.
+    ///
+    /// # Errors
+    /// Those of [`loader::check_xdp`] and [`loader::check_tags`].
+    pub fn check_uplink(&self, uplink: &Link, config: &RunConfig) -> Result<(), DatapathError> {
+        loader::check_xdp(uplink, config.hook, config.complete_checksums)?;
+        self.check_tags(uplink, config.hook)
+    }
+
+    /// Returns the uplinks, without their VLANs.
+    pub fn uplinks(&self) -> &[Link] {
+        &self.uplinks
+    }
+
+    /// Returns the VLANs of uplinks.
+    pub fn vlans(&self) -> &[Link] {
+        &self.vlans
+    }
+
+    /// Returns the bridges at which containers of this host are clients.
+    pub fn bridges(&self) -> &[Bridge] {
+        &self.bridges
+    }
+
+    /// Returns the addresses of an uplink or a VLAN.
+    pub fn addresses_of(&self, ifindex: u32) -> &[IpAddr] {
+        self.addresses.get(&ifindex).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns whether an uplink is left out if XDP cannot serve there.
+    pub fn is_dispensable(&self, ifindex: u32) -> bool {
+        self.dispensable.contains(&ifindex)
+    }
+
     /// Refuses XDP where it would take what came by a VLAN of an uplink for the uplink's own.
     fn check_tags(&self, uplink: &Link, hook: Hook) -> Result<(), DatapathError> {
         let is_trunk = self.vlans.iter().any(|vlan| vlan.lower == Some(uplink.index));
@@ -300,7 +352,8 @@ impl Network {
         datapath.close_doors_except(DoorKind::XdpGeneric, &uplinks)
     }
 
-    fn wishes(&self, config: &RunConfig) -> Vec<FrontendWish> {
+    /// Returns the frontends with the addresses at which they are to answer.
+    pub fn wishes(&self, config: &RunConfig) -> Vec<FrontendWish> {
         let own = self.own_addresses();
         let frontends =
             config.services.iter().flat_map(|service| service.frontends.iter().map(move |publish| (service, publish)));

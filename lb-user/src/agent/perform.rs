@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a health check may take: long enough for a busy host, and checks of one backend never overlap.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// After so long a way that is known is looked for again, in case the network has changed unseen.
 const WAY_AGE: Duration = Duration::from_secs(30);
@@ -426,7 +426,7 @@ async fn find_way(
 }
 
 /// Refuses a path by which no client can be hidden.
-fn hidable(path: Path, backend: IpAddr, snat: Snat) -> Result<Path, LinkError> {
+pub(crate) fn hidable(path: Path, backend: IpAddr, snat: Snat) -> Result<Path, LinkError> {
     if path.reach == Reach::Routed && snat != Snat::default() {
         return Err(LinkError::RoutedSnat { backend, device: path.name });
     }

@@ -311,23 +311,24 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_to_have_a_place_for_each_backend() {
+    fn a_table_has_to_have_a_place_for_each_backend_when_all_frontends_are_known() {
         let text = |most: u32, ports: &str| {
-            let hashed = format!("name = \"web\"\nimage = \"lb-api\"\npublish = \"80:5000\"\nmin = 1\nmax = {most}\n");
+            let hashed =
+                format!("name = \"web\"\nimage = \"lb-api\"\npublish = \"0.0.0.0:80:5000\"\nmin = 1\nmax = {most}\n");
             let other = format!("name = \"more\"\nimage = \"lb-api\"\npublish = \"{ports}:5000\"\nmin = 1\nmax = 2\n");
             format!("[[service]]\n{hashed}scheduler = \"maglev\"\n[[service]]\n{other}")
         };
         let checked = |most, ports| {
             let text = text(most, ports);
             let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
-            config.services.iter_mut().for_each(|service| service.complete(&[Family::V4]).unwrap());
+            config.services.iter_mut().for_each(|service| service.complete(&[Family::V4, Family::V6]).unwrap());
             service::check_room(&config).map_err(|(name, error)| (name.to_string(), error))
         };
 
-        assert_eq!(checked(1_024, "81-95"), Ok(()));
-        assert_eq!(checked(1_021, "81-96"), Ok(()));
+        assert_eq!(checked(1_024, "81-87"), Ok(()));
+        assert_eq!(checked(1_021, "81-88"), Ok(()));
         let error = ConfigError::TableTooSmall { count: 1_024, room: 1_021, frontends: 17 };
-        assert_eq!(checked(1_024, "81-96"), Err(("web".to_owned(), error)));
+        assert_eq!(checked(1_024, "81-88"), Err(("web".to_owned(), error)));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use crate::{
     },
     provider::{
         Provider, ProviderEvent,
-        docker::{DockerSettings, Fleet},
+        docker::{DockerProvider, DockerSettings, Fleet},
         fixed::FixedProvider,
     },
 };
@@ -263,9 +263,18 @@ pub async fn provider(
         }
     };
     let provider = fleet.provider(docker_settings(config, &service.name, docker));
+    complete(service, &provider).await?;
+    Ok(Arc::new(provider))
+}
+
+/// Makes sure that a service's containers can be started, and completes its frontends by their families.
+///
+/// # Errors
+/// What keeps them from being started, or its frontends from having any.
+pub async fn complete(service: &mut config::Service, provider: &DockerProvider) -> Result<()> {
     let families = provider.check().await?;
     service.complete(&families)?;
-    Ok(Arc::new(provider))
+    Ok(())
 }
 
 /// Returns what a service's containers look like.

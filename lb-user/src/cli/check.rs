@@ -143,8 +143,8 @@ fn between(drafts: &[(ServiceName, ServiceArgs)]) -> Vec<Fault> {
         let own = said.most_in_all();
         let limit = u64::from(MAX_BACKENDS_IN_ALL);
         if own <= limit && backends <= limit && backends + own > limit {
-            let flag = if said.image.is_some() { "max" } else { "backend" };
-            fault(ConfigError::TooManyInServices { sum: backends + own }, position, flag, 0);
+            let sum = backends + own;
+            fault(ConfigError::TooManyInServices { sum }, position, said.flag_of_count(), 0);
         }
         backends += own;
     }
@@ -160,6 +160,10 @@ fn between(drafts: &[(ServiceName, ServiceArgs)]) -> Vec<Fault> {
         let (sum, room) = (said.places(), layout::room(known));
         if frontends <= MAX_FRONTENDS && sum > u64::from(room) {
             fault(ConfigError::WeightsTooGreat { sum, room, frontends: known }, position, "backend", 0);
+        }
+        let count = if said.scheduler.hashes() { said.most_each() } else { 0 };
+        if frontends <= MAX_FRONTENDS && count > u64::from(room) {
+            fault(ConfigError::TableTooSmall { count, room, frontends: known }, position, said.flag_of_count(), 0);
         }
     }
     faults
@@ -408,6 +412,25 @@ impl ServiceArgs {
             }
         };
         self.frontends().map(|(_, publish)| of(&publish)).sum()
+    }
+
+    /// Returns how many backends the frontend may have that may have the most.
+    fn most_each(&self) -> u64 {
+        let of =
+            |family: Family| self.backend.iter().filter(|backend| Family::of(backend.address.ip()) == family).count();
+        let static_ones = |publish: Publish| match publish.family() {
+            Some(family) => of(family),
+            None => of(Family::V4).max(of(Family::V6)),
+        };
+        match &self.image {
+            Some(_) => u64::from(self.max.unwrap_or(DEFAULT_MAX)),
+            None => self.frontends().map(|(_, publish)| static_ones(publish)).max().unwrap_or_default() as u64,
+        }
+    }
+
+    /// Returns the flag that says how many backends there may be.
+    fn flag_of_count(&self) -> &'static str {
+        if self.image.is_some() { "max" } else { "backend" }
     }
 
     /// Returns how many slots the weights take at each frontend, where they are counted in slots.
@@ -884,6 +907,25 @@ mod tests {
             check("81-84"),
             Err(vec![Fault { error, at: Spot { service: Some(1), flag: "backend", place: 0 } }])
         );
+    }
+
+    #[test]
+    fn a_table_of_hashes_holds_every_backend() {
+        // Beyond 16 frontends, tables have 1021 places.
+        let check = |ports: &str, rest: &str| run(&format!("--publish {ports} --scheduler maglev {rest}")).map(|_| ());
+        let too_small = |count| Err(ConfigError::TableTooSmall { count, room: 1021, frontends: 17 });
+        let others = (81..97).map(|port| format!("--publish [::]:{port} ")).collect::<String>();
+        let of = |address: &str, count: u16| {
+            (1..=count).map(|port| format!("--backend {address}:{port} ")).collect::<String>()
+        };
+
+        let full = format!("{others}{}{}", of("10.0.0.2", 1022), of("[2001:db8::2]", 1));
+        assert_eq!(check("0.0.0.0:80", &full), too_small(1022));
+        assert_eq!(check("0.0.0.0:80", &full.replace("--publish [::]:96 ", "")), Ok(()));
+        let fits = format!("{others}{}{}", of("10.0.0.2", 1021), of("[2001:db8::2]", 1));
+        assert_eq!(check("0.0.0.0:80", &fits), Ok(()));
+        let least = run(&format!("--publish 0.0.0.0:80 --scheduler least-conn {full}"));
+        assert!(least.is_ok(), "it has no table");
     }
 
     #[test]

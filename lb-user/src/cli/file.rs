@@ -12,6 +12,7 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
+use serde::Serialize;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -54,7 +55,7 @@ pub enum FileError {
 }
 
 /// Something wrong in a file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Mistake {
     /// The line, counted from 1.
     pub line: usize,
@@ -558,6 +559,20 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn backends_for_which_there_is_no_room_are_told_where_they_are_said() {
+        let text = RIGHT
+            .replace("[\"80:5000\", \"81:5000\"]", "\"80:5000\"")
+            .replace("max = 4", "max = 1022\nscheduler = \"maglev\"")
+            .replace("\"6379\"", "\"7000-7015\"");
+
+        let mistakes = parse(&text).expect_err("a table has 1021 places beyond 16 frontends");
+
+        let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        assert!(told.len() == 1 && told[0].starts_with("7:7: ") && told[0].contains("1021"), "{told:?}");
+        assert!(parse(&text.replace("7000-7015", "7000-7014")).is_ok());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use aya::{
         links::{FdLink, Link as _, LinkError},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
+    util::KernelVersion,
 };
 use lb_ebpf::abi::program;
 use nix::{errno::Errno, net::if_::if_indextoname};
@@ -136,6 +137,12 @@ impl Door {
     }
 }
 
+/// Returns whether a program of this name, of which the kernel keeps fifteen bytes, is one of ours.
+pub fn is_ours(name: &str) -> bool {
+    let kept = |program: &str| program[..program.len().min(15)] == *name;
+    DEVICE_PROGRAMS.into_iter().chain(CGROUP_PROGRAMS).any(kept)
+}
+
 /// Returns whether a pin of this name is a link's.
 pub fn is_link_pin(name: &str) -> bool {
     let of_device = |program: &str| name.strip_prefix(program).is_some_and(|rest| rest.starts_with('-'));
@@ -165,14 +172,7 @@ pub fn attach_tc(
     };
     let pin = Door::pin(kind, framing, ifindex);
     let program: &mut SchedClassifier = find(ebpf, name)?;
-    let by_link = match how {
-        TcAttach::Tcx => true,
-        TcAttach::Clsact => false,
-        TcAttach::Auto => {
-            aya::util::KernelVersion::current().is_ok_and(|version| version >= aya::util::KernelVersion::new(6, 6, 0))
-        }
-    };
-    let attach = if by_link {
+    let attach = if is_by_link(how) {
         if !replaced(pins, &pin, program.fd().map_err(failed)?)? {
             let id = program
                 .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::default()))
@@ -202,6 +202,42 @@ pub fn attach_tc(
         remove_former(pins, former, attach);
     }
     Ok(Door { kind, ifindex, interface: interface.to_owned(), framing, attach })
+}
+
+/// Returns whether TC programs are attached by links, of TCX, and not as filters of a clsact qdisc.
+pub fn is_by_link(how: TcAttach) -> bool {
+    match how {
+        TcAttach::Tcx => true,
+        TcAttach::Clsact => false,
+        TcAttach::Auto => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)),
+    }
+}
+
+/// Attaches the TC program of uplinks to a device of the calling thread's network namespace, and takes it away again; the
+/// clsact qdisc stays, if it took one.
+///
+/// # Errors
+/// What the kernel said.
+pub fn try_tc(ebpf: &mut Ebpf, interface: &str, how: TcAttach) -> Result<(), ProgramError> {
+    let options = if is_by_link(how) {
+        TcAttachOptions::TcxOrder(LinkOrder::default())
+    } else {
+        tc::qdisc_add_clsact(interface)?;
+        TcAttachOptions::Netlink(NlOptions::default())
+    };
+    let program: &mut SchedClassifier = try_find(ebpf, program::TC_INGRESS)?;
+    let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
+    program.detach(id)
+}
+
+/// Attaches the XDP program to a device of the calling thread's network namespace, behind its driver, and takes it away again.
+///
+/// # Errors
+/// What the kernel said.
+pub fn try_xdp(ebpf: &mut Ebpf, interface: &str) -> Result<(), ProgramError> {
+    let program: &mut Xdp = try_find(ebpf, program::XDP_INGRESS)?;
+    let id = program.attach(interface, XdpMode::Skb)?;
+    program.detach(id)
 }
 
 /// Returns whether the clsact qdisc could not be added because there is one. The library has a word of its own for that,
@@ -337,6 +373,19 @@ fn is_gone(error: &ProgramError) -> bool {
 /// # Errors
 /// What the verifier said.
 pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    load_each(ebpf)?.into_iter().try_for_each(|(program, loaded)| {
+        loaded.map_err(|cause| DatapathError::Program { action: "load".into(), program, cause: Box::new(cause) })
+    })
+}
+
+/// What the verifier said of a program.
+pub type Loaded = (&'static str, Result<(), ProgramError>);
+
+/// The same, and what the verifier said of each.
+///
+/// # Errors
+/// If one is not in the object.
+pub fn load_each(ebpf: &mut Ebpf) -> Result<Vec<Loaded>, DatapathError> {
     let of_object = || DEVICE_PROGRAMS.into_iter().chain(CGROUP_PROGRAMS);
     thread::scope(|scope| {
         let loads: Vec<_> = ebpf
@@ -347,14 +396,10 @@ pub fn load_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
         if let Some(missing) = of_object().find(|known| loads.iter().all(|(name, _)| name != known)) {
             return Err(DatapathError::NoProgram { program: missing });
         }
-        loads.into_iter().try_for_each(|(name, loading)| {
-            let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
-            loaded.map_err(|cause| DatapathError::Program {
-                action: "load".into(),
-                program: name,
-                cause: Box::new(cause),
-            })
-        })
+        let loaded = |(name, loading): (_, thread::ScopedJoinHandle<'_, _>)| {
+            (name, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        };
+        Ok(loads.into_iter().map(loaded).collect())
     })
 }
 
@@ -388,8 +433,14 @@ fn find<'a, P: 'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, 
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
-    program.try_into().map_err(|_| DatapathError::NoProgram { program: name })
+    try_find(ebpf, name).map_err(|_| DatapathError::NoProgram { program: name })
+}
+
+fn try_find<'a, P: 'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
 /// Returns whether a former agent's link now runs `program`. A pin whose device is gone is removed.

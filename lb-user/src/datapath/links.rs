@@ -72,6 +72,15 @@ pub struct Path {
     pub netns: Option<u32>,
 }
 
+/// What is known of a way without asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// The device that the route names.
+    pub device: Link,
+    /// The way, if its neighbour is known.
+    pub path: Option<Path>,
+}
+
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
@@ -284,6 +293,42 @@ impl Links {
             Some(port) => self.by_port(&device, mac, port).await,
             None => Ok(path(&device, Place::OnLink { mac })),
         }
+    }
+
+    /// Tells what is known of the way to `backend` without asking anybody for it, and without changing anything.
+    ///
+    /// # Errors
+    /// `NoRoute`, `Local`, `NotUnicast`; `InterfaceGone` or `Netlink`.
+    pub async fn outlook(&self, backend: IpAddr) -> Result<Outlook, LinkError> {
+        let hop = self.netlink.route_to(backend).await?;
+        let device = self.netlink.link(hop.device).await?;
+        let place = if device.framing == Framing::Bare {
+            Some(Place::Routed)
+        } else if hop.by_gateway {
+            Some(Place::BehindRouter)
+        } else {
+            let known = self.netlink.neighbour(device.index, backend).await?;
+            known.as_ref().and_then(Neighbour::known).map(|mac| Place::OnLink { mac })
+        };
+        let path = match place {
+            Some(Place::OnLink { mac }) if device.kind == LinkKind::Bridge => {
+                match self.netlink.port_of(device.index, mac).await? {
+                    Some(port) => Some(self.by_port(&device, mac, port).await?),
+                    None => None,
+                }
+            }
+            Some(place) => Some(path(&device, place)),
+            None => None,
+        };
+        Ok(Outlook { device, path })
+    }
+
+    /// Returns the number of the XDP program at an interface, whosever it is.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn xdp_program(&self, ifindex: u32) -> Result<Option<u32>, LinkError> {
+        self.netlink.xdp_program(ifindex).await
     }
 
     /// Returns whether an address is this host's own, at whatever interface.

@@ -76,14 +76,7 @@ impl Datapath {
         let netns_cookie = check_host()?;
         let lock = pins::lock(opening.instance)?;
         let pins = Pins::of(opening.instance);
-        let names = match pins.names() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            // What cannot be read may be serving, and is not to be removed.
-            names => {
-                names.map_err(|source| DatapathError::Pin { action: "read", path: pins.folder().to_owned(), source })?
-            }
-        };
-        let new = is_stillborn(&names, || Maps::has_record(&pins));
+        let new = is_new(&pins)?;
         if new {
             // Whatever a run that died while it began has left serves nobody.
             pins.remove_all()?;
@@ -107,16 +100,8 @@ impl Datapath {
         netns_cookie: u64,
         new: bool,
     ) -> Result<(Self, Option<Former>), DatapathError> {
-        let mut loader = EbpfLoader::new();
-        if new {
-            loader.map_max_entries(map::FLOWS, opening.max_flows).map_max_entries(map::REPLIES, opening.max_flows);
-        }
-        for name in map::ALL {
-            loader.map_pin_path(name, pins.path(name));
-        }
-        let mark = note_mark(opening.instance);
-        loader.override_global("NOTE_MARK", &mark, true);
-        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+        let max_flows = new.then_some(opening.max_flows);
+        let mut ebpf = load_object(opening.instance, max_flows, Some(&pins))?;
         start_log(&mut ebpf);
         doors::load_all(&mut ebpf)?;
         let mut maps = Maps::open(&pins)?;
@@ -163,7 +148,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::FrontendTaken`].
     pub fn check_others(&self, wish: &FrontendWish) -> Result<(), DatapathError> {
-        check_taken(&self.instance, self.record.netns_cookie, wish)
+        check_others(&self.instance, self.record.netns_cookie, wish)
     }
 
     /// Attaches the front door of an uplink.
@@ -313,6 +298,112 @@ impl Datapath {
     }
 }
 
+/// Refuses to go on without the kernel object.
+///
+/// # Errors
+/// [`DatapathError::NoObject`].
+pub fn check_object() -> Result<(), DatapathError> {
+    if OBJECT.is_empty() { Err(DatapathError::NoObject) } else { Ok(()) }
+}
+
+/// Refuses to go on without root.
+///
+/// # Errors
+/// [`DatapathError::NotRoot`].
+pub fn check_root() -> Result<(), DatapathError> {
+    if Uid::effective().is_root() { Ok(()) } else { Err(DatapathError::NotRoot) }
+}
+
+/// Refuses a kernel that does not describe its types.
+///
+/// # Errors
+/// [`DatapathError::NoBtf`].
+pub fn check_types() -> Result<(), DatapathError> {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() { Ok(()) } else { Err(DatapathError::NoBtf) }
+}
+
+/// Returns the cookie of the calling thread's network namespace.
+///
+/// # Errors
+/// [`DatapathError::Netns`].
+pub fn check_namespace() -> Result<u64, DatapathError> {
+    netns::current_cookie().map_err(|source| DatapathError::Netns { source })
+}
+
+/// Makes sure that this machine can run an instance, and returns the cookie of the network namespace.
+///
+/// # Errors
+/// What it lacks.
+pub fn check_host() -> Result<u64, DatapathError> {
+    check_object()?;
+    check_root()?;
+    check_types()?;
+    check_namespace()
+}
+
+/// Refuses endpoints that another instance in a network namespace has.
+///
+/// # Errors
+/// [`DatapathError::FrontendTaken`].
+pub fn check_others(instance: &str, netns_cookie: u64, wish: &FrontendWish) -> Result<(), DatapathError> {
+    for other in pins::instances().into_iter().filter(|name| name != instance) {
+        // An instance that is being made or removed, or of another version, has no frontend that could be told.
+        let Ok(maps) = Maps::open(&Pins::of(&other)) else { continue };
+        let Ok(record) = maps.agent_record() else { continue };
+        if record.netns_cookie != netns_cookie {
+            continue;
+        }
+        for &address in &wish.addresses {
+            if maps.addresses.get(&publish::endpoint(address, wish.proto), 0).is_ok() {
+                return Err(DatapathError::FrontendTaken { frontend: address.to_string(), instance: other });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What there is of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remains {
+    /// The process of the agent that wrote last.
+    pub pid: u32,
+    /// Whether an agent runs it.
+    pub is_running: bool,
+}
+
+/// Returns what there is of an instance that an agent could take over; nothing if there is nothing to take over.
+///
+/// # Errors
+/// Why it could not be.
+pub fn remains(instance: &str) -> Result<Option<Remains>, DatapathError> {
+    let (pins, netns_cookie) = (Pins::of(instance), check_namespace()?);
+    if is_new(&pins)? {
+        return Ok(None);
+    }
+    check_former(&pins, instance, netns_cookie)?;
+    let pid = Maps::open(&pins)?.agent_record()?.pid;
+    Ok(Some(Remains { pid, is_running: pins::is_locked(instance) }))
+}
+
+/// Loads the object's maps, pinned where `pins` says so, with room for so many flows, where that is not settled.
+///
+/// # Errors
+/// What the kernel said.
+pub fn load_object(instance: &str, max_flows: Option<u32>, pins: Option<&Pins>) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    if let Some(max_flows) = max_flows {
+        loader.map_max_entries(map::FLOWS, max_flows).map_max_entries(map::REPLIES, max_flows);
+    }
+    if let Some(pins) = pins {
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.path(name));
+        }
+    }
+    let mark = note_mark(instance);
+    loader.override_global("NOTE_MARK", &mark, true);
+    loader.load(OBJECT).map_err(load_error)
+}
+
 /// Removes whatever an instance has left, in whatever state a crash left it. Returns whether there was anything.
 ///
 /// # Errors
@@ -420,42 +511,16 @@ fn is_stillborn(names: &[String], has_record: impl FnOnce() -> bool) -> bool {
     lacks_map && !has_link && !has_record()
 }
 
-/// Makes sure that this machine can run an instance, and returns the cookie of the network namespace.
-///
-/// # Errors
-/// What it lacks.
-pub(super) fn check_host() -> Result<u64, DatapathError> {
-    if OBJECT.is_empty() {
-        return Err(DatapathError::NoObject);
-    }
-    if !Uid::effective().is_root() {
-        return Err(DatapathError::NotRoot);
-    }
-    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        return Err(DatapathError::NoBtf);
-    }
-    netns::current_cookie().map_err(|source| DatapathError::Netns { source })
-}
-
-/// Refuses endpoints that an instance other than `own` has in this network namespace.
-///
-/// # Errors
-/// [`DatapathError::FrontendTaken`].
-pub(super) fn check_taken(own: &str, netns_cookie: u64, wish: &FrontendWish) -> Result<(), DatapathError> {
-    for other in pins::instances().into_iter().filter(|name| *name != own) {
-        // An instance that is being made or removed, or of another version, has no frontend that could be told.
-        let Ok(maps) = Maps::open(&Pins::of(&other)) else { continue };
-        let Ok(record) = maps.agent_record() else { continue };
-        if record.netns_cookie != netns_cookie {
-            continue;
+/// Returns whether there is nothing that serves, or has served.
+fn is_new(pins: &Pins) -> Result<bool, DatapathError> {
+    let names = match pins.names() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        // What cannot be read may be serving, and is not to be removed.
+        names => {
+            names.map_err(|source| DatapathError::Pin { action: "read", path: pins.folder().to_owned(), source })?
         }
-        for &address in &wish.addresses {
-            if maps.addresses.get(&publish::endpoint(address, wish.proto), 0).is_ok() {
-                return Err(DatapathError::FrontendTaken { frontend: address.to_string(), instance: other });
-            }
-        }
-    }
-    Ok(())
+    };
+    Ok(is_stillborn(&names, || Maps::has_record(pins)))
 }
 
 /// Refuses to take over what belongs to another version or namespace.

@@ -13,8 +13,10 @@ pub mod layout;
 pub mod links;
 pub mod loader;
 pub mod maps;
+pub mod netdev;
 pub mod netns;
 pub mod pins;
+pub mod probe;
 pub mod publish;
 pub mod rehearse;
 pub mod report;
@@ -259,6 +261,18 @@ pub enum DatapathError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// Returns what the kernel said, in a line: of the verifier's log, the last one that is about the program.
+fn in_a_line(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return program_cause(error) };
+    let log = verifier_log.to_string();
+    // The last line counts instructions.
+    let is_telling = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
+    match log.lines().rev().find(is_telling) {
+        Some(line) => format!("{}: {io_error}", line.trim()),
+        None => io_error.to_string(),
+    }
 }
 
 /// Returns what the kernel said, with the end of the verifier's log where there is one.

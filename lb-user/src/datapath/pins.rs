@@ -18,7 +18,10 @@ use std::{
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::statfs::{FsType, statfs},
+    sys::{
+        stat::{major, minor},
+        statfs::{FsType, statfs},
+    },
 };
 
 use super::{DatapathError, sys};
@@ -168,6 +171,22 @@ pub fn lock(instance: &str) -> Result<Lock, DatapathError> {
         .ok_or_else(|| DatapathError::InUse { instance: instance.to_owned() })
 }
 
+/// Returns whether an agent holds the lock of an instance, without touching it: proc_locks(5).
+pub fn is_locked(instance: &str) -> bool {
+    let Ok(lock) = fs::metadata(Path::new(RUN).join(format!("{instance}.lock"))) else { return false };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    holds(&locks, (lock.dev(), lock.ino()))
+}
+
+/// Finds a lock of flock(2) on a file in the table of locks, where devices are in hexadecimals.
+fn holds(locks: &str, (device, inode): (u64, u64)) -> bool {
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    locks.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some("FLOCK") && fields.any(|field| field == file)
+    })
+}
+
 /// Takes the lock under which frontends are given to instances, after waiting for who holds it.
 ///
 /// # Errors
@@ -231,10 +250,14 @@ pub fn remove_lock(instance: &str) {
     }
 }
 
+/// Returns whether the BPF file system is mounted, as the calling process sees it.
+pub fn is_bpffs_mounted() -> bool {
+    statfs(BPFFS).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
 /// Mounts the BPF file system, unless it is mounted.
 fn mount_bpffs() -> Result<(), DatapathError> {
-    let mounted = statfs(BPFFS).map(|found| found.filesystem_type() == BPF_FS_MAGIC).unwrap_or(false);
-    if mounted {
+    if is_bpffs_mounted() {
         return Ok(());
     }
     tracing::info!("mounting the BPF file system at {BPFFS}");
@@ -263,7 +286,11 @@ pub fn cgroup_root() -> Result<OwnedFd, DatapathError> {
     File::open(&path).map(OwnedFd::from).map_err(|source| DatapathError::Cgroup { path, source })
 }
 
-fn mounted_cgroup2() -> io::Result<Option<PathBuf>> {
+/// Returns where the unified cgroup hierarchy is mounted.
+///
+/// # Errors
+/// What the file system said.
+pub fn mounted_cgroup2() -> io::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     Ok(cgroup2_in(&mounts).map(PathBuf::from))
 }
@@ -280,6 +307,18 @@ fn cgroup2_in(mounts: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_found_in_the_table_of_locks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:1a:99 0 EOF\n2: FLOCK  ADVISORY  WRITE 8 00:1a:42 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 00:1a:43 0 EOF\n";
+        let device = nix::sys::stat::makedev(0, 0x1a);
+
+        assert!(holds(locks, (device, 42)));
+        assert!(!holds(locks, (device, 99)), "a lock of another kind");
+        assert!(!holds(locks, (device, 43)), "who waits holds nothing");
+        assert!(!holds(locks, (nix::sys::stat::makedev(0, 0x1b), 42)));
+    }
 
     #[test]
     fn the_unified_hierarchy_is_found_beside_others() {

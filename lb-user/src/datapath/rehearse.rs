@@ -1,11 +1,10 @@
 //! What the kernel would say to a run, with nothing attached, pinned or written.
 
-use aya::EbpfLoader;
 use lb_ebpf::abi::map;
 
 use super::{
-    DatapathError, Maps, OBJECT, Pins, doors,
-    loader::{check_former, check_host, check_taken, load_error},
+    DatapathError, Maps, Pins, doors,
+    loader::{check_former, check_host, check_others, load_object},
     publish::FrontendWish,
     report::Inheritance,
 };
@@ -33,9 +32,7 @@ pub fn inheritance(instance: &str) -> Result<Option<Inheritance>, DatapathError>
 /// # Errors
 /// What it refuses.
 pub fn verify() -> Result<(), DatapathError> {
-    let mut loader = EbpfLoader::new();
-    loader.map_max_entries(map::FLOWS, FLOWS).map_max_entries(map::REPLIES, FLOWS);
-    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    let mut ebpf = load_object("rehearsal", Some(FLOWS), None)?;
     doors::load_all(&mut ebpf)
 }
 
@@ -45,5 +42,5 @@ pub fn verify() -> Result<(), DatapathError> {
 /// [`DatapathError::FrontendTaken`].
 pub fn check_frontends(instance: &str, wishes: &[FrontendWish]) -> Result<(), DatapathError> {
     let netns_cookie = check_host()?;
-    wishes.iter().try_for_each(|wish| check_taken(instance, netns_cookie, wish))
+    wishes.iter().try_for_each(|wish| check_others(instance, netns_cookie, wish))
 }

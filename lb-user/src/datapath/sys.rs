@@ -1,5 +1,6 @@
 //! System calls that no library offers: bpf(2) for replacing a pinned link's program whatever its type, for ending a pinned
-//! link, and for reading, writing and deleting whole batches of a map; ioctl(2) for what a device does with VLAN tags.
+//! link, for asking what is attached to a control group, and for reading, writing and deleting whole batches of a map; ioctl(2)
+//! for what a device does with VLAN tags.
 //!
 //! # Source
 //! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.9 (BPF_LINK_DETACH), 5.6 (batches);
@@ -18,6 +19,7 @@ use std::{
 use aya::Pod;
 
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
@@ -50,6 +52,19 @@ struct LinkUpdate {
 #[repr(C)]
 struct LinkDetach {
     link_fd: u32,
+}
+
+/// `bpf_attr.query`, as of Linux 4.15.
+#[repr(C)]
+#[derive(Default)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    _pad: u32,
 }
 
 /// `bpf_attr.batch`.
@@ -111,6 +126,27 @@ pub fn detach(pin: &Path) -> io::Result<()> {
     let mut detach = LinkDetach { link_fd: link.as_raw_fd() as u32 };
     // SAFETY: the command takes no pointers.
     unsafe { bpf(BPF_LINK_DETACH, &mut detach) }.map(|_| ())
+}
+
+/// Where programs of a control group are attached: `BPF_CGROUP_INET4_CONNECT`, `BPF_CGROUP_INET6_CONNECT`.
+pub const CONNECT: [u32; 2] = [10, 11];
+
+/// Returns the numbers of the programs that are attached to a control group itself, in the order in which they run.
+///
+/// # Errors
+/// What the kernel says; `ENOSPC` if there are more than 64.
+pub fn programs_at(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    let mut query = ProgQuery {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type,
+        prog_ids: ids.as_mut_ptr().expose_provenance() as u64,
+        prog_cnt: ids.len() as u32,
+        ..ProgQuery::default()
+    };
+    // SAFETY: the kernel writes at most `prog_cnt` numbers to `ids`, which outlives the call.
+    unsafe { bpf(BPF_PROG_QUERY, &mut query) }?;
+    Ok(ids.iter().copied().take(query.prog_cnt as usize).collect())
 }
 
 /// Shows every entry of a map. Entries of a hash map that come or go meanwhile may be missed or shown; none is shown torn in its

@@ -150,6 +150,20 @@ impl DockerProvider {
         }
     }
 
+    /// Returns the driver of the network that containers join; nothing where there is none, or the engine does not tell.
+    ///
+    /// # Errors
+    /// Those of any request.
+    pub async fn network_driver(&self) -> Result<Option<String>, ProviderError> {
+        let network = self.settings.network.as_deref().unwrap_or(DEFAULT_NETWORK);
+        let answer = self.engine.docker.inspect_network(network, None);
+        match self.engine.ask(format!("look for network {network}"), READ_LIMIT, answer).await {
+            Ok(found) => Ok(found.driver),
+            Err(ProviderError::Refused { status: 404, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn list_now(&self) -> Result<Vec<Found>, ProviderError> {
         let summaries = self.engine.containers(&self.settings.instance).await?;
         let mut found: Vec<Found> = summaries.into_iter().filter_map(|summary| self.found_in_list(summary)).collect();

@@ -93,6 +93,11 @@ impl Page {
         }
     }
 
+    /// Writes a line of text as it is, however long.
+    pub fn whole(&mut self, paint: Paint, text: &str) {
+        self.painted(paint, text);
+    }
+
     /// Writes a line of statements; those that do not fit go on below, each in one piece if it can.
     pub fn parts(&mut self, paint: Paint, indent: usize, parts: &[String]) {
         let joined = parts.join(SEPARATOR);

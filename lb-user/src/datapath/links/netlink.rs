@@ -13,7 +13,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
-        link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+        link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
@@ -67,6 +67,11 @@ impl Neighbour {
             NeighbourState::Reachable | NeighbourState::Permanent | NeighbourState::Noarp => self.mac,
             _ => None,
         }
+    }
+
+    /// Returns its MAC address, however old.
+    pub fn known(&self) -> Option<Mac> {
+        self.mac
     }
 
     /// Returns whether it was learnt; what somebody configured is not to be touched.
@@ -136,6 +141,13 @@ impl Netlink {
             Err(error) if errno(&error) == Some(libc::ENODEV) => Err(LinkError::InterfaceGone { index }),
             Err(error) => Err(failed("look at an interface")(error)),
         }
+    }
+
+    /// Returns the number of the XDP program at a device.
+    pub async fn xdp_program(&self, index: u32) -> Result<Option<u32>, LinkError> {
+        let question = self.handle.link().get().match_index(index);
+        let link = first(question.execute()).await.map_err(failed("look at an interface"))?;
+        Ok(link.as_ref().and_then(xdp_program_of))
     }
 
     /// Returns all addresses of global scope that are this host's, in the kernel's order.
@@ -403,6 +415,17 @@ fn link_of(message: &LinkMessage) -> Link {
     // The number of a device elsewhere says nothing here.
     link.lower = link.lower.filter(|_| link.peer_netns.is_none());
     link
+}
+
+fn xdp_program_of(message: &LinkMessage) -> Option<u32> {
+    let details = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(details) => Some(details),
+        _ => None,
+    })?;
+    details.iter().find_map(|detail| match detail {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    })
 }
 
 fn kind_of(kind: &InfoKind) -> LinkKind {
