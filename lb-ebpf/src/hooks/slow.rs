@@ -4,7 +4,10 @@
 //! all that it calls have 512 bytes together, and the verifier would follow each of these through every state of the usual
 //! way.
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
 use lb_ebpf::{
     abi::{FlowKey, FragmentEntry, Port, Proto},
     nat::{self, Hops},
@@ -33,6 +36,8 @@ pub enum Door {
     Front,
     /// From backends.
     Reply,
+    /// From this host, which is a backend itself.
+    Local,
 }
 
 /// What is left to be done when the usual way has ended. Told by a word of the socket buffer, not by what a function
@@ -92,7 +97,9 @@ impl Detour {
 /// Takes a packet through the usual way, and what is left to be done after it.
 #[inline(always)]
 pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32) -> i32 {
-    if SkbWindow(ctx).is_of_vlan() {
+    // What leaves by a VLAN has met the door at its own device, and a tag that tells only a priority is to stay.
+    let is_of_vlan = if door == Door::Local { SkbWindow(ctx).has_tag() } else { SkbWindow(ctx).is_of_vlan() };
+    if is_of_vlan {
         return tc_action(Verdict::Pass(PassReason::Vlan));
     }
     SkbWindow(ctx).gather(link);
@@ -115,6 +122,8 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
         // Only at the front door: no SYN of a backend's is answered.
         Detour::ANSWER if door == Door::Front => cookie::answer(ctx, link),
         Detour::ACKNOWLEDGE if door == Door::Front => cookie::acknowledge(ctx, link),
+        // What this host sends goes where it leads it.
+        Detour(_) if door == Door::Local => action,
         Detour(refused) => answer::refuse(ctx, link, door, (refused >> 16) as u16),
     }
 }
@@ -163,7 +172,7 @@ fn prepare(ctx: &TcContext, link: Link) {
 fn remember(door: Door) {
     match door {
         Door::Front => pipeline::remember_ingress(now(), &TABLES),
-        Door::Reply => pipeline::remember_egress(now(), &TABLES),
+        Door::Reply | Door::Local => pipeline::remember_egress(now(), &TABLES),
     }
 }
 
@@ -182,23 +191,35 @@ fn try_fragment(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict>
     match door {
         Door::Front => {
             let (first, backend) = pipeline::ingress_fragment(&key, arrival, &TABLES)?;
+            may_pass(&network)?;
             rewrite(ctx, &network, first, Hops::to(backend))?;
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
             let first = pipeline::egress_fragment(&key, arrival, &TABLES)?;
+            may_pass(&network)?;
             rewrite(ctx, &network, first, Hops::ONE)?;
             tc_reply::send(ctx, link, first.ifindex)
         }
+        Door::Local => {
+            let first = pipeline::egress_fragment(&key, arrival, &TABLES)?;
+            rewrite(ctx, &network, first, Hops::NONE)?;
+            Ok(TC_ACT_UNSPEC)
+        }
+    }
+}
+
+/// Ends a fragment that may pass no more routers. Nothing is said about later ones (RFC 1812, 4.3.2.7).
+#[inline(always)]
+fn may_pass(network: &Network) -> Result<(), Verdict> {
+    match pipeline::is_at_its_end(network.ttl) {
+        true => Err(Verdict::Drop(DropReason::TtlExpired)),
+        false => Ok(()),
     }
 }
 
 #[inline(always)]
 fn rewrite(ctx: &TcContext, network: &Network, first: &FragmentEntry, hops: Hops) -> Result<(), Verdict> {
-    if pipeline::is_at_its_end(network.ttl) {
-        // Nothing is said about later fragments (RFC 1812, 4.3.2.7).
-        return Err(Verdict::Drop(DropReason::TtlExpired));
-    }
     let none = Port::new(0);
     // Ports and protocol do not count here.
     let (source, destination) = network.addresses(&SkbWindow(ctx)).ok_or(FAILED)?;
@@ -231,6 +252,11 @@ fn try_error(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict> {
             let (to, ifindex) = pipeline::egress_error(&error, arrival, &TABLES)?;
             tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::ONE).ok_or(FAILED)?);
             tc_reply::send(ctx, link, ifindex)
+        }
+        Door::Local => {
+            let (to, _) = pipeline::egress_error(&error, arrival, &TABLES)?;
+            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::NONE).ok_or(FAILED)?);
+            Ok(TC_ACT_UNSPEC)
         }
     }
 }

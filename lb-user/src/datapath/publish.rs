@@ -309,6 +309,18 @@ impl Registry {
         self.frontends.iter().find(|(_, row)| row.name == name).map(|(&id, _)| id)
     }
 
+    /// Returns the protocols of the frontends.
+    pub(super) fn protos(&self) -> impl Iterator<Item = (FrontendId, Proto)> {
+        self.frontends.iter().map(|(&id, row)| (id, row.proto))
+    }
+
+    /// Returns the name of the frontend at an address whose protocol is that of the one named.
+    pub(super) fn frontend_at(&self, address: SocketAddr, named: &str) -> Option<&str> {
+        let proto = self.frontends.values().find(|row| row.name == named)?.proto;
+        let at = self.frontends.values().find(|row| row.proto == proto && row.addresses.contains(&address))?;
+        Some(&at.name)
+    }
+
     /// Returns the name of a frontend.
     pub fn frontend_name(&self, id: FrontendId) -> Option<&str> {
         self.frontends.get(&id).map(|row| row.name.as_str())
@@ -529,10 +541,12 @@ impl Datapath {
     pub fn prepare(&mut self, service: &str, ready: &[Member], draining: &[Member]) -> Result<Prepared, DatapathError> {
         let mut unreachable = BTreeMap::new();
         for member in ready.iter().chain(draining) {
-            let way = &member.way;
-            let device = Device { ifindex: way.reply_ifindex, name: &way.reply_name, framing: way.reply_framing };
-            if let Err(error) = self.open_door(DoorKind::TcReply, device) {
-                tracing::debug!(container = %member.container, %error, "its device cannot be watched");
+            let opened = match member.way.reach {
+                Reach::Local => self.check_local(member).and_then(|()| self.open_local()),
+                Reach::Veth | Reach::Neighbour | Reach::Routed => self.open_reply(&member.way),
+            };
+            if let Err(error) = opened {
+                tracing::debug!(container = %member.container, %error, "its replies cannot be met");
                 unreachable.insert(member.container.clone(), error);
             }
         }
@@ -544,12 +558,20 @@ impl Datapath {
         Ok(Prepared { plan, unreachable })
     }
 
+    /// Opens the door of the device by which a backend's packets enter.
+    fn open_reply(&mut self, way: &Way) -> Result<(), DatapathError> {
+        let device = Device { ifindex: way.reply_ifindex, name: &way.reply_name, framing: way.reply_framing };
+        self.open_door(DoorKind::TcReply, device)
+    }
+
     /// Writes a publication; flows of all of the service who are not in it end.
     ///
     /// # Errors
     /// What the kernel said; what was written by then stays, and the next publication goes on.
     pub fn commit(&mut self, plan: Prepared) -> Result<(), DatapathError> {
         let Plan { backends, frontends, ended } = plan.plan;
+        // Whose way is a local one by now may be led to as soon as that is written.
+        self.add_local_backends()?;
         for backend in backends {
             self.maps.backends.set(backend.id, entry(&backend), 0).map_err(failed(map::BACKENDS))?;
             self.registry.unwritten.remove(&backend.id);
@@ -575,8 +597,10 @@ impl Datapath {
                 self.registry.retiring.insert(id, ended.frontend);
             }
         }
-        let devices = self.registry.backends.values().map(|backend| backend.way.reply_ifindex).collect();
-        self.close_doors_except(DoorKind::TcReply, &devices)
+        let elsewhere = self.registry.backends.values().filter(|backend| backend.way.reach != Reach::Local);
+        let devices = elsewhere.map(|backend| backend.way.reply_ifindex).collect();
+        self.close_doors_except(DoorKind::TcReply, &devices)?;
+        self.remove_local_backends()
     }
 
     /// Puts the counters of backends that are no more to their frontend's account and frees their ids. To be called
@@ -636,6 +660,7 @@ fn entry(backend: &BackendReport) -> Backend {
         Reach::Veth => HandOff::Peer,
         Reach::Neighbour => HandOff::Neighbour,
         Reach::Routed => HandOff::Routing,
+        Reach::Local => HandOff::Local,
     };
     let address = backend.endpoint.ip();
     let host_address = match address {
@@ -648,9 +673,10 @@ fn entry(backend: &BackendReport) -> Backend {
         Some(snat) => entry.beside(snat.into()).hiding_clients(),
         None => entry.beside(host_address.unwrap_or_default()),
     };
-    let entry = match way.netns {
-        Some(netns) => entry.listening_in(netns),
-        None => entry,
+    let entry = match (way.netns, way.reach) {
+        (_, Reach::Local) => entry.listening_here(),
+        (Some(netns), _) => entry.listening_in(netns),
+        (None, _) => entry,
     };
     if backend.leaving { entry.leaving() } else { entry }
 }
