@@ -147,6 +147,29 @@ pub fn apply_network<W: PacketWindow>(
     }
 }
 
+/// Lets a packet pass as many routers as is said; returns by how much the sum of its IP header differs, [`Change::header`].
+#[inline(always)]
+#[must_use]
+pub fn set_ttl<W: PacketWindow>(window: &W, (version, l3): (Version, usize), ttl: u8) -> Option<Delta> {
+    match version {
+        Version::V4 => {
+            let old = window.read::<u16>(l3 + IPV4_TTL)?;
+            let new = u16::from_ne_bytes([ttl, old.to_ne_bytes()[1]]);
+            let check = window.read::<u16>(l3 + IPV4_CHECK)?;
+            let change = Delta::ZERO.replace16(old, new);
+            window.write(l3 + IPV4_TTL, new)?;
+            window.write(l3 + IPV4_CHECK, change.apply(check))?;
+            Some(Delta::ZERO)
+        }
+        Version::V6 => {
+            let old = window.read::<u16>(l3 + IPV6_NEXT)?;
+            let new = u16::from_ne_bytes([old.to_ne_bytes()[0], ttl]);
+            window.write(l3 + IPV6_NEXT, new)?;
+            Some(Delta::ZERO.replace16(old, new))
+        }
+    }
+}
+
 /// Writes the addresses of an IPv4 header, takes hops off its time to live, and changes its checksum.
 #[inline(always)]
 #[must_use]

@@ -206,7 +206,7 @@ pub fn ingress_error<'t, T: Tables>(
         return Err(Verdict::Drop(DropReason::Raced));
     }
     let backend = serving(id, generation, tables)?;
-    if is_at_its_end(error.ttl) {
+    if is_at_its_end(error.ttl) && !matches!(backend.hand_off(), HandOff::Local) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
     let client = seen.address(key.source, backend.host_address);
@@ -237,7 +237,7 @@ pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) 
         return Err(Verdict::Drop(DropReason::Raced));
     }
     let backend = serving(id, generation, tables)?;
-    if is_at_its_end(error.ttl) {
+    if is_at_its_end(error.ttl) && !matches!(backend.hand_off(), HandOff::Local) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
     // A router behind the device speaks for itself, if others know its address.
@@ -295,6 +295,19 @@ pub fn egress_expired<T: Tables>(key: &FlowKey, tables: &T) -> Verdict {
         Some(_) => Verdict::Drop(DropReason::TtlExpired),
         None => Verdict::Pass(PassReason::NotReply),
     }
+}
+
+/// Returns whether a packet from a client ends at this host, where its backend is: that of its flow, or else the first of
+/// its frontend.
+#[inline(always)]
+pub fn ends_here<T: Tables>(key: &FlowKey, tables: &T) -> bool {
+    let known = key.proto().and_then(|proto| forward_half(key, proto, tables)).map(Shared::<FlowEntry>::backend);
+    let first = || {
+        let frontend = tables.frontend_at(&key.to()).and_then(|id| tables.frontend(id))?;
+        tables.slot(frontend.slots().base).map(|slot| slot.backend)
+    };
+    let backend = known.or_else(first).and_then(|id| tables.backend(id));
+    backend.is_some_and(|backend| matches!(backend.hand_off(), HandOff::Local))
 }
 
 /// Returns whether a packet may pass no more routers, and this host is one.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_ebpf::{
-    abi::{FlowKey, FragmentEntry, Port, Proto},
+    abi::{FlowKey, FragmentEntry, HandOff, Port, Proto},
     nat::{self, Hops},
     packet::{Headers, Network, PacketWindow as _, Part},
     pipeline,
@@ -110,6 +110,9 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
     if may_be_first_fragment(ctx, link) {
         prepare(ctx, link);
     }
+    if door == Door::Front && may_pass_no_more(ctx, link) {
+        lift(ctx, link);
+    }
     let action = usual();
     match Detour::taken(ctx) {
         Detour::NONE => action,
@@ -143,6 +146,32 @@ fn may_be_first_fragment(ctx: &TcContext, link: Link) -> bool {
     match first.to_ne_bytes()[0] >> 4 {
         6 => ExtensionHdr::is_followed(second.to_ne_bytes()[2]),
         _ => u32::from_be(second) & 0x3fff == 0x2000,
+    }
+}
+
+/// Returns whether a packet may pass no more routers.
+#[inline(always)]
+fn may_pass_no_more(ctx: &TcContext, link: Link) -> bool {
+    let Some([first, second, third]) = SkbWindow(ctx).read::<[u32; 3]>(link.header_len()) else { return false };
+    let ttl = match first.to_ne_bytes()[0] >> 4 {
+        6 => second.to_ne_bytes()[3],
+        _ => third.to_ne_bytes()[0],
+    };
+    pipeline::is_at_its_end(ttl)
+}
+
+/// Lets a packet pass one more router, as if this host were none, where its backend is this host. Were another one chosen,
+/// it would come there at its end.
+#[inline(never)]
+fn lift(ctx: &TcContext, link: Link) {
+    const ONE_MORE: u8 = 2;
+    let window = SkbWindow(ctx);
+    if let Ok(network) = window.network(link)
+        && let Ok(packet) = Headers::parse_transport(&window, &network)
+        && pipeline::ends_here(&packet.key, &TABLES)
+        && let Some(header) = nat::set_ttl(&window, (network.version, network.l3), ONE_MORE)
+    {
+        tell_sum(ctx, header);
     }
 }
 
@@ -191,7 +220,9 @@ fn try_fragment(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict>
     match door {
         Door::Front => {
             let (first, backend) = pipeline::ingress_fragment(&key, arrival, &TABLES)?;
-            may_pass(&network)?;
+            if !matches!(backend.hand_off(), HandOff::Local) {
+                may_pass(&network)?;
+            }
             rewrite(ctx, &network, first, Hops::to(backend))?;
             tc_ingress::send(ctx, link, backend)
         }

@@ -142,7 +142,7 @@ fn over_empty(
 ) -> Result<f64> {
     let (empty, nothing) = match door {
         Door::Xdp => (Called::XdpEmpty, Action::Pass),
-        Door::Tc | Door::Reply => (Called::TcEmpty, Action::Route),
+        Door::Tc | Door::Reply | Door::Local => (Called::TcEmpty, Action::Route),
     };
     run(WARM_UP, yardstick)?;
     yardstick.run(empty, WARM_UP, nothing)?;
@@ -191,6 +191,7 @@ const fn door_name(door: Door) -> &'static str {
         Door::Tc => "TC",
         Door::Xdp => "XDP",
         Door::Reply => "TC reply",
+        Door::Local => "TC egress",
     }
 }
 
