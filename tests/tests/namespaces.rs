@@ -122,6 +122,8 @@ fn main() -> ExitCode {
         case("a_direct_connection_to_a_server_of_the_host_is_let_be", local::a_direct_connection_is_let_be),
         case("a_killed_agent_leaves_servers_of_the_host_served", local::a_killed_agent_leaves_them_served),
         case("servers_of_the_host_come_and_go", local::they_come_and_go),
+        case("what_the_host_sends_finds_out_how_big_it_may_be", local::it_finds_out_how_big_it_may_be),
+        case("servers_of_the_host_answer_by_a_tunnel", local::they_answer_by_a_tunnel),
         case("what_the_host_cannot_be_for_itself_is_told", local::what_it_cannot_be_is_told),
         vlan_case("servers_of_the_host_are_reached_by_vlans", local::they_are_reached_by_vlans),
         vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),

@@ -28,7 +28,7 @@ const WARM_UP: u32 = 20_000;
 /// Flows where their number is not what is looked at: enough that all backends and frontends are met.
 const SOME_FLOWS: u32 = 16_384;
 
-const KINDS: [(Door, Kind); 14] = [
+const KINDS: [(Door, Kind); 15] = [
     (Door::Xdp, Kind::Established),
     (Door::Xdp, Kind::NewSyn),
     (Door::Xdp, Kind::Datagram),
@@ -43,6 +43,7 @@ const KINDS: [(Door, Kind); 14] = [
     (Door::Tc, Kind::Dropped),
     (Door::Reply, Kind::Reply),
     (Door::Reply, Kind::NotOurs),
+    (Door::Local, Kind::NotOurs),
 ];
 /// What is looked at where the number of something grows.
 const GROWING: [(&str, Door, Kind); 3] = [

@@ -36,7 +36,7 @@ fn services() -> Vec<String> {
     let container = [format!("{}:80", lab::backend(0)), format!("[{}]:80", lab::backend_v6(0))];
     vec![
         service("web", "\"80\"", &[web, container.into()].concat(), ""),
-        service("bulk", "\"5202\"", &of_both(5201), ""),
+        service("bulk", "\"5202\"", &of_both(5201), "health = \"none\""),
         service("names", "\"53/udp\"", &of_both(ECHO), "health = \"none\""),
         service("closed", "\"9/udp\", \"9/tcp\"", &of_both(9999), "health = \"none\""),
     ]
@@ -151,7 +151,12 @@ fn doors(lab: &Lab, attach: &str) -> usize {
     if attach == "clsact" {
         let shown =
             |device| lab::run(lab.command(&lab.balancer(), "tc").args(["filter", "show", "dev", device, "egress"]));
-        return ["up0", "br0"].into_iter().map(|device| shown(device).matches("tc_local").count()).sum();
+        return ["up0", "br0"]
+            .into_iter()
+            .map(|device| {
+                shown(device).lines().filter(|line| line.contains(" handle ") && line.contains("tc_local")).count()
+            })
+            .sum();
     }
     let pins = std::fs::read_dir(format!("/sys/fs/bpf/lb/{}", lab.instance())).into_iter().flatten().flatten();
     pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("tc_local-")).count()
@@ -229,26 +234,18 @@ pub(super) fn a_direct_connection_is_let_be() {
     write(&file, &lab, &[], &services());
     let agent = start(&lab, &file);
     inside(&lab.client(), || {
-        let connect = |from, port| lab::connect_from(from, format!("{UPLINK}:{port}").parse().expect("an endpoint"));
-        for first in ["direct", "balanced"] {
-            let mut held = Vec::new();
-            for from in 40_000..40_012 {
-                let from = from + if first == "direct" { 0 } else { 100 };
-                // To both servers of the host, and by the frontend, which leads to one of them or to the container.
-                let ports: [(u16, &str); 3] = match first {
-                    "direct" => [(8080, "backend 0"), (8081, "backend 1"), (80, "backend ")],
-                    _ => [(80, "backend "), (8080, "backend 0"), (8081, "backend 1")],
-                };
-                for (port, expected) in ports {
-                    let mut stream = connect(from, port);
-                    let answer = ask(&mut stream);
-                    assert!(answer.starts_with(expected), "{first} first, from {from} to {port}: {answer}");
-                    held.push((stream, port, answer));
-                }
+        let mut held = Vec::new();
+        for from in 40_000..40_012 {
+            // To both servers of the host, and then by the frontend, which leads to one of them or to the container.
+            for (port, expected) in [(8080, "backend 0"), (8081, "backend 1"), (80, "backend ")] {
+                let mut stream = lab::connect_from(from, format!("{UPLINK}:{port}").parse().expect("an endpoint"));
+                let answer = ask(&mut stream);
+                assert!(answer.starts_with(expected), "from {from} to {port}: {answer}");
+                held.push((stream, port, answer));
             }
-            for (stream, port, answer) in &mut held {
-                assert_eq!(ask(stream), *answer, "{first} first: to {port} again");
-            }
+        }
+        for (stream, port, answer) in &mut held {
+            assert_eq!(ask(stream), *answer, "to {port} again");
         }
     });
     assert!(count(&agent, "events", "rescheduled") > 0, "none has met what it was to meet");
@@ -337,6 +334,52 @@ pub(super) fn they_come_and_go() {
     agent.stop(Signal::SIGTERM);
     assert_gone(&lab.instance());
     lab::end(&mut iperf);
+}
+
+/// A lab with one server of the host, and an agent that serves it alone.
+fn alone() -> (Lab, Agent) {
+    let mut lab = Lab::new(0, Wiring::Bridge);
+    lab.start_server_at(&lab.balancer(), 8080, 3);
+    let arguments = ["--publish", "80", "--uplink", "up0", "--backend", "198.18.1.1:8080"];
+    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+    (lab, agent)
+}
+
+pub(super) fn it_finds_out_how_big_it_may_be() {
+    let (lab, agent) = alone();
+    // The client's namespace becomes a router, with a link of 1,300 bytes behind it that its host knows nothing of.
+    let (router, far) = (lab.client(), lab.namespace("f"));
+    lab::ip(&format!("link add fr0 netns {router} mtu 1300 type veth peer name eth0 netns {far}"));
+    lab::ip(&format!("-n {router} addr add 198.18.3.1/24 dev fr0"));
+    lab::ip(&format!("-n {router} link set fr0 up"));
+    lab::ip(&format!("-n {far} addr add 198.18.3.9/24 dev eth0"));
+    lab::ip(&format!("-n {far} link set eth0 up"));
+    lab::ip(&format!("-n {far} route add default via 198.18.3.1"));
+    lab::run(lab.command(&router, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    lab::ip(&format!("-n {} route add 198.18.3.0/24 via 198.18.1.2", lab.balancer()));
+
+    let big = lab.command(&far, "curl").args(["-s", "-m", "20", "http://198.18.1.1/big"]).output().unwrap().stdout;
+
+    assert_eq!(big.len(), 20_000_000);
+    assert!(count(&agent, "events", "icmp_error") > 0);
+    let seen = lab::run(lab.command(&lab.balancer(), "ip").args(["route", "get", "198.18.3.9"]));
+    assert!(seen.contains("mtu 1300"), "the host has learned it: {seen}");
+}
+
+pub(super) fn they_answer_by_a_tunnel() {
+    let mut lab = Lab::new(0, Wiring::Bridge);
+    let (balancer, far) = (lab.balancer(), lab.namespace("f"));
+    let _tunnel = lab::Tunnel::new((&balancer, "tun0", "198.18.4.1/24"), (&far, "tun0", "198.18.4.2/24"));
+    lab.start_server_at(&balancer, 8080, 3);
+    let arguments = ["--publish", "80", "--uplink", "tun0", "--backend", "198.18.1.1:8080"];
+    let mut agent = Agent::start(Some(&balancer), &lab.instance(), &arguments);
+    agent.wait_ready(1);
+    assert_eq!(get(&lab, &far, "http://198.18.4.1/"), "backend 3");
+    let big = lab.command(&far, "curl").args(["-s", "-m", "20", "http://198.18.4.1/big"]).output().unwrap().stdout;
+    assert_eq!(big.len(), 20_000_000);
+    agent.stop(Signal::SIGTERM);
+    assert_gone(&lab.instance());
 }
 
 pub(super) fn what_it_cannot_be_is_told() {
