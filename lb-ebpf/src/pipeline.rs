@@ -524,14 +524,18 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
 }
 
 /// Decides what becomes of a packet that leaves this host: as [`egress`] does, where a backend that is the host itself has
-/// sent it. All that the host sends comes here, so that is asked of a table that is small.
+/// sent it. All that the host sends comes here, so that is asked of a table that is small, and before all else.
 ///
 /// # Errors
 /// As there.
 #[inline(always)]
-pub fn egress_local<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Result<ToClient, Verdict> {
+pub fn egress_local<T: Tables>(
+    packet: &Headers,
+    arrival: impl FnOnce() -> Arrival,
+    tables: &T,
+) -> Result<ToClient, Verdict> {
     match tables.is_local_backend(&packet.key.from()) {
-        true => egress(packet, arrival, tables),
+        true => egress(packet, arrival(), tables),
         false => Err(Verdict::Pass(PassReason::NotReply)),
     }
 }

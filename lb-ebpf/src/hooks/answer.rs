@@ -124,6 +124,7 @@ pub fn refuse(ctx: &TcContext, link: Link, door: Door, mtu: u16) -> i32 {
     let Ok(packet) = Headers::parse_transport(&window, &network) else { return tc_action(FAILED) };
     let verdict = match (mtu, door) {
         (0, Door::Front) => pipeline::ingress_expired(&packet.key, &TABLES),
+        // Nothing of this host's own is refused here.
         (0, Door::Reply | Door::Local) => pipeline::egress_expired(&packet.key, &TABLES),
         _ => Verdict::Drop(DropReason::TooBig),
     };

@@ -113,7 +113,17 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
     if door == Door::Front && may_pass_no_more(ctx, link) {
         lift(ctx, link);
     }
-    let action = usual();
+    let action = finish(ctx, link, door, usual());
+    // What is left to the host is left as it came: a loop of the network would have no end otherwise.
+    if door == Door::Front && is_lifted(ctx) && action == TC_ACT_UNSPEC {
+        set_ttl(ctx, link, NO_MORE);
+    }
+    action
+}
+
+/// Takes a packet through what is left to be done after the usual way, of which this is the action.
+#[inline(always)]
+fn finish(ctx: &TcContext, link: Link, door: Door, action: i32) -> i32 {
     match Detour::taken(ctx) {
         Detour::NONE => action,
         Detour::FRAGMENT => fragment(ctx, link, door),
@@ -160,25 +170,48 @@ fn may_pass_no_more(ctx: &TcContext, link: Link) -> bool {
     pipeline::is_at_its_end(ttl)
 }
 
+/// Times to live of what may pass no more routers, and of what may pass this one.
+const NO_MORE: u8 = 1;
+const ONE_MORE: u8 = 2;
+
 /// Lets a packet pass one more router, as if this host were none, where its backend is this host. Were another one chosen,
 /// it would come there at its end.
 #[inline(never)]
 fn lift(ctx: &TcContext, link: Link) {
-    const ONE_MORE: u8 = 2;
     let window = SkbWindow(ctx);
     if let Ok(network) = window.network(link)
         && let Ok(packet) = Headers::parse_transport(&window, &network)
         && pipeline::ends_here(&packet.key, &TABLES)
-        && let Some(header) = nat::set_ttl(&window, (network.version, network.l3), ONE_MORE)
+    {
+        set_ttl(ctx, link, ONE_MORE);
+        Word::Fragment.write(ctx, Word::Fragment.read(ctx) | LIFTED);
+    }
+}
+
+#[inline(never)]
+fn set_ttl(ctx: &TcContext, link: Link, ttl: u8) {
+    let window = SkbWindow(ctx);
+    if let Ok(network) = window.network(link)
+        && let Some(header) = nat::set_ttl(&window, (network.version, network.l3), ttl)
     {
         tell_sum(ctx, header);
     }
 }
 
+/// What [`Word::Fragment`] says.
+const FIRST: u32 = 1;
+const LIFTED: u32 = 2;
+
 /// Returns whether a packet is noted as a first fragment.
 #[inline(always)]
 pub fn is_first_fragment(ctx: &TcContext) -> bool {
-    Word::Fragment.read(ctx) != 0
+    Word::Fragment.read(ctx) & FIRST != 0
+}
+
+/// Returns whether a packet was let pass one more router.
+#[inline(always)]
+fn is_lifted(ctx: &TcContext) -> bool {
+    Word::Fragment.read(ctx) & LIFTED != 0
 }
 
 /// Notes what a first fragment is known by while it still has the addresses by which it came.
@@ -193,7 +226,7 @@ fn prepare(ctx: &TcContext, link: Link) {
         let first = scratch.first_fragment();
         first.key = key;
         first.flow = packet.key;
-        Word::Fragment.write(ctx, 1);
+        Word::Fragment.write(ctx, FIRST);
     }
 }
 

@@ -42,7 +42,7 @@ fn try_reply(ctx: &TcContext, link: Link) -> Result<i32, Verdict> {
         Ok(packet) => packet,
         Err(reason) => return Detour::after(ctx, reason),
     };
-    let client = pipeline::egress_local(&packet, window.arrival(&packet), &TABLES)?;
+    let client = pipeline::egress_local(&packet, || window.arrival(&packet), &TABLES)?;
     rewrite(ctx, &packet, &client.to, Hops::NONE)?;
     if slow::is_first_fragment(ctx) {
         Detour::FIRST_FRAGMENT.take(ctx);

@@ -284,6 +284,16 @@ pub fn what_ends_here_needs_no_more_routers() {
     comes_in(&object, Door::Tc, &with_hops(frame, 1), &with_hops(wanted, 2), 3, "IPv6");
     assert_eq!(object.count(DropReason::TtlExpired.index()), 0);
 
+    // What is left to the host is left as it came.
+    for frame in [tcp(client(50_000), FRONTEND, ACK, 1, 2, b""), tcp(client(50_000), (FRONTEND.0, 22), SYN, 1, 0, b"")]
+    {
+        let frame = with_ttl(frame, 1);
+        assert_eq!(object.run(Door::Tc, &frame), (Action::Pass, frame));
+    }
+    let frame = with_hops(v6::tcp((CLIENT_V6.0, 50_000), FRONTEND_V6, ACK, 1, 2, b""), 1);
+    assert_eq!(object.run(Door::Tc, &frame), (Action::Pass, frame));
+    assert_eq!(object.count(PassReason::NoFlow.index()), 2);
+
     // Fragments, too.
     let first: Shape = |a, b| fragment(udp(a, b, &[1; 16]), 7, 0, false);
     let later: Shape = |a, b| later_fragment((a.0, 0), (b.0, 0), 7, 24, true, &[2; 9]);
