@@ -22,12 +22,12 @@ use super::{
 
 impl Registry {
     /// Returns whether a backend is this host itself.
-    fn has_local(&self) -> bool {
+    pub(super) fn has_local(&self) -> bool {
         self.backends().any(is_local)
     }
 
     /// Returns the endpoints of backends that are.
-    fn local_endpoints(&self) -> BTreeSet<Endpoint> {
+    pub(super) fn local_endpoints(&self) -> BTreeSet<Endpoint> {
         let protos: BTreeMap<FrontendId, Proto> = self.protos().collect();
         let of = |backend: &BackendReport| Some(endpoint(backend.endpoint, *protos.get(&backend.frontend)?));
         self.backends().filter(|backend| is_local(backend)).filter_map(of).collect()

@@ -693,6 +693,8 @@ fn allocate(live: &[SlotRange], len: u32, from: u32, limit: u32) -> Option<u32> 
 
 #[cfg(test)]
 mod tests {
+    use lb_ebpf::abi::NETNS_HERE;
+
     use super::*;
     use crate::{config::Snat, datapath::links::Framing};
 
@@ -836,6 +838,43 @@ mod tests {
         let entry = entry(backend);
         assert!(entry.hides_clients());
         assert_eq!(IpAddr::from(entry.host_address), "198.19.0.9".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn a_server_of_this_host_is_given_to_its_own_stack_as_long_as_it_is_here() {
+        let mut registry = registry();
+        let way = Way { reach: Reach::Local, netns: None, ..way() };
+        let here = Member { way, ..member("a", "198.19.0.1:5000") };
+        let plan = registry.plan(WEB, &[&here, &member("b", "198.19.0.2:5000")], &[]).unwrap();
+        assert!(!registry.has_local());
+
+        let entry = entry(&plan.backends[0]);
+        assert_eq!((entry.hand_off(), entry.netns()), (HandOff::Local, Some(NETNS_HERE)), "its listener can be asked");
+        settle(&mut registry, plan);
+        let at = |text: &str| endpoint(text.parse().unwrap(), Proto::Tcp);
+        assert_eq!(registry.local_endpoints(), [at("198.19.0.1:5000")].into());
+
+        let plan = registry.plan(WEB, &[&member("b", "198.19.0.2:5000")], &[&here]).unwrap();
+        settle(&mut registry, plan);
+        assert!(registry.has_local(), "it drains");
+        let plan = registry.plan(WEB, &[&member("a", "198.19.0.1:5000")], &[]).unwrap();
+        assert_eq!((plan.backends[0].id, &plan.ended[..]), (0, &[1][..]), "its address has moved, and it is the same");
+        settle(&mut registry, plan);
+        assert!(!registry.has_local() && registry.local_endpoints().is_empty());
+    }
+
+    #[test]
+    fn a_frontend_is_told_from_one_of_another_protocol() {
+        let mut registry = registry();
+        let row = registry.frontends.get_mut(&0).unwrap();
+        row.addresses.insert("198.19.0.1:80".parse().unwrap());
+        let other = FrontendRow { name: "80/udp".into(), proto: Proto::Udp, addresses: BTreeSet::new(), ..row.clone() };
+        registry.frontends.insert(1, other);
+        let at = |address: &str, named| registry.frontend_at(address.parse().unwrap(), named);
+
+        assert_eq!(at("198.19.0.1:80", "80/tcp"), Some("80/tcp"));
+        assert_eq!(at("198.19.0.1:81", "80/tcp"), None);
+        assert_eq!(at("198.19.0.1:80", "80/udp"), None, "a server of UDP may be there");
     }
 
     #[test]
