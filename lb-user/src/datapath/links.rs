@@ -192,15 +192,6 @@ pub enum LinkError {
         /// The backend's address.
         backend: IpAddr,
     },
-    /// The backend's address is one that no packet from elsewhere may have.
-    #[error(
-        "backend {backend}: no packet from another machine may go to a loopback address: name another one of this host's, \
-         at which the server listens, too"
-    )]
-    Loopback {
-        /// The backend's address.
-        backend: IpAddr,
-    },
     /// The kernel routes to it, and refuses packets that come from elsewhere with an address of its own.
     #[error(
         "backend {backend}: {device} has no link-layer addresses, so that the kernel has to route there, and it refuses \
@@ -271,11 +262,8 @@ impl Links {
     /// asked for (ARP, neighbour discovery), which takes up to a second.
     ///
     /// # Errors
-    /// `NoRoute`, `Loopback`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
+    /// `NoRoute`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
     pub async fn resolve(&self, backend: IpAddr, belief: Belief) -> Result<Path, LinkError> {
-        if backend.is_loopback() {
-            return Err(LinkError::Loopback { backend });
-        }
         let hop = match self.netlink.route_to(backend).await {
             Err(LinkError::Local { .. }) => return Ok(path(&self.netlink.link(LOOPBACK).await?, Place::Here)),
             hop => hop?,
@@ -561,12 +549,11 @@ fn first_of_each_family(
     addresses: &[(Option<Ipv4Addr>, Option<Ipv6Addr>)],
     former: (Option<Ipv4Addr>, Option<Ipv6Addr>),
 ) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    fn first<A: Copy + PartialEq>(of: impl Iterator<Item = A> + Clone, former: Option<A>) -> Option<A> {
-        of.clone().find(|address| Some(*address) == former).or_else(|| of.clone().next())
-    }
-    let v4 = first(addresses.iter().filter_map(|(v4, _)| *v4), former.0);
-    let v6 = first(addresses.iter().filter_map(|(_, v6)| *v6), former.1);
-    (v4, v6)
+    let mut v4 = addresses.iter().filter_map(|(v4, _)| *v4);
+    let mut v6 = addresses.iter().filter_map(|(_, v6)| *v6);
+    let former_v4 = former.0.filter(|former| v4.clone().any(|address| address == *former));
+    let former_v6 = former.1.filter(|former| v6.clone().any(|address| address == *former));
+    (former_v4.or_else(|| v4.next()), former_v6.or_else(|| v6.next()))
 }
 
 /// Returns the VLANs of devices, and those inside them, that are none of the devices themselves.
