@@ -13,7 +13,7 @@ use lb_ebpf::abi::{Endpoint, FrontendId, Proto, map};
 
 use super::{
     Datapath, DatapathError,
-    doors::{Device, Door, DoorKind},
+    doors::{self, Device, Door, DoorKind},
     links::Reach,
     maps::failed,
     publish::{FrontendWish, Member, Registry, endpoint},
@@ -63,13 +63,22 @@ impl Datapath {
         Ok(())
     }
 
-    /// Opens the doors of replies that this host sends, wherever clients are met.
+    /// Opens the doors of replies that this host sends, wherever clients are met. By a device that is gone, none are.
     ///
     /// # Errors
     /// What the kernel said.
     pub(super) fn open_local(&mut self) -> Result<(), DatapathError> {
         let fronts: Vec<Door> = self.doors().into_iter().filter(|door| door.kind == DoorKind::TcIngress).collect();
-        fronts.iter().try_for_each(|front| self.open_door(DoorKind::TcLocal, front.device()))
+        for front in fronts {
+            match self.open_door(DoorKind::TcLocal, front.device()) {
+                Ok(()) => {}
+                Err(error) if matches!(doors::device_name(front.ifindex), Ok(None)) => {
+                    tracing::debug!(interface = front.interface, %error, "the device is gone");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Opens such a door at a device at which clients are about to be met, if there is such a backend.
