@@ -12,6 +12,9 @@ pub const ABI_VERSION: u32 = 6;
 pub mod map {
     /// `Endpoint → FrontendId` (u32). Hash. Writer: agent. Full: the agent refuses the frontend.
     pub const ADDRESSES: &str = "ADDRESSES";
+    /// `Endpoint → 1` (u32): those of backends that are this host itself. Hash. Writer: agent. Full: the agent refuses the
+    /// publication.
+    pub const LOCAL_BACKENDS: &str = "LOCAL_BACKENDS";
     /// `FrontendId → Frontend`. Hash, replaced value by value. Writer: agent. Full: the agent refuses the frontend.
     pub const FRONTENDS: &str = "FRONTENDS";
     /// `SlotIndex → Slot`: the frontends' layouts. Array. Writer: agent. Full: the agent refuses the publication.
@@ -92,8 +95,9 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 32] = [
+    pub const ALL: [&str; 33] = [
         ADDRESSES,
+        LOCAL_BACKENDS,
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -140,6 +144,10 @@ pub mod program {
     pub const TC_REPLY: &str = "tc_reply";
     /// The same where the device carries bare IP packets.
     pub const TC_REPLY_L3: &str = "tc_reply_l3";
+    /// TC egress at the devices by which clients are met: the replies of backends that are this host itself.
+    pub const TC_LOCAL: &str = "tc_local";
+    /// The same where the device carries bare IP packets.
+    pub const TC_LOCAL_L3: &str = "tc_local_l3";
     /// `connect(2)` of IPv4 sockets.
     pub const CONNECT4: &str = "connect4";
     /// `connect(2)` of IPv6 sockets, to IPv4 addresses mapped into IPv6, too.
@@ -445,6 +453,12 @@ impl FlowKey {
         Endpoint { address: self.destination, port: self.destination_port, proto: self.proto, _pad: 0 }
     }
 
+    /// Returns the endpoint that the packet comes from.
+    #[inline(always)]
+    pub const fn from(&self) -> Endpoint {
+        Endpoint { address: self.source, port: self.source_port, proto: self.proto, _pad: 0 }
+    }
+
     /// Returns a number by which an entry tells whose it is: the kernel may reuse an entry's memory for another flow
     /// while it is looked at. Never zero.
     #[inline(always)]
@@ -725,6 +739,8 @@ pub enum HandOff {
     Peer = 1,
     /// Out of a device, the neighbour found by the kernel (`bpf_redirect_neigh`).
     Neighbour = 2,
+    /// To this host's own stack: the backend is a server of it.
+    Local = 3,
 }
 
 impl HandOff {
@@ -734,6 +750,7 @@ impl HandOff {
         match number {
             1 => Self::Peer,
             2 => Self::Neighbour,
+            3 => Self::Local,
             _ => Self::Routing,
         }
     }
@@ -770,6 +787,10 @@ pub struct Backend {
     netns: u16,
 }
 
+/// [`Backend::netns`] of one that listens where the balancer is. Linux gives the lowest number that is free, and that many
+/// network namespaces nobody has.
+pub const NETNS_HERE: u32 = 0xfffe;
+
 /// Flag of [`Backend`]: the device takes XDP frames directly (its far side runs NAPI).
 pub const BACKEND_XDP_REDIRECT: u8 = 1;
 /// Flag of [`Backend`]: it has left the slots, and clients that would keep it are given another.
@@ -801,11 +822,19 @@ impl Backend {
     /// that do not fit are as good as none: Linux gives the lowest that is free.
     #[must_use]
     pub const fn listening_in(mut self, netns: u32) -> Self {
-        self.netns = if netns < 0xffff { netns as u16 + 1 } else { 0 };
+        self.netns = if netns < NETNS_HERE { netns as u16 + 1 } else { 0 };
         self
     }
 
-    /// Returns the number of the network namespace in which it listens; `None` if that is not known.
+    /// Says that it listens in the network namespace of the balancer.
+    #[must_use]
+    pub const fn listening_here(mut self) -> Self {
+        self.netns = NETNS_HERE as u16 + 1;
+        self
+    }
+
+    /// Returns the number of the network namespace in which it listens, [`NETNS_HERE`] for that of the balancer; `None` if
+    /// that is not known.
     #[inline(always)]
     pub const fn netns(&self) -> Option<u32> {
         match self.netns {
@@ -883,11 +912,12 @@ impl Backend {
         self.flags & BACKEND_LEAVING != 0
     }
 
-    /// Returns 1 if packets are redirected to it, and 0 if they are left to the kernel's routing. Computed without a branch,
-    /// which the verifier would follow through all that comes after.
+    /// Returns 1 if packets are redirected to it, and 0 if they are left to the kernel's routing, or end here. Computed
+    /// without a branch, which the verifier would follow through all that comes after.
     #[inline(always)]
     pub const fn is_redirected_to(&self) -> u8 {
-        const _: () = assert!(HandOff::Routing as u8 == 0 && HandOff::Peer as u8 == 1 && HandOff::Neighbour as u8 == 2);
+        const _: () = assert!(HandOff::Routing as u8 == 0 && HandOff::Peer as u8 == 1);
+        const _: () = assert!(HandOff::Neighbour as u8 == 2 && HandOff::Local as u8 == 3);
         self.hand_off.wrapping_add(1) >> 1 & 1
     }
 

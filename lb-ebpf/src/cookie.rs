@@ -533,6 +533,9 @@ mod tests {
         fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
             (endpoint.port == Port::new(FRONTEND.1)).then_some(0)
         }
+        fn is_local_backend(&self, _endpoint: &Endpoint) -> bool {
+            false
+        }
         fn frontend(&self, _id: FrontendId) -> Option<&Frontend> {
             Some(&self.frontend)
         }

@@ -13,6 +13,7 @@
 //!                           pipeline::egress                HALF_OPEN_REPLIES; tcp_state::step
 //!                           nat::apply_headers              source rewritten to the frontend
 //!                           redirect_neigh                  out of the uplink by which the SYN came
+//!               where this host is the backend: what it sends, uplink ◀─ hooks::tc_local; the same, and on it goes
 //!  the ACK      uplink ─▶ …  pipeline::ingress              proven: moved to FLOWS and REPLIES
 //!  a flood      uplink ─▶ …  pipeline::ingress              no room at the backend: hooks::cookie answers, by what the
 //!                                                           backend's own kernel says; no entry

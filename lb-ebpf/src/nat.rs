@@ -38,8 +38,10 @@ pub struct Hops(u16);
 impl Hops {
     /// One: this is a router.
     pub const ONE: Self = Self(1);
+    /// None: it is this host's own.
+    pub const NONE: Self = Self(0);
 
-    /// Returns how many there are on the way to a backend: the kernel's routing counts itself.
+    /// Returns how many there are on the way to a backend: the kernel's routing counts itself, and what ends here passes none.
     #[inline(always)]
     pub const fn to(backend: &Backend) -> Self {
         Self(backend.is_redirected_to() as u16)
@@ -142,6 +144,29 @@ pub fn apply_network<W: PacketWindow>(
     match version {
         Version::V4 => apply_v4(window, l3, (to, hops), addresses).map(|()| Delta::ZERO),
         Version::V6 => apply_v6(window, l3, (to, hops)).map(|hop| hop.and(addresses)),
+    }
+}
+
+/// Lets a packet pass as many routers as is said; returns by how much the sum of its IP header differs, [`Change::header`].
+#[inline(always)]
+#[must_use]
+pub fn set_ttl<W: PacketWindow>(window: &W, (version, l3): (Version, usize), ttl: u8) -> Option<Delta> {
+    match version {
+        Version::V4 => {
+            let old = window.read::<u16>(l3 + IPV4_TTL)?;
+            let new = u16::from_ne_bytes([ttl, old.to_ne_bytes()[1]]);
+            let check = window.read::<u16>(l3 + IPV4_CHECK)?;
+            let change = Delta::ZERO.replace16(old, new);
+            window.write(l3 + IPV4_TTL, new)?;
+            window.write(l3 + IPV4_CHECK, change.apply(check))?;
+            Some(Delta::ZERO)
+        }
+        Version::V6 => {
+            let old = window.read::<u16>(l3 + IPV6_NEXT)?;
+            let new = u16::from_ne_bytes([old.to_ne_bytes()[0], ttl]);
+            window.write(l3 + IPV6_NEXT, new)?;
+            Some(Delta::ZERO.replace16(old, new))
+        }
     }
 }
 
@@ -250,13 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn only_routing_counts_itself() {
+    fn routing_counts_itself_and_what_ends_here_passes_none() {
         use crate::abi::HandOff;
         let hops = |hand_off| {
             let backend = Backend::new(0, 1, Address::from_v4([198, 18, 2, 11]), Port::new(80));
             Hops::to(&backend.reached_by(hand_off, 1, [0; 6], [0; 6]))
         };
-        assert_eq!([HandOff::Routing, HandOff::Peer, HandOff::Neighbour].map(hops), [Hops(0), Hops::ONE, Hops::ONE]);
+        assert_eq!([HandOff::Peer, HandOff::Neighbour].map(hops), [Hops::ONE; 2]);
+        assert_eq!([HandOff::Routing, HandOff::Local].map(hops), [Hops::NONE; 2]);
         let frame = tcp([198, 18, 0, 2], 40_000, [198, 18, 0, 1], 80, 0x10);
         let headers = Headers::parse(&frame).unwrap();
 

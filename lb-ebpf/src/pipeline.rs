@@ -206,7 +206,7 @@ pub fn ingress_error<'t, T: Tables>(
         return Err(Verdict::Drop(DropReason::Raced));
     }
     let backend = serving(id, generation, tables)?;
-    if is_at_its_end(error.ttl) {
+    if is_at_its_end(error.ttl) && !matches!(backend.hand_off(), HandOff::Local) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
     let client = seen.address(key.source, backend.host_address);
@@ -237,7 +237,7 @@ pub fn egress_error<T: Tables>(error: &IcmpError, arrival: Arrival, tables: &T) 
         return Err(Verdict::Drop(DropReason::Raced));
     }
     let backend = serving(id, generation, tables)?;
-    if is_at_its_end(error.ttl) {
+    if is_at_its_end(error.ttl) && !matches!(backend.hand_off(), HandOff::Local) {
         return Err(Verdict::Drop(DropReason::TtlExpired));
     }
     // A router behind the device speaks for itself, if others know its address.
@@ -295,6 +295,19 @@ pub fn egress_expired<T: Tables>(key: &FlowKey, tables: &T) -> Verdict {
         Some(_) => Verdict::Drop(DropReason::TtlExpired),
         None => Verdict::Pass(PassReason::NotReply),
     }
+}
+
+/// Returns whether a packet from a client ends at this host, where its backend is: that of its flow, or else the first of
+/// its frontend.
+#[inline(always)]
+pub fn ends_here<T: Tables>(key: &FlowKey, tables: &T) -> bool {
+    let known = key.proto().and_then(|proto| forward_half(key, proto, tables)).map(Shared::<FlowEntry>::backend);
+    let first = || {
+        let frontend = tables.frontend_at(&key.to()).and_then(|id| tables.frontend(id))?;
+        tables.slot(frontend.slots().base).map(|slot| slot.backend)
+    };
+    let backend = known.or_else(first).and_then(|id| tables.backend(id));
+    backend.is_some_and(|backend| matches!(backend.hand_off(), HandOff::Local))
 }
 
 /// Returns whether a packet may pass no more routers, and this host is one.
@@ -508,6 +521,23 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
         traffic.count_egress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
     Ok(ToClient { to, ifindex })
+}
+
+/// Decides what becomes of a packet that leaves this host: as [`egress`] does, where a backend that is the host itself has
+/// sent it. All that the host sends comes here, so that is asked of a table that is small, and before all else.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub fn egress_local<T: Tables>(
+    packet: &Headers,
+    arrival: impl FnOnce() -> Arrival,
+    tables: &T,
+) -> Result<ToClient, Verdict> {
+    match tables.is_local_backend(&packet.key.from()) {
+        true => egress(packet, arrival(), tables),
+        false => Err(Verdict::Pass(PassReason::NotReply)),
+    }
 }
 
 /// Tells the flow's forward half what its backend did.
@@ -1150,8 +1180,16 @@ pub fn look<T: Tables>(
 /// from elsewhere.
 #[inline(always)]
 fn is_itself(backend: &Backend, client: &FlowKey) -> bool {
-    (backend.hides_clients() || backend.address == client.source)
-        && (backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing))
+    hides(backend, &client.source)
+        && (backend.host_address.is_none() || matches!(backend.hand_off(), HandOff::Routing | HandOff::Local))
+}
+
+/// Returns whether a backend is to know a client by the host's address instead of its own. This host as its own client
+/// needs none to stand in: sockets are led by `connect()`, and what comes from elsewhere by an address of the host is
+/// forged, as its stack will find.
+#[inline(always)]
+fn hides(backend: &Backend, client: &Address) -> bool {
+    backend.hides_clients() || (backend.address == *client && !matches!(backend.hand_off(), HandOff::Local))
 }
 
 /// Begins a flow.
@@ -1180,7 +1218,7 @@ fn schedule<'t, T: Tables>(
     // A container that is its own client would see its own address as the source, which its stack refuses (RFC 1812,
     // 5.3.8): it sees the host instead, by a port that is not one of the host's own. So does a backend whose replies would
     // not come back otherwise.
-    let (client, wanted, stand_in) = if backend.hides_clients() || backend.address == packet.key.source {
+    let (client, wanted, stand_in) = if hides(backend, &packet.key.source) {
         (backend.host_address, other_port(tables), Seen::STAND_IN)
     } else {
         (packet.key.source, packet.key.source_port, 0)

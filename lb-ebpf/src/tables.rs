@@ -438,6 +438,8 @@ impl Shared<Handshakes> {
 pub trait Tables {
     /// Returns the frontend at an endpoint.
     fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId>;
+    /// Returns whether a backend that is this host itself is at an endpoint.
+    fn is_local_backend(&self, endpoint: &Endpoint) -> bool;
     /// Returns a frontend. The memory may become another's as soon as that is replaced: who needs more than a word of it
     /// copies it at once.
     fn frontend(&self, id: FrontendId) -> Option<&Frontend>;

@@ -265,9 +265,10 @@ pub struct ServiceArgs {
 
     /// Balance over this server instead of containers, with this weight, 1 to 256, beside the others; may be repeated
     ///
-    /// Somebody else runs it, behind a veth in another network namespace or anywhere that this host routes to. An IPv6
-    /// address stands in brackets: [2001:db8::2]:5000; clients of IPv6 are led to such backends alone. The number of
-    /// backends is fixed then, and options about containers and scaling are refused.
+    /// Somebody else runs it, behind a veth in another network namespace, anywhere that this host routes to, or on this
+    /// host itself, as with --network host: then IP is one of its addresses, but no loopback one. An IPv6 address stands in
+    /// brackets: [2001:db8::2]:5000; clients of IPv6 are led to such backends alone. The number of backends is fixed then,
+    /// and options about containers and scaling are refused.
     #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<StaticBackend>,
 
@@ -303,8 +304,8 @@ pub struct ServiceArgs {
     ///
     /// By SYN cookies of the container's own kernel, as soon as its listener has no room for more; it has to allow them
     /// (net.ipv4.tcp_syncookies is 1, as is the default). Counted as `cookie_issued`, `cookie_accepted`, `cookie_refused`.
-    /// Only for backends behind a veth of this host, without --snat; 32 in a second for each address, beyond which SYNs are
-    /// dropped, and come again.
+    /// Only for backends behind a veth of this host, or on it, without --snat; 32 in a second for each address, beyond which
+    /// SYNs are dropped, and come again.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = SynCookies::Auto, help_heading = GUARD)]
     pub syn_cookies: SynCookies,
 

@@ -83,7 +83,7 @@ impl Yardstick {
         let options = TestRunOptions { data_in: Some(&frame), repeat: times, ..TestRunOptions::default() };
         let result = match door {
             Door::Xdp => xdp(&mut self.ebpf, name::XDP_LAY)?.test_run(options),
-            Door::Tc | Door::Reply => {
+            Door::Tc | Door::Reply | Door::Local => {
                 let lay: &mut SchedClassifier =
                     self.ebpf.program_mut(name::TC_LAY).context(name::TC_LAY)?.try_into()?;
                 lay.test_run(options)
@@ -146,7 +146,7 @@ impl Yardstick {
         let fd = match (ours, door) {
             (Some(fd), _) => fd.try_clone()?,
             (None, Door::Xdp) => xdp(&mut self.ebpf, own)?.fd()?.try_clone()?,
-            (None, Door::Tc | Door::Reply) => {
+            (None, Door::Tc | Door::Reply | Door::Local) => {
                 let program: &mut SchedClassifier = self.ebpf.program_mut(own).context(own)?.try_into()?;
                 program.fd()?.try_clone()?
             }

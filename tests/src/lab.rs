@@ -242,6 +242,11 @@ impl Lab {
 
     /// Starts nginx in any namespace as the server of that number, and waits until it answers.
     pub fn start_server_in(&mut self, namespace: &str, number: usize) {
+        self.start_server_at(namespace, 80, number);
+    }
+
+    /// Starts nginx at a port of any namespace as the server of that number, and waits until it answers.
+    pub fn start_server_at(&mut self, namespace: &str, port: u16, number: usize) {
         let folder = self.folder.path().join(number.to_string());
         std::fs::create_dir_all(&folder).unwrap();
         let big: Vec<u8> = (0..20_000_000_u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -250,8 +255,8 @@ impl Lab {
         let config = format!(
             "daemon off; master_process off; pid {path}/pid; error_log {path}/error; \
              events {{ worker_connections 4096; }} \
-             http {{ access_log off; keepalive_requests 10000000; server {{ listen 80 backlog=4096; \
-             listen [::]:80 backlog=4096; root {path}; location = / {{ default_type text/plain; return 200 \"backend {number}\\n\"; }} }} }}"
+             http {{ access_log off; keepalive_requests 10000000; server {{ listen {port} backlog=4096; \
+             listen [::]:{port} backlog=4096; root {path}; location = / {{ default_type text/plain; return 200 \"backend {number}\\n\"; }} }} }}"
         );
         std::fs::write(folder.join("nginx.conf"), config).unwrap();
         let child = self
@@ -265,7 +270,7 @@ impl Lab {
         self.servers.push(child);
         wait_until("nginx answers", Duration::from_secs(5), || {
             command_in(namespace, "curl")
-                .args(["-s", "-o", "/dev/null", "http://127.0.0.1/"])
+                .args(["-s", "-o", "/dev/null", &format!("http://127.0.0.1:{port}/")])
                 .status()
                 .is_ok_and(|status| status.success())
         });

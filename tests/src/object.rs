@@ -73,6 +73,19 @@ pub enum Door {
     Xdp,
     /// TC at a backend's device.
     Reply,
+    /// TC where this host, a backend itself, sends.
+    Local,
+}
+
+impl Door {
+    /// Returns the name of a door's program of TC; of XDP, that of the one behind it.
+    const fn classifier(self) -> &'static str {
+        match self {
+            Self::Tc | Self::Xdp => program::TC_INGRESS,
+            Self::Reply => program::TC_REPLY,
+            Self::Local => program::TC_LOCAL,
+        }
+    }
 }
 
 /// What a program did with a packet, in words common to TC and XDP.
@@ -84,7 +97,7 @@ pub enum Action {
     Drop,
     /// Redirected.
     Redirect,
-    /// Given to the host's routing, rewritten.
+    /// Given to the host's stack, rewritten.
     Route,
     /// Sent back by XDP.
     Return,
@@ -135,6 +148,7 @@ impl Object {
         self.clear_hash::<FragmentKey, FragmentEntry>(map::FRAGMENTS);
         self.clear_hash::<AffinityKey, AffinityEntry>(map::AFFINITIES);
         self.clear_hash::<Endpoint, FrontendId>(map::ADDRESSES);
+        self.clear_hash::<Endpoint, u32>(map::LOCAL_BACKENDS);
         self.clear_hash::<FrontendId, Frontend>(map::FRONTENDS);
         let none = Backend::new(0, 0, Address::from_v4([0; 4]), Port::new(0));
         for id in std::mem::take(&mut self.backends) {
@@ -295,6 +309,14 @@ impl Object {
         self.write_backend(id, backend);
     }
 
+    /// Writes a backend that is this host itself.
+    pub fn local_backend(&mut self, id: BackendId, frontend: FrontendId, at: impl At, proto: Proto) {
+        let backend = Backend::new(frontend, 1, at.address(), at.port());
+        self.write_backend(id, backend.reached_by(HandOff::Local, 1, [0; 6], [0; 6]).listening_here());
+        let mut endpoints: HashMap<&mut MapData, Endpoint, u32> = self.map(map::LOCAL_BACKENDS);
+        endpoints.insert(Endpoint::new(at.address(), at.port(), proto), 1, 0).unwrap();
+    }
+
     /// Writes any backend.
     pub fn write_backend(&mut self, id: BackendId, backend: Backend) {
         self.backends.insert(id);
@@ -360,7 +382,7 @@ impl Object {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let name = if door == Door::Reply { program::TC_REPLY } else { program::TC_INGRESS };
+        let name = door.classifier();
         let result = self.program::<SchedClassifier>(name).test_run(options);
         let result = result.unwrap_or_else(|error| panic!("{door:?}: {error}"));
         action(door, result.return_value)
@@ -400,8 +422,9 @@ impl Object {
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(out), ..TestRunOptions::default() };
         let result = match door {
             Door::Xdp => self.program::<Xdp>(program::XDP_INGRESS).test_run(options),
-            Door::Tc => self.program::<SchedClassifier>(program::TC_INGRESS).test_run(options),
-            Door::Reply => self.program::<SchedClassifier>(program::TC_REPLY).test_run(options),
+            Door::Tc | Door::Reply | Door::Local => {
+                self.program::<SchedClassifier>(door.classifier()).test_run(options)
+            }
         };
         let result = result.unwrap_or_else(|error| panic!("{door:?} {frame:02x?}: {error}"));
         (result.return_value, result.data_size_out as usize)
@@ -472,8 +495,7 @@ impl Object {
     pub fn program_fd(&self, door: Door) -> &ProgramFd {
         let fd = match door {
             Door::Xdp => self.program::<Xdp>(program::XDP_INGRESS).fd(),
-            Door::Tc => self.program::<SchedClassifier>(program::TC_INGRESS).fd(),
-            Door::Reply => self.program::<SchedClassifier>(program::TC_REPLY).fd(),
+            Door::Tc | Door::Reply | Door::Local => self.program::<SchedClassifier>(door.classifier()).fd(),
         };
         fd.expect("the object is loaded")
     }
@@ -514,7 +536,7 @@ fn load((flows, half_open): Size) -> Ebpf {
         .override_global("NOTE_MARK", &NOTE_MARK, true)
         .load(lb_user::datapath::OBJECT)
         .expect("the object loads");
-    for name in [program::TC_INGRESS, program::TC_REPLY] {
+    for name in [program::TC_INGRESS, program::TC_REPLY, program::TC_LOCAL] {
         let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
     }
@@ -545,8 +567,8 @@ const _: () = assert!(std::mem::offset_of!(SkBuff, gso_size) == 176 && size_of::
 /// include/uapi/linux/pkt_cls.h, include/uapi/linux/bpf.h.
 pub const fn action(door: Door, value: u32) -> Action {
     match (door, value) {
-        (Door::Xdp, 1) | (Door::Tc | Door::Reply, 2) => Action::Drop,
-        (Door::Xdp, 2) | (Door::Tc | Door::Reply, u32::MAX) => Action::Pass,
+        (Door::Xdp, 1) | (Door::Tc | Door::Reply | Door::Local, 2) => Action::Drop,
+        (Door::Xdp, 2) | (Door::Tc | Door::Reply | Door::Local, u32::MAX) => Action::Pass,
         (Door::Xdp, 3) => Action::Return,
         (Door::Xdp, 4) | (Door::Tc | Door::Reply, 7) => Action::Redirect,
         (Door::Tc | Door::Reply, 0) => Action::Route,

@@ -2,8 +2,8 @@
 
 use lb_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, Guard, HandOff, Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, Port, Proto,
-    RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map,
+    FragmentKey, Frontend, Guard, HandOff, Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, NETNS_HERE,
+    Port, Proto, RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map,
 };
 use lb_ebpf::tcp_state::State;
 
@@ -98,6 +98,17 @@ fn a_backend_has_its_parts_where_they_are_documented() {
     assert_eq!(backend.netns(), Some(6));
     assert_eq!(backend.listening_in(0).netns(), Some(0), "a number like others");
     assert_eq!(backend.listening_in(0xffff).netns(), None, "there is no room for it");
+    assert_eq!(backend.listening_in(NETNS_HERE).netns(), None, "it says something else");
+    assert_eq!(bytes(&backend.listening_here())[62..], 0xffff_u16.to_ne_bytes());
+    assert_eq!(backend.listening_here().netns(), Some(NETNS_HERE));
+}
+
+#[test]
+fn hand_offs_have_numbers_that_stay() {
+    let numbers = [HandOff::Routing, HandOff::Peer, HandOff::Neighbour, HandOff::Local].map(|hand_off| hand_off as u8);
+    assert_eq!(numbers, [0, 1, 2, 3]);
+    assert_eq!(HandOff::from_number(3), HandOff::Local);
+    assert_eq!(HandOff::from_number(4), HandOff::Routing, "what no version knows is the kernel's");
 }
 
 #[test]

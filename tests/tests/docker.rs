@@ -53,6 +53,7 @@ fn main() -> ExitCode {
             "a_dry_run_tells_what_a_run_would_do_and_does_nothing",
             orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
         ),
+        case("containers_of_the_hosts_own_network_are_balanced", containers_of_the_hosts_own_network_are_balanced),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
         case("images_and_networks_are_checked_before", images_and_networks_are_checked_before),
@@ -279,6 +280,73 @@ fn containers_reach_the_frontend() {
     assert!(answers.len() == 2 && answers.iter().all(|answer| answer.contains("Hello")), "{answers:?}");
 }
 
+/// A container that a test has started itself; it ends with this.
+struct Started(String);
+
+impl Started {
+    /// Starts one that answers with this name.
+    fn new(name: String, network: &str, listen: &str) -> Self {
+        let listen = format!("LB_API_LISTEN={listen}");
+        let names = ["--name", &name, "--hostname", &name];
+        let rest = ["--network", network, "--env", &listen, IMAGE];
+        docker(&[&["run", "--detach", "--rm"], &names[..], &rest].concat());
+        Self(name)
+    }
+
+    fn inspect(&self, format: &str) -> String {
+        docker(&["inspect", "--format", format, &self.0]).trim().to_owned()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _gone_already = Command::new("docker").args(["rm", "-f", &self.0]).output();
+    }
+}
+
+fn containers_of_the_hosts_own_network_are_balanced() {
+    let site = Site::new(10);
+    let name = |rest: &str| format!("{}{rest}", site.instance());
+    let own = [18_510, 18_511].map(|port| format!("{}:{port}", site.host_address()));
+    let mut containers: Vec<Started> =
+        own.iter().zip(["a", "b"]).map(|(listen, rest)| Started::new(name(rest), "host", listen)).collect();
+    let bridged = Started::new(name("c"), site.instance(), "0.0.0.0:5000");
+    let there = format!("{}:5000", bridged.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"));
+    let pid = bridged.inspect("{{.State.Pid}}");
+    containers.push(bridged);
+    let (port, uplink) = (site.port().to_string(), site.uplink());
+    let backends = ["--backend", &own[0], "--backend", &own[1], "--backend", &there];
+    let fixed = ["--publish", &port, "--uplink", &uplink, "--health", "http:/healthz"];
+    let mut agent = Agent::start(None, site.instance(), &[&fixed[..], &backends].concat());
+    agent.wait_ready(3);
+
+    let all: BTreeSet<String> = ["a", "b", "c"].map(name).into();
+    let by = |mut command: Command| {
+        let output = command.args(["-s", "-m", "3", &site.url()]).output().unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer");
+        answer["host"].as_str().expect("a name").to_owned()
+    };
+    assert_eq!((0..3).map(|_| site.host()).collect::<BTreeSet<_>>(), all, "a client elsewhere");
+    assert_eq!((0..3).map(|_| by(Command::new("curl"))).collect::<BTreeSet<_>>(), all, "a process on the host");
+    let inside = || {
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/proc/{pid}/ns/net"), "curl"]);
+        command
+    };
+    assert_eq!((0..3).map(|_| by(inside())).collect::<BTreeSet<_>>(), all, "a container on a bridge");
+    let wrk = site.wrk(2, true).wait_with_output().expect("wrk ends");
+    assert!(assert_no_failure(&String::from_utf8_lossy(&wrk.stdout)) > 300);
+    let status = agent.status();
+    let reach = |at: &str| {
+        let backends = status["frontends"][0]["backends"].as_array().expect("a list");
+        backends.iter().find(|backend| backend["address"] == at).map(|backend| backend["reach"].clone())
+    };
+    assert_eq!([&own[0], &own[1], &there].map(|at| reach(at).expect(at)), ["local", "local", "veth"]);
+
+    agent.stop(Signal::SIGTERM);
+    site.assert_gone();
+}
+
 fn services_have_containers_of_their_own() {
     let site = Site::new(8);
     let folder = tempfile::tempdir().unwrap();
@@ -395,7 +463,8 @@ fn a_crashing_image_is_held_back() {
 fn mistakes_are_explained_and_leave_nothing() {
     let site = Site::new(7);
     let uplink = site.uplink();
-    let cases: [(&[&str], &str); 3] = [
+    let cases: [(&[&str], &str); 4] = [
+        (&["--image", "lb-api:latest", "--publish", "18087:5000", "--network", "host"], "no address of their own"),
         (&["--image", "lb-no-such-image", "--publish", "18087:5000"], "lb-no-such-image"),
         (&["--image", "lb-api:latest", "--publish", "18087:5000", "--network", "lb-no-such-net"], "lb-no-such-net"),
         (&["--image", "lb-api:latest", "--publish", "18087:5000", "--uplink", "nope0"], "nope0"),

@@ -54,6 +54,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
 mod check;
 #[path = "namespaces/flood.rs"]
 mod flood;
+#[path = "namespaces/local.rs"]
+mod local;
 #[path = "namespaces/snat.rs"]
 mod snat;
 #[path = "namespaces/v6.rs"]
@@ -110,6 +112,20 @@ fn main() -> ExitCode {
         case("what_cannot_be_balanced_is_told_with_what_to_do", snat::what_cannot_be_balanced_is_told_with_what_to_do),
         case("fragmented_datagrams_arrive_whole", fragmented_datagrams_arrive_whole),
         case("errors_of_the_network_reach_clients", errors_of_the_network_reach_clients),
+        case("servers_of_the_host_are_balanced", || local::servers_of_the_host_are_balanced(&[], "tcx")),
+        case("servers_of_the_host_are_balanced_by_filters", || {
+            local::servers_of_the_host_are_balanced(&["tc-attach = \"clsact\""], "clsact");
+        }),
+        case("servers_of_the_host_are_balanced_by_xdp", || {
+            local::servers_of_the_host_are_balanced(&["hook = \"xdp\"", "complete-checksums = true"], "xdp");
+        }),
+        case("a_direct_connection_to_a_server_of_the_host_is_let_be", local::a_direct_connection_is_let_be),
+        case("a_killed_agent_leaves_servers_of_the_host_served", local::a_killed_agent_leaves_them_served),
+        case("servers_of_the_host_come_and_go", local::they_come_and_go),
+        case("what_the_host_sends_finds_out_how_big_it_may_be", local::it_finds_out_how_big_it_may_be),
+        case("servers_of_the_host_answer_by_a_tunnel", local::they_answer_by_a_tunnel),
+        case("what_the_host_cannot_be_for_itself_is_told", local::what_it_cannot_be_is_told),
+        vlan_case("servers_of_the_host_are_reached_by_vlans", local::they_are_reached_by_vlans),
         vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),
         vlan_case("xdp_leaves_vlans_to_their_devices", vlan::xdp_leaves_vlans_to_their_devices),
         vlan_case("a_vlan_may_be_the_uplink", vlan::a_vlan_may_be_the_uplink),

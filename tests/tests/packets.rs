@@ -18,6 +18,8 @@ use lb_tests::{
 
 #[path = "packets/cookies.rs"]
 mod cookies;
+#[path = "packets/local.rs"]
+mod local;
 #[path = "packets/schedulers.rs"]
 mod schedulers;
 #[path = "packets/snat.rs"]
@@ -88,6 +90,14 @@ fn main() -> ExitCode {
         case("routing_cuts_what_may_be_cut", way::routing_cuts_what_may_be_cut),
         case("a_redirect_into_a_container_asks_for_no_mtu", way::a_redirect_into_a_container_asks_for_no_mtu),
         case("routing_takes_its_own_hop", way::routing_takes_its_own_hop),
+        case("a_server_of_the_host_is_a_backend", local::a_server_of_the_host_is_a_backend),
+        case("a_server_of_the_host_is_a_backend_over_ipv6", local::a_server_of_the_host_is_a_backend_over_ipv6),
+        case("what_else_the_host_sends_is_left_untouched", local::what_else_the_host_sends_is_left_untouched),
+        case("fragments_of_the_host_follow_their_first", local::fragments_of_the_host_follow_their_first),
+        case("errors_of_the_host_speak_of_the_frontend", local::errors_of_the_host_speak_of_the_frontend),
+        case("what_ends_here_needs_no_more_routers", local::what_ends_here_needs_no_more_routers),
+        case("a_listener_of_the_host_is_asked_for_cookies", local::a_listener_of_the_host_is_asked_for_cookies),
+        case("a_million_mutated_packets_through_tc_local", local::mutated),
         case("clients_are_hidden_from_syn_to_fin", snat::clients_are_hidden_from_syn_to_fin),
         case("hidden_datagrams_fragments_and_errors_find_home", snat::hidden_datagrams_fragments_and_errors_find_home),
         case("clients_of_ipv6_are_hidden", snat::clients_of_ipv6_are_hidden),
@@ -1155,7 +1165,7 @@ fn a_full_table_of_flows_still_serves() {
 const fn least(door: Door) -> usize {
     match door {
         Door::Xdp => 14,
-        Door::Tc | Door::Reply => 34,
+        Door::Tc | Door::Reply | Door::Local => 34,
     }
 }
 

@@ -69,7 +69,7 @@ const SUITES: [&str; 2] = ["packet_tables", "packets"];
 /// The cases of `namespaces` that run on the old kernel, beside [`VLAN_CASES`]: one for each thing that it does in another way.
 /// It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel
 /// changes; and each start of an agent takes the emulated verifier a minute.
-const NET_CASES: [&str; 9] = [
+const NET_CASES: [&str; 10] = [
     "requests_hit_backends_strictly_in_turn",
     "transfers_survive_checksum_offload_on_and_off",
     "clients_on_the_host_see_the_frontend",
@@ -79,11 +79,16 @@ const NET_CASES: [&str; 9] = [
     "other_machines_of_the_network_reply_by_snat",
     "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
     "check_leaves_nothing_on_a_machine",
+    "servers_of_the_host_are_balanced_by_filters",
 ];
 
 /// The cases of `namespaces` with VLANs, which the host's own kernel may lack.
-const VLAN_CASES: [&str; 3] =
-    ["vlans_of_an_uplink_are_served", "xdp_leaves_vlans_to_their_devices", "a_vlan_may_be_the_uplink"];
+const VLAN_CASES: [&str; 4] = [
+    "vlans_of_an_uplink_are_served",
+    "xdp_leaves_vlans_to_their_devices",
+    "a_vlan_may_be_the_uplink",
+    "servers_of_the_host_are_reached_by_vlans",
+];
 
 /// How long the machine may take before it is switched off. Under emulation it takes a quarter of that.
 const LIMIT: Duration = Duration::from_secs(40 * 60);

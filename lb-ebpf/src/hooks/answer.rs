@@ -59,11 +59,11 @@ struct Budget {
 }
 
 /// Returns whether a packet may be too big for the way to its backend. What a container takes is its own affair: a redirect
-/// into it asks for no MTU. The kernel's routing cuts what may be cut.
+/// into it asks for no MTU, and what ends here has no way before it. The kernel's routing cuts what may be cut.
 #[inline(always)]
 pub fn is_limited<W: PacketWindow>(window: &W, packet: &Headers, backend: &Backend) -> bool {
     match backend.hand_off() {
-        HandOff::Peer => false,
+        HandOff::Peer | HandOff::Local => false,
         HandOff::Neighbour => true,
         HandOff::Routing => !may_be_cut(window, packet),
     }
@@ -124,7 +124,8 @@ pub fn refuse(ctx: &TcContext, link: Link, door: Door, mtu: u16) -> i32 {
     let Ok(packet) = Headers::parse_transport(&window, &network) else { return tc_action(FAILED) };
     let verdict = match (mtu, door) {
         (0, Door::Front) => pipeline::ingress_expired(&packet.key, &TABLES),
-        (0, Door::Reply) => pipeline::egress_expired(&packet.key, &TABLES),
+        // Nothing of this host's own is refused here.
+        (0, Door::Reply | Door::Local) => pipeline::egress_expired(&packet.key, &TABLES),
         _ => Verdict::Drop(DropReason::TooBig),
     };
     let action = tc_action(verdict);
@@ -138,7 +139,7 @@ pub fn refuse(ctx: &TcContext, link: Link, door: Door, mtu: u16) -> i32 {
     }
     let from = match door {
         Door::Front => packet.key.destination,
-        Door::Reply => match pipeline::gateway(&packet.key, packet.proto, &TABLES) {
+        Door::Reply | Door::Local => match pipeline::gateway(&packet.key, packet.proto, &TABLES) {
             Some(from) => from,
             None => return action,
         },

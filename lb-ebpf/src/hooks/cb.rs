@@ -15,7 +15,7 @@ pub enum Word {
     Chain = 1,
     /// The identification in them.
     ChainId = 2,
-    /// Whether the packet is noted as a first fragment.
+    /// Whether the packet is noted as a first fragment, and whether it was let pass one more router.
     Fragment = 3,
     /// Where the transport header begins: somewhere else in each version of IP, and with each length of options.
     Transport = 4,

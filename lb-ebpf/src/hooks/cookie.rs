@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_ebpf::{
-    abi::{Address, Proto},
+    abi::{Address, NETNS_HERE, Proto},
     checksum::Delta,
     cookie::{ANSWER_WORDS, CHECK_WORD, Question, Sum, SynCookie, TCP_WORDS, accept, lead, note_issued, spend},
     nat::{Hops, TCP_CHECK},
@@ -84,6 +84,8 @@ impl Listeners for ByXdp<'_> {
 
 /// No listener, or no answer.
 const NONE: i64 = -1;
+/// The network namespace of the device at which the program is: `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h.
+const CURRENT_NETNS: u64 = u64::MAX;
 /// More than where a TCP header begins.
 const MOST_BEFORE: usize = 0x3ff;
 /// More bytes than its options have, and as many as they can have.
@@ -171,13 +173,14 @@ fn look_up(ctx: *mut c_void, question: &mut Question, netns: u32) -> *mut bpf_so
     if netns > i32::MAX as u32 {
         return null_mut();
     }
+    let netns = if netns == NETNS_HERE { CURRENT_NETNS } else { netns.into() };
     let tuple = (&raw mut question.tuple).cast::<bpf_sock_tuple>();
     // The length tells the version, and has to be a constant for each.
     match is_v4(question) {
         // SAFETY: the context is valid as long as the program runs, and the tuple as long as is said.
-        true => unsafe { bpf_skc_lookup_tcp(ctx, tuple, V4_LEN, netns.into(), 0) },
+        true => unsafe { bpf_skc_lookup_tcp(ctx, tuple, V4_LEN, netns, 0) },
         // SAFETY: as above.
-        false => unsafe { bpf_skc_lookup_tcp(ctx, tuple, V6_LEN, netns.into(), 0) },
+        false => unsafe { bpf_skc_lookup_tcp(ctx, tuple, V6_LEN, netns, 0) },
     }
 }
 

@@ -31,6 +31,8 @@ use super::{
 #[map]
 static ADDRESSES: HashMap<Endpoint, FrontendId> = HashMap::with_max_entries(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
+static LOCAL_BACKENDS: HashMap<Endpoint, u32> = HashMap::with_max_entries(MAX_BACKENDS, BPF_F_NO_PREALLOC);
+#[map]
 static FRONTENDS: HashMap<FrontendId, Frontend> = HashMap::with_max_entries(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(MAX_SLOTS, 0);
@@ -175,6 +177,12 @@ impl<L: Listeners> Tables for KernelTables<L> {
     fn frontend_at(&self, endpoint: &Endpoint) -> Option<FrontendId> {
         // SAFETY: one word, read at once.
         unsafe { ADDRESSES.get(endpoint) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_local_backend(&self, endpoint: &Endpoint) -> bool {
+        // SAFETY: nothing is read of the value.
+        unsafe { LOCAL_BACKENDS.get(endpoint) }.is_some()
     }
 
     #[inline(always)]

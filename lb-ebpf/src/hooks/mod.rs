@@ -9,6 +9,7 @@ mod maps;
 mod slow;
 mod sock_connect;
 mod tc_ingress;
+mod tc_local;
 mod tc_reply;
 mod trace;
 mod window;

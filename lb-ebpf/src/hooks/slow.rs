@@ -4,9 +4,12 @@
 //! all that it calls have 512 bytes together, and the verifier would follow each of these through every state of the usual
 //! way.
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
 use lb_ebpf::{
-    abi::{FlowKey, FragmentEntry, Port, Proto},
+    abi::{FlowKey, FragmentEntry, HandOff, Port, Proto},
     nat::{self, Hops},
     packet::{Headers, Network, PacketWindow as _, Part},
     pipeline,
@@ -33,6 +36,8 @@ pub enum Door {
     Front,
     /// From backends.
     Reply,
+    /// From this host, which is a backend itself.
+    Local,
 }
 
 /// What is left to be done when the usual way has ended. Told by a word of the socket buffer, not by what a function
@@ -92,7 +97,9 @@ impl Detour {
 /// Takes a packet through the usual way, and what is left to be done after it.
 #[inline(always)]
 pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32) -> i32 {
-    if SkbWindow(ctx).is_of_vlan() {
+    // What leaves by a VLAN has met the door at its own device, and a tag that tells only a priority is to stay.
+    let is_of_vlan = if door == Door::Local { SkbWindow(ctx).has_tag() } else { SkbWindow(ctx).is_of_vlan() };
+    if is_of_vlan {
         return tc_action(Verdict::Pass(PassReason::Vlan));
     }
     SkbWindow(ctx).gather(link);
@@ -103,7 +110,20 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
     if may_be_first_fragment(ctx, link) {
         prepare(ctx, link);
     }
-    let action = usual();
+    if door == Door::Front && may_pass_no_more(ctx, link) {
+        lift(ctx, link);
+    }
+    let action = finish(ctx, link, door, usual());
+    // What is left to the host is left as it came: a loop of the network would have no end otherwise.
+    if door == Door::Front && is_lifted(ctx) && action == TC_ACT_UNSPEC {
+        set_ttl(ctx, link, NO_MORE);
+    }
+    action
+}
+
+/// Takes a packet through what is left to be done after the usual way, of which this is the action.
+#[inline(always)]
+fn finish(ctx: &TcContext, link: Link, door: Door, action: i32) -> i32 {
     match Detour::taken(ctx) {
         Detour::NONE => action,
         Detour::FRAGMENT => fragment(ctx, link, door),
@@ -115,6 +135,8 @@ pub fn run(ctx: &TcContext, link: Link, door: Door, usual: impl FnOnce() -> i32)
         // Only at the front door: no SYN of a backend's is answered.
         Detour::ANSWER if door == Door::Front => cookie::answer(ctx, link),
         Detour::ACKNOWLEDGE if door == Door::Front => cookie::acknowledge(ctx, link),
+        // What this host sends goes where it leads it.
+        Detour(_) if door == Door::Local => action,
         Detour(refused) => answer::refuse(ctx, link, door, (refused >> 16) as u16),
     }
 }
@@ -137,10 +159,59 @@ fn may_be_first_fragment(ctx: &TcContext, link: Link) -> bool {
     }
 }
 
+/// Returns whether a packet may pass no more routers.
+#[inline(always)]
+fn may_pass_no_more(ctx: &TcContext, link: Link) -> bool {
+    let Some([first, second, third]) = SkbWindow(ctx).read::<[u32; 3]>(link.header_len()) else { return false };
+    let ttl = match first.to_ne_bytes()[0] >> 4 {
+        6 => second.to_ne_bytes()[3],
+        _ => third.to_ne_bytes()[0],
+    };
+    pipeline::is_at_its_end(ttl)
+}
+
+/// Times to live of what may pass no more routers, and of what may pass this one.
+const NO_MORE: u8 = 1;
+const ONE_MORE: u8 = 2;
+
+/// Lets a packet pass one more router, as if this host were none, where its backend is this host. Were another one chosen,
+/// it would come there at its end.
+#[inline(never)]
+fn lift(ctx: &TcContext, link: Link) {
+    let window = SkbWindow(ctx);
+    if let Ok(network) = window.network(link)
+        && let Ok(packet) = Headers::parse_transport(&window, &network)
+        && pipeline::ends_here(&packet.key, &TABLES)
+    {
+        set_ttl(ctx, link, ONE_MORE);
+        Word::Fragment.write(ctx, Word::Fragment.read(ctx) | LIFTED);
+    }
+}
+
+#[inline(never)]
+fn set_ttl(ctx: &TcContext, link: Link, ttl: u8) {
+    let window = SkbWindow(ctx);
+    if let Ok(network) = window.network(link)
+        && let Some(header) = nat::set_ttl(&window, (network.version, network.l3), ttl)
+    {
+        tell_sum(ctx, header);
+    }
+}
+
+/// What [`Word::Fragment`] says.
+const FIRST: u32 = 1;
+const LIFTED: u32 = 2;
+
 /// Returns whether a packet is noted as a first fragment.
 #[inline(always)]
 pub fn is_first_fragment(ctx: &TcContext) -> bool {
-    Word::Fragment.read(ctx) != 0
+    Word::Fragment.read(ctx) & FIRST != 0
+}
+
+/// Returns whether a packet was let pass one more router.
+#[inline(always)]
+fn is_lifted(ctx: &TcContext) -> bool {
+    Word::Fragment.read(ctx) & LIFTED != 0
 }
 
 /// Notes what a first fragment is known by while it still has the addresses by which it came.
@@ -155,7 +226,7 @@ fn prepare(ctx: &TcContext, link: Link) {
         let first = scratch.first_fragment();
         first.key = key;
         first.flow = packet.key;
-        Word::Fragment.write(ctx, 1);
+        Word::Fragment.write(ctx, FIRST);
     }
 }
 
@@ -163,7 +234,7 @@ fn prepare(ctx: &TcContext, link: Link) {
 fn remember(door: Door) {
     match door {
         Door::Front => pipeline::remember_ingress(now(), &TABLES),
-        Door::Reply => pipeline::remember_egress(now(), &TABLES),
+        Door::Reply | Door::Local => pipeline::remember_egress(now(), &TABLES),
     }
 }
 
@@ -182,23 +253,37 @@ fn try_fragment(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict>
     match door {
         Door::Front => {
             let (first, backend) = pipeline::ingress_fragment(&key, arrival, &TABLES)?;
+            if !matches!(backend.hand_off(), HandOff::Local) {
+                may_pass(&network)?;
+            }
             rewrite(ctx, &network, first, Hops::to(backend))?;
             tc_ingress::send(ctx, link, backend)
         }
         Door::Reply => {
             let first = pipeline::egress_fragment(&key, arrival, &TABLES)?;
+            may_pass(&network)?;
             rewrite(ctx, &network, first, Hops::ONE)?;
             tc_reply::send(ctx, link, first.ifindex)
         }
+        Door::Local => {
+            let first = pipeline::egress_fragment(&key, arrival, &TABLES)?;
+            rewrite(ctx, &network, first, Hops::NONE)?;
+            Ok(TC_ACT_UNSPEC)
+        }
+    }
+}
+
+/// Ends a fragment that may pass no more routers. Nothing is said about later ones (RFC 1812, 4.3.2.7).
+#[inline(always)]
+fn may_pass(network: &Network) -> Result<(), Verdict> {
+    match pipeline::is_at_its_end(network.ttl) {
+        true => Err(Verdict::Drop(DropReason::TtlExpired)),
+        false => Ok(()),
     }
 }
 
 #[inline(always)]
 fn rewrite(ctx: &TcContext, network: &Network, first: &FragmentEntry, hops: Hops) -> Result<(), Verdict> {
-    if pipeline::is_at_its_end(network.ttl) {
-        // Nothing is said about later fragments (RFC 1812, 4.3.2.7).
-        return Err(Verdict::Drop(DropReason::TtlExpired));
-    }
     let none = Port::new(0);
     // Ports and protocol do not count here.
     let (source, destination) = network.addresses(&SkbWindow(ctx)).ok_or(FAILED)?;
@@ -231,6 +316,11 @@ fn try_error(ctx: &TcContext, link: Link, door: Door) -> Result<i32, Verdict> {
             let (to, ifindex) = pipeline::egress_error(&error, arrival, &TABLES)?;
             tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::ONE).ok_or(FAILED)?);
             tc_reply::send(ctx, link, ifindex)
+        }
+        Door::Local => {
+            let (to, _) = pipeline::egress_error(&error, arrival, &TABLES)?;
+            tell_sum(ctx, error.apply(&SkbWindow(ctx), &to, Hops::NONE).ok_or(FAILED)?);
+            Ok(TC_ACT_UNSPEC)
         }
     }
 }

@@ -99,7 +99,7 @@ pub fn send(ctx: &TcContext, link: Link, backend: &Backend) -> Result<i32, Verdi
 fn address(ctx: &TcContext, link: Link, backend: &Backend) -> Result<(), Verdict> {
     match backend.hand_off() {
         HandOff::Peer | HandOff::Neighbour => write_link(ctx, link, [backend.mac, backend.source_mac]),
-        HandOff::Routing => Ok(()),
+        HandOff::Routing | HandOff::Local => Ok(()),
     }
 }
 
@@ -166,7 +166,7 @@ fn hand_off(backend: &Backend) -> i32 {
         HandOff::Peer => unsafe { bpf_redirect_peer(backend.ifindex, 0) as i32 },
         // SAFETY: no parameters are passed, so the kernel looks up route and neighbour.
         HandOff::Neighbour => unsafe { bpf_redirect_neigh(backend.ifindex, core::ptr::null_mut(), 0, 0) as i32 },
-        HandOff::Routing => TC_ACT_OK as i32,
+        HandOff::Routing | HandOff::Local => TC_ACT_OK as i32,
     }
 }
 

@@ -129,6 +129,13 @@ impl SkbWindow<'_> {
         unsafe { (*skb).vlan_tci & VLAN != 0 || bpf_skb_vlan_pop(skb) != 0 || (*skb).vlan_present != 0 }
     }
 
+    /// Returns whether a packet has a tag that stands beside it, where the kernel has it of those that leave by a VLAN.
+    #[inline(always)]
+    pub fn has_tag(&self) -> bool {
+        // SAFETY: the context is valid as long as the program runs.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+
     /// Brings the headers into the linear part where they are not.
     #[inline(always)]
     pub fn gather(&self, link: Link) {

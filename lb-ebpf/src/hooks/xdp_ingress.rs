@@ -79,6 +79,8 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<u32, Verdict> {
             }
             leave_note(ctx, id, 0)
         }
+        // With a note, lest TC takes where it goes for a frontend.
+        HandOff::Local => leave_note(ctx, id, 0),
         HandOff::Routing => Ok(xdp_action::XDP_PASS),
     }
 }

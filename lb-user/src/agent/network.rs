@@ -18,7 +18,7 @@ use crate::{
         Datapath, DatapathError,
         doors::{Device, DoorAttach, DoorKind},
         links::{self, Bridge, Framing, Link, LinkError, LinkKind, Links},
-        loader, pins,
+        loader, local, pins,
         publish::{FrontendWish, Scheduling},
         rehearse,
     },
@@ -141,13 +141,15 @@ impl Network {
             self.dispense(link.index, outcome)?;
         }
         let _nobody_else_takes_one = pins::lock_frontends()?;
-        for wish in &self.wishes(config) {
+        let wishes = self.wishes(config);
+        self.check_own(config, &wishes)?;
+        for wish in &wishes {
             datapath.check_others(wish)?;
         }
         self.open_all(datapath, config).into_iter().collect::<Result<(), _>>()?;
         datapath.answer_at(&self.answering(config))?;
         datapath.open_cgroup()?;
-        datapath.serve(&self.wishes(config))?;
+        datapath.serve(&wishes)?;
         self.close_others(datapath)
     }
 
@@ -160,7 +162,9 @@ impl Network {
             loader::check_xdp(link, config.hook, config.complete_checksums)?;
             self.check_tags(link, config.hook)?;
         }
-        rehearse::check_frontends(config.instance.as_str(), &self.wishes(config))
+        let wishes = self.wishes(config);
+        self.check_own(config, &wishes)?;
+        rehearse::check_frontends(config.instance.as_str(), &wishes)
     }
 
     /// Says where clients would be served, a line each.
@@ -177,6 +181,20 @@ impl Network {
         let devices = self.front_devices().map(|device| format!("clients at {}: {}", device.name, hook(device.name)));
         let local = std::iter::once("clients on this host: connect()".to_owned());
         frontends.chain(devices).chain(local).collect()
+    }
+
+    /// Refuses servers of this host that are frontends themselves.
+    fn check_own(&self, config: &RunConfig, wishes: &[FrontendWish]) -> Result<(), DatapathError> {
+        let own = self.own_addresses();
+        for service in &config.services {
+            let backends = service.static_backends().iter().map(|backend| backend.address);
+            for backend in backends.filter(|backend| own.contains(&backend.ip())) {
+                for publish in &service.frontends {
+                    local::check_backend(backend, publish.proto, wishes)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Opens every door, and leaves out uplinks that are dispensable and unfit.
@@ -337,6 +355,8 @@ impl Network {
     }
 
     fn open(&self, datapath: &mut Datapath, config: &RunConfig, device: Device<'_>) -> Result<(), DatapathError> {
+        // Replies before requests.
+        datapath.open_local_at(device)?;
         if self.uplinks.iter().any(|uplink| uplink.index == device.ifindex) {
             datapath.open_uplink(config.hook, device)
         } else {
@@ -348,6 +368,7 @@ impl Network {
         let front = self.front_devices().map(|device| device.ifindex).collect();
         let uplinks = self.uplinks.iter().map(|uplink| uplink.index).collect();
         datapath.close_doors_except(DoorKind::TcIngress, &front)?;
+        datapath.close_local_except(&front)?;
         datapath.close_doors_except(DoorKind::Xdp, &uplinks)?;
         datapath.close_doors_except(DoorKind::XdpGeneric, &uplinks)
     }
@@ -377,7 +398,7 @@ impl Network {
         }
         for door in datapath.doors() {
             let how = match (door.kind, door.attach) {
-                (DoorKind::TcReply, _) => continue,
+                (DoorKind::TcReply | DoorKind::TcLocal, _) => continue,
                 (DoorKind::TcIngress, DoorAttach::Link) => "TCX",
                 (DoorKind::TcIngress, DoorAttach::Clsact { .. }) => "TC (clsact)",
                 (DoorKind::Xdp, _) => "XDP",
@@ -471,6 +492,8 @@ impl Agent {
         network.remember_unfit(&self.network);
         if network.own_addresses() != self.network.own_addresses() {
             tracing::info!("the host's addresses have changed; the frontends follow");
+            // A backend may have become this host, or ceased to be.
+            self.services.values_mut().for_each(|service| service.places.doubt_all());
         }
         let lost = self.datapath.forget_doors_except(&network.existing);
         for service in self.services.values_mut() {

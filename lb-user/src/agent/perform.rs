@@ -420,6 +420,10 @@ async fn find_way(
         (address, path.map_err(|error| chain(&error)))
     }));
     let (path, barred) = common(paths.await)?;
+    if path.reach == Reach::Local {
+        // It needs nobody to stand in for its clients, and its replies are here already.
+        return Ok(Found { way: Way::new(path, (None, None)), barred });
+    }
     let former = former.map_or((None, None), |way| (way.host_address, way.host_address_v6));
     let stand_ins = links.stand_ins(path.l3_ifindex, former).await.map_err(|error| chain(&error))?;
     Ok(Found { way: Way::new(path, stand_ins).hiding_clients_behind(snat), barred })

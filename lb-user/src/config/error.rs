@@ -351,8 +351,8 @@ impl AddressKind {
         match self {
             Self::Unspecified => "it names no host, write the backend's own such as 10.0.0.2:5000",
             Self::Loopback => {
-                "a packet from outside cannot be redirected to the loopback, let the backend listen on an address of a \
-                 network, such as 10.0.0.2:5000"
+                "a packet from outside cannot be redirected to the loopback, let the backend listen on an address of this \
+                 host or of a network, such as 10.0.0.2:5000"
             }
             Self::Multicast | Self::Broadcast => {
                 "a connection has one other end, write one host's such as 10.0.0.2:5000"

@@ -49,6 +49,8 @@ pub enum DoorKind {
     XdpGeneric,
     /// TC ingress of a backend's device.
     TcReply,
+    /// TC egress of a device at which clients are met, where a backend is this host itself.
+    TcLocal,
     /// The cgroup's hooks.
     Cgroup,
 }
@@ -95,8 +97,15 @@ const CGROUP_PROGRAMS: [&str; 9] = [
 ];
 
 /// The programs of devices, with which the names of their pins begin.
-const DEVICE_PROGRAMS: [&str; 5] =
-    [program::TC_INGRESS, program::TC_INGRESS_L3, program::TC_REPLY, program::TC_REPLY_L3, program::XDP_INGRESS];
+const DEVICE_PROGRAMS: [&str; 7] = [
+    program::TC_INGRESS,
+    program::TC_INGRESS_L3,
+    program::TC_REPLY,
+    program::TC_REPLY_L3,
+    program::TC_LOCAL,
+    program::TC_LOCAL_L3,
+    program::XDP_INGRESS,
+];
 
 /// How often a load that was interrupted is tried again.
 const LOAD_TRIES: usize = 5;
@@ -109,7 +118,17 @@ impl DoorKind {
             (Self::Xdp | Self::XdpGeneric, _) => program::XDP_INGRESS,
             (Self::TcReply, Framing::Ethernet) => program::TC_REPLY,
             (Self::TcReply, Framing::Bare) => program::TC_REPLY_L3,
+            (Self::TcLocal, Framing::Ethernet) => program::TC_LOCAL,
+            (Self::TcLocal, Framing::Bare) => program::TC_LOCAL_L3,
             (Self::Cgroup, _) => program::CONNECT4,
+        }
+    }
+
+    /// Returns at which side of a device a TC program is.
+    const fn side(self) -> TcAttachType {
+        match self {
+            Self::TcLocal => TcAttachType::Egress,
+            Self::TcIngress | Self::Xdp | Self::XdpGeneric | Self::TcReply | Self::Cgroup => TcAttachType::Ingress,
         }
     }
 }
@@ -175,7 +194,7 @@ pub fn attach_tc(
     let attach = if is_by_link(how) {
         if !replaced(pins, &pin, program.fd().map_err(failed)?)? {
             let id = program
-                .attach_with_options(interface, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::default()))
+                .attach_with_options(interface, kind.side(), TcAttachOptions::TcxOrder(LinkOrder::default()))
                 .map_err(failed)?;
             let link = program.take_link(id).map_err(failed)?;
             pin_link(pins, &pin, link.try_into().map_err(link_failed(interface, name))?)?;
@@ -188,7 +207,7 @@ pub fn attach_tc(
             Err(error) => return Err(failed(error.into())),
         };
         let options = TcAttachOptions::Netlink(NlOptions::default());
-        let id = program.attach_with_options(interface, TcAttachType::Ingress, options).map_err(failed)?;
+        let id = program.attach_with_options(interface, kind.side(), options).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
         let priority = link.priority().map_err(failed)?;
         let handle = u32::from(link.handle().map_err(failed)?);
@@ -327,7 +346,7 @@ pub fn detach_door(pins: &Pins, door: &Door) -> Result<(), DatapathError> {
                 return Ok(());
             };
             let handle = TcHandle::from(handle);
-            let link = SchedClassifierLink::attached(&interface, TcAttachType::Ingress, priority, handle, None)
+            let link = SchedClassifierLink::attached(&interface, door.kind.side(), priority, handle, None)
                 .map_err(|source| failed(source.into()))?;
             match link.detach() {
                 Ok(()) => {}

@@ -1,7 +1,8 @@
 //! How the host reaches a backend: by which device, through which port of a bridge, to which MAC address.
 //!
 //! ```text
-//! route to the backend ─▶ device ─▶ neighbour (asked for if unknown) ─▶ MAC ─▶ port of the bridge ─▶ reach
+//! route to the backend ─▶ this host itself, or
+//!                         device ─▶ neighbour (asked for if unknown) ─▶ MAC ─▶ port of the bridge ─▶ reach
 //! ```
 //!
 //! Every answer is asked of the kernel for one object at a time, by rtnetlink, in the network namespace in which the
@@ -21,6 +22,9 @@ mod netlink;
 
 /// How many names an error lists; a Docker host may have thousands of interfaces.
 const NAMES_LISTED: usize = 20;
+
+/// The index of the loopback of every network namespace: `LOOPBACK_IFINDEX`, include/net/flow.h.
+const LOOPBACK: u32 = 1;
 
 /// A link-layer address.
 pub type Mac = [u8; 6];
@@ -45,6 +49,8 @@ pub enum Reach {
     Neighbour,
     /// Over a device without link-layer addresses: the kernel has to route.
     Routed,
+    /// It is a server of this host, or of a container that shares the host's network: its own stack takes them.
+    Local,
 }
 
 /// The way to a backend and back.
@@ -181,10 +187,7 @@ pub enum LinkError {
         source: io::Error,
     },
     /// The backend's address is one of this host's own.
-    #[error(
-        "backend {backend}: the address is this host's own, not that of a container or of another machine: packets are \
-         handed to other network namespaces, so give the server one (as a container: not --network host)"
-    )]
+    #[error("backend {backend}: the address is this host's own")]
     Local {
         /// The backend's address.
         backend: IpAddr,
@@ -259,9 +262,12 @@ impl Links {
     /// asked for (ARP, neighbour discovery), which takes up to a second.
     ///
     /// # Errors
-    /// `NoRoute`, `Local`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
+    /// `NoRoute`, `NotUnicast`, `NoNeighbour`; `InterfaceGone` or `Netlink` if things change under way.
     pub async fn resolve(&self, backend: IpAddr, belief: Belief) -> Result<Path, LinkError> {
-        let hop = self.netlink.route_to(backend).await?;
+        let hop = match self.netlink.route_to(backend).await {
+            Err(LinkError::Local { .. }) => return Ok(path(&self.netlink.link(LOOPBACK).await?, Place::Here)),
+            hop => hop?,
+        };
         let device = self.netlink.link(hop.device).await?;
         if device.framing == Framing::Bare {
             return Ok(path(&device, Place::Routed));
@@ -420,6 +426,24 @@ impl Links {
         Ok((v4, v6))
     }
 
+    /// Returns the addresses by which a server is reached that shares this host's network, as a container with
+    /// `--network host` does, and has no address of its own: of each family one of the first of these devices that has any;
+    /// the former ones while these devices have them, because connections depend on them.
+    ///
+    /// # Errors
+    /// `Netlink`.
+    pub async fn host_network_addresses(
+        &self,
+        devices: &[u32],
+        former: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), LinkError> {
+        let mut of_each = Vec::new();
+        for &device in devices {
+            of_each.push(self.stand_ins(device, former).await?);
+        }
+        Ok(first_of_each_family(&of_each, former))
+    }
+
     /// Returns every interface, by rising index.
     ///
     /// # Errors
@@ -520,6 +544,18 @@ fn stand_in<A: Copy + PartialEq, R: Ord>(
     kept.or_else(best).map(|(_, _, address)| *address)
 }
 
+/// Returns the first address of each family, or the former one if it is among them.
+fn first_of_each_family(
+    addresses: &[(Option<Ipv4Addr>, Option<Ipv6Addr>)],
+    former: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let mut v4 = addresses.iter().filter_map(|(v4, _)| *v4);
+    let mut v6 = addresses.iter().filter_map(|(_, v6)| *v6);
+    let former_v4 = former.0.filter(|former| v4.clone().any(|address| address == *former));
+    let former_v6 = former.1.filter(|former| v6.clone().any(|address| address == *former));
+    (former_v4.or_else(|| v4.next()), former_v6.or_else(|| v6.next()))
+}
+
 /// Returns the VLANs of devices, and those inside them, that are none of the devices themselves.
 pub fn vlans_of(devices: &[Link], all: &[Link]) -> Vec<Link> {
     let mut vlans: Vec<Link> = Vec::new();
@@ -539,6 +575,7 @@ pub fn vlans_of(devices: &[Link], all: &[Link]) -> Vec<Link> {
 /// Where a backend is, seen from the device that the route names.
 #[derive(Clone, Copy)]
 enum Place<'a> {
+    Here,
     Routed,
     BehindRouter,
     OnLink { mac: Mac },
@@ -547,6 +584,7 @@ enum Place<'a> {
 
 fn path(device: &Link, place: Place<'_>) -> Path {
     let (reach, into, reply, mac) = match place {
+        Place::Here => (Reach::Local, device, device, None),
         Place::Routed => (Reach::Routed, device, device, None),
         Place::BehindRouter => (Reach::Neighbour, device, device, None),
         Place::OnLink { mac } if device.leads_elsewhere() => (Reach::Veth, device, device, Some(mac)),
@@ -639,6 +677,15 @@ mod tests {
     }
 
     #[test]
+    fn at_this_host_nothing_has_to_be_known() {
+        let loopback = Link { mac: None, ..link(1, LinkKind::Loopback) };
+
+        let path = path(&loopback, Place::Here);
+
+        assert_eq!((path.reach, path.mac, path.netns), (Reach::Local, None, None));
+    }
+
+    #[test]
     fn over_a_tunnel_the_kernel_routes() {
         let tunnel = Link { framing: Framing::Bare, ..link(2, LinkKind::Other("tun".into())) };
 
@@ -662,6 +709,18 @@ mod tests {
         assert_eq!(choose(&[(Tentative, 1), (Passing, 2)], None), Some(2));
         assert_eq!(choose(&[(Tentative, 1)], None), Some(1), "it will be sure in a moment");
         assert_eq!(choose(&[], Some(3)), None);
+    }
+
+    #[test]
+    fn who_shares_the_network_of_the_host_has_its_first_address() {
+        let v4 = |last| Some(Ipv4Addr::new(198, 18, 0, last));
+        let v6 = Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+        let none = (None, None);
+
+        assert_eq!(first_of_each_family(&[(v4(1), None), (v4(2), v6)], none), (v4(1), v6));
+        assert_eq!(first_of_each_family(&[(v4(1), v6), (v4(2), None)], (v4(2), None)), (v4(2), v6), "as it was");
+        assert_eq!(first_of_each_family(&[(v4(1), None)], (v4(2), v6)), (v4(1), None), "what is gone is not believed");
+        assert_eq!(first_of_each_family(&[], (v4(2), None)), none);
     }
 
     #[test]

@@ -130,10 +130,10 @@ impl Datapath {
         datapath.maps.set_lifetimes(opening.lifetimes)?;
         datapath.maps.local_netns.insert(netns_cookie, 1, 0).map_err(super::maps::failed(map::LOCAL_NETNS))?;
         // Replies of the flows that are under way go on being rewritten, by the program of this agent.
-        let replies: Vec<Door> =
-            datapath.former.values().filter(|door| door.kind == DoorKind::TcReply).cloned().collect();
+        let is_of_replies = |door: &&Door| matches!(door.kind, DoorKind::TcReply | DoorKind::TcLocal);
+        let replies: Vec<Door> = datapath.former.values().filter(is_of_replies).cloned().collect();
         for door in replies {
-            if let Err(error) = datapath.open_door(DoorKind::TcReply, door.device()) {
+            if let Err(error) = datapath.open_door(door.kind, door.device()) {
                 tracing::debug!(interface = door.interface, %error, "the device of a backend is gone");
             }
         }
@@ -211,7 +211,7 @@ impl Datapath {
         let former = self.former.remove(&(kind, ifindex));
         let door = match kind {
             DoorKind::Xdp | DoorKind::XdpGeneric => doors::attach_xdp(&mut self.ebpf, &self.pins, kind, device)?,
-            DoorKind::TcIngress | DoorKind::TcReply | DoorKind::Cgroup => {
+            DoorKind::TcIngress | DoorKind::TcReply | DoorKind::TcLocal | DoorKind::Cgroup => {
                 let own = self.doors.values().chain(self.former.values());
                 let is_own = own.filter(|door| door.ifindex == ifindex).any(Door::owns_qdisc);
                 let is_qdisc_ours =

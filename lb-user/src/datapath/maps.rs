@@ -18,6 +18,8 @@ use super::{DatapathError, pins::Pins, sys};
 pub struct Maps {
     /// `Endpoint → FrontendId`.
     pub addresses: HashMap<MapData, Endpoint, FrontendId>,
+    /// `Endpoint → 1`: backends that are this host itself.
+    pub local_backends: HashMap<MapData, Endpoint, u32>,
     /// `FrontendId → Frontend`.
     pub frontends: HashMap<MapData, FrontendId, Frontend>,
     /// `SlotIndex → Slot`.
@@ -81,6 +83,7 @@ impl Maps {
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
             addresses: typed(pins, map::ADDRESSES)?,
+            local_backends: typed(pins, map::LOCAL_BACKENDS)?,
             frontends: typed(pins, map::FRONTENDS)?,
             slots: typed(pins, map::SLOTS)?,
             backends: typed(pins, map::BACKENDS)?,

@@ -12,6 +12,7 @@ pub mod doors;
 pub mod layout;
 pub mod links;
 pub mod loader;
+pub mod local;
 pub mod maps;
 pub mod netdev;
 pub mod netns;
@@ -132,6 +133,17 @@ pub enum DatapathError {
         frontend: String,
         /// Whose it is.
         instance: String,
+    },
+    /// A server of this host cannot stand behind itself.
+    #[error(
+        "backend {backend}: it is frontend {frontend} itself, so that there is nothing to balance: let the server listen at \
+         another port, or name other addresses with --publish"
+    )]
+    OwnFrontend {
+        /// The backend.
+        backend: std::net::SocketAddr,
+        /// The frontend's name.
+        frontend: String,
     },
     /// Another instance is taking its frontends.
     #[error("look after the frontends' addresses: another instance is choosing its frontends: tried again in a moment")]

@@ -309,6 +309,18 @@ impl Registry {
         self.frontends.iter().find(|(_, row)| row.name == name).map(|(&id, _)| id)
     }
 
+    /// Returns the protocols of the frontends.
+    pub(super) fn protos(&self) -> impl Iterator<Item = (FrontendId, Proto)> {
+        self.frontends.iter().map(|(&id, row)| (id, row.proto))
+    }
+
+    /// Returns the name of the frontend at an address whose protocol is that of the one named.
+    pub(super) fn frontend_at(&self, address: SocketAddr, named: &str) -> Option<&str> {
+        let proto = self.frontends.values().find(|row| row.name == named)?.proto;
+        let at = self.frontends.values().find(|row| row.proto == proto && row.addresses.contains(&address))?;
+        Some(&at.name)
+    }
+
     /// Returns the name of a frontend.
     pub fn frontend_name(&self, id: FrontendId) -> Option<&str> {
         self.frontends.get(&id).map(|row| row.name.as_str())
@@ -529,10 +541,12 @@ impl Datapath {
     pub fn prepare(&mut self, service: &str, ready: &[Member], draining: &[Member]) -> Result<Prepared, DatapathError> {
         let mut unreachable = BTreeMap::new();
         for member in ready.iter().chain(draining) {
-            let way = &member.way;
-            let device = Device { ifindex: way.reply_ifindex, name: &way.reply_name, framing: way.reply_framing };
-            if let Err(error) = self.open_door(DoorKind::TcReply, device) {
-                tracing::debug!(container = %member.container, %error, "its device cannot be watched");
+            let opened = match member.way.reach {
+                Reach::Local => self.check_local(member).and_then(|()| self.open_local()),
+                Reach::Veth | Reach::Neighbour | Reach::Routed => self.open_reply(&member.way),
+            };
+            if let Err(error) = opened {
+                tracing::debug!(container = %member.container, %error, "its replies cannot be met");
                 unreachable.insert(member.container.clone(), error);
             }
         }
@@ -544,12 +558,20 @@ impl Datapath {
         Ok(Prepared { plan, unreachable })
     }
 
+    /// Opens the door of the device by which a backend's packets enter.
+    fn open_reply(&mut self, way: &Way) -> Result<(), DatapathError> {
+        let device = Device { ifindex: way.reply_ifindex, name: &way.reply_name, framing: way.reply_framing };
+        self.open_door(DoorKind::TcReply, device)
+    }
+
     /// Writes a publication; flows of all of the service who are not in it end.
     ///
     /// # Errors
     /// What the kernel said; what was written by then stays, and the next publication goes on.
     pub fn commit(&mut self, plan: Prepared) -> Result<(), DatapathError> {
         let Plan { backends, frontends, ended } = plan.plan;
+        // Whose way is a local one by now may be led to as soon as that is written.
+        self.add_local_backends()?;
         for backend in backends {
             self.maps.backends.set(backend.id, entry(&backend), 0).map_err(failed(map::BACKENDS))?;
             self.registry.unwritten.remove(&backend.id);
@@ -575,8 +597,10 @@ impl Datapath {
                 self.registry.retiring.insert(id, ended.frontend);
             }
         }
-        let devices = self.registry.backends.values().map(|backend| backend.way.reply_ifindex).collect();
-        self.close_doors_except(DoorKind::TcReply, &devices)
+        let elsewhere = self.registry.backends.values().filter(|backend| backend.way.reach != Reach::Local);
+        let devices = elsewhere.map(|backend| backend.way.reply_ifindex).collect();
+        self.close_doors_except(DoorKind::TcReply, &devices)?;
+        self.remove_local_backends()
     }
 
     /// Puts the counters of backends that are no more to their frontend's account and frees their ids. To be called
@@ -636,6 +660,7 @@ fn entry(backend: &BackendReport) -> Backend {
         Reach::Veth => HandOff::Peer,
         Reach::Neighbour => HandOff::Neighbour,
         Reach::Routed => HandOff::Routing,
+        Reach::Local => HandOff::Local,
     };
     let address = backend.endpoint.ip();
     let host_address = match address {
@@ -648,9 +673,10 @@ fn entry(backend: &BackendReport) -> Backend {
         Some(snat) => entry.beside(snat.into()).hiding_clients(),
         None => entry.beside(host_address.unwrap_or_default()),
     };
-    let entry = match way.netns {
-        Some(netns) => entry.listening_in(netns),
-        None => entry,
+    let entry = match (way.netns, way.reach) {
+        (_, Reach::Local) => entry.listening_here(),
+        (Some(netns), _) => entry.listening_in(netns),
+        (None, _) => entry,
     };
     if backend.leaving { entry.leaving() } else { entry }
 }
@@ -667,6 +693,8 @@ fn allocate(live: &[SlotRange], len: u32, from: u32, limit: u32) -> Option<u32> 
 
 #[cfg(test)]
 mod tests {
+    use lb_ebpf::abi::NETNS_HERE;
+
     use super::*;
     use crate::{config::Snat, datapath::links::Framing};
 
@@ -810,6 +838,43 @@ mod tests {
         let entry = entry(backend);
         assert!(entry.hides_clients());
         assert_eq!(IpAddr::from(entry.host_address), "198.19.0.9".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn a_server_of_this_host_is_given_to_its_own_stack_as_long_as_it_is_here() {
+        let mut registry = registry();
+        let way = Way { reach: Reach::Local, netns: None, ..way() };
+        let here = Member { way, ..member("a", "198.19.0.1:5000") };
+        let plan = registry.plan(WEB, &[&here, &member("b", "198.19.0.2:5000")], &[]).unwrap();
+        assert!(!registry.has_local());
+
+        let entry = entry(&plan.backends[0]);
+        assert_eq!((entry.hand_off(), entry.netns()), (HandOff::Local, Some(NETNS_HERE)), "its listener can be asked");
+        settle(&mut registry, plan);
+        let at = |text: &str| endpoint(text.parse().unwrap(), Proto::Tcp);
+        assert_eq!(registry.local_endpoints(), [at("198.19.0.1:5000")].into());
+
+        let plan = registry.plan(WEB, &[&member("b", "198.19.0.2:5000")], &[&here]).unwrap();
+        settle(&mut registry, plan);
+        assert!(registry.has_local(), "it drains");
+        let plan = registry.plan(WEB, &[&member("a", "198.19.0.1:5000")], &[]).unwrap();
+        assert_eq!((plan.backends[0].id, &plan.ended[..]), (0, &[1][..]), "its address has moved, and it is the same");
+        settle(&mut registry, plan);
+        assert!(!registry.has_local() && registry.local_endpoints().is_empty());
+    }
+
+    #[test]
+    fn a_frontend_is_told_from_one_of_another_protocol() {
+        let mut registry = registry();
+        let row = registry.frontends.get_mut(&0).unwrap();
+        row.addresses.insert("198.19.0.1:80".parse().unwrap());
+        let other = FrontendRow { name: "80/udp".into(), proto: Proto::Udp, addresses: BTreeSet::new(), ..row.clone() };
+        registry.frontends.insert(1, other);
+        let at = |address: &str, named| registry.frontend_at(address.parse().unwrap(), named);
+
+        assert_eq!(at("198.19.0.1:80", "80/tcp"), Some("80/tcp"));
+        assert_eq!(at("198.19.0.1:81", "80/tcp"), None);
+        assert_eq!(at("198.19.0.1:80", "80/udp"), None, "a server of UDP may be there");
     }
 
     #[test]

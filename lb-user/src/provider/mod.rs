@@ -127,7 +127,10 @@ pub enum ProviderError {
         network: String,
     },
     /// On this network containers have no address of their own.
-    #[error("network {network} gives containers no address of their own: use a bridge network")]
+    #[error(
+        "network {network} gives containers no address of their own, and no two of them could listen at one port: use a \
+         bridge network, or start one yourself and name it, by an address of this host, with --backend"
+    )]
     NetworkWithoutAddresses {
         /// The network's name.
         network: String,

@@ -327,9 +327,10 @@ impl Reading {
                 links::Reach::Veth => Reach::Veth,
                 links::Reach::Neighbour => Reach::Neighbour,
                 links::Reach::Routed => Reach::Routed,
+                links::Reach::Local => Reach::Local,
             }),
             interface: published
-                .filter(|backend| backend.way.reach != links::Reach::Routed)
+                .filter(|backend| !matches!(backend.way.reach, links::Reach::Routed | links::Reach::Local))
                 .map(|backend| backend.way.name.clone()),
             connections_active: *active,
             connections_total: traffic.connections + traffic.local_connections,
@@ -449,11 +450,11 @@ fn hook_point(door: &Door) -> Option<HookPoint> {
         DoorKind::Xdp => HookKind::Xdp,
         DoorKind::XdpGeneric => HookKind::XdpGeneric,
         DoorKind::Cgroup => HookKind::Connect,
-        DoorKind::TcReply => return None,
+        DoorKind::TcReply | DoorKind::TcLocal => return None,
     };
     let attach = match (door.kind, door.attach) {
         (_, DoorAttach::Clsact { .. }) => Attach::Clsact,
-        (DoorKind::TcIngress | DoorKind::TcReply, DoorAttach::Link) => Attach::Tcx,
+        (DoorKind::TcIngress | DoorKind::TcReply | DoorKind::TcLocal, DoorAttach::Link) => Attach::Tcx,
         (DoorKind::Xdp | DoorKind::XdpGeneric, DoorAttach::Link) => Attach::XdpLink,
         (DoorKind::Cgroup, DoorAttach::Link) => Attach::CgroupLink,
     };

@@ -322,6 +322,7 @@ fn via(backend: &Backend) -> String {
         Reach::Veth => "veth",
         Reach::Neighbour => "neighbour",
         Reach::Routed => "routed",
+        Reach::Local => "local",
     });
     match (reach, &backend.interface) {
         // The interface of a container says by itself that it is a veth.

@@ -259,7 +259,8 @@ pub struct Backend {
     pub slow_start_percent: Option<u32>,
     /// How packets get to it; null until it is known.
     pub reach: Option<Reach>,
-    /// The interface by which packets leave for it; null where the kernel's routing decides.
+    /// The interface by which packets leave for it; null where the kernel's routing decides, or none
+    /// do.
     pub interface: Option<String>,
     /// Connections under way.
     pub connections_active: u64,
@@ -332,6 +333,8 @@ pub enum Reach {
     Neighbour,
     /// Handed to the kernel's routing and firewall.
     Routed,
+    /// Handed to the stack of this host, whose server it is.
+    Local,
 }
 
 /// Packets that were not simply forwarded, by reason. The reasons' names are stable; those that never occurred may be

@@ -378,7 +378,10 @@ fn every_name_in_the_document_is_the_documented_one() {
         ])),
         ["starting", "ready", "draining", "unhealthy", "stopped"]
     );
-    assert_eq!(names(all(&[Reach::Veth, Reach::Neighbour, Reach::Routed])), ["veth", "neighbour", "routed"]);
+    assert_eq!(
+        names(all(&[Reach::Veth, Reach::Neighbour, Reach::Routed, Reach::Local])),
+        ["veth", "neighbour", "routed", "local"]
+    );
     assert_eq!(names(all(&[Phase::Starting, Phase::Running, Phase::Stopping])), ["starting", "running", "stopping"]);
 }
 

@@ -28,7 +28,7 @@ const WARM_UP: u32 = 20_000;
 /// Flows where their number is not what is looked at: enough that all backends and frontends are met.
 const SOME_FLOWS: u32 = 16_384;
 
-const KINDS: [(Door, Kind); 14] = [
+const KINDS: [(Door, Kind); 15] = [
     (Door::Xdp, Kind::Established),
     (Door::Xdp, Kind::NewSyn),
     (Door::Xdp, Kind::Datagram),
@@ -43,6 +43,7 @@ const KINDS: [(Door, Kind); 14] = [
     (Door::Tc, Kind::Dropped),
     (Door::Reply, Kind::Reply),
     (Door::Reply, Kind::NotOurs),
+    (Door::Local, Kind::NotOurs),
 ];
 /// What is looked at where the number of something grows.
 const GROWING: [(&str, Door, Kind); 3] = [
@@ -142,7 +143,7 @@ fn over_empty(
 ) -> Result<f64> {
     let (empty, nothing) = match door {
         Door::Xdp => (Called::XdpEmpty, Action::Pass),
-        Door::Tc | Door::Reply => (Called::TcEmpty, Action::Route),
+        Door::Tc | Door::Reply | Door::Local => (Called::TcEmpty, Action::Route),
     };
     run(WARM_UP, yardstick)?;
     yardstick.run(empty, WARM_UP, nothing)?;
@@ -191,6 +192,7 @@ const fn door_name(door: Door) -> &'static str {
         Door::Tc => "TC",
         Door::Xdp => "XDP",
         Door::Reply => "TC reply",
+        Door::Local => "TC egress",
     }
 }
 

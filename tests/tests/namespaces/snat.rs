@@ -179,12 +179,4 @@ pub(super) fn what_cannot_be_balanced_is_told_with_what_to_do() {
     let (code, error) = run(&[&backend[..], &["--snat", "2001:db8::1"]].concat());
     assert!(code == Some(64) && error.contains("no backend is"), "{error}");
     assert_gone(&lab.instance());
-
-    // A server of the host itself, as a container with `--network host` is one.
-    let arguments = ["--publish", "80", "--uplink", "up0", "--backend", "198.18.1.1:8080"];
-    let agent = Agent::start(Some(&lab.balancer()), &lab.instance(), &arguments);
-    agent.wait_for("the reason is told", Duration::from_secs(15), |status| {
-        let error = status["frontends"][0]["backends"][0]["last_error"].as_str().unwrap_or_default();
-        error.contains("this host's own") && error.contains("--network host")
-    });
 }

@@ -15,7 +15,7 @@ use super::{arguments, count, served, start};
 const VLANS: [(&str, &str); 2] = [(".5", "198.18.5"), (".100.7", "198.18.7")];
 
 /// A lab with servers whose client has VLANs, and the balancer, too.
-fn trunk(backends: usize) -> Lab {
+pub(super) fn trunk(backends: usize) -> Lab {
     let mut lab = Lab::new(backends, Wiring::Bridge);
     lab.start_servers();
     for (namespace, trunk, host) in [(lab.client(), "cl0", 2), (lab.balancer(), "up0", 1)] {
@@ -34,7 +34,7 @@ fn trunk(backends: usize) -> Lab {
 }
 
 /// Lets the devices of the wire take tags, and add them, or leave both to the kernel.
-fn offload_tags(lab: &Lab, offload: &str) {
+pub(super) fn offload_tags(lab: &Lab, offload: &str) {
     for (namespace, device) in [(lab.client(), "cl0"), (lab.balancer(), "up0")] {
         let kinds = ["rxvlan", "txvlan", "rx-vlan-stag-hw-parse", "tx-vlan-stag-hw-insert"];
         let settings: Vec<&str> = kinds.into_iter().flat_map(|kind| [kind, offload]).collect();

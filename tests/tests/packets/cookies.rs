@@ -60,7 +60,7 @@ impl World {
                 }
                 other => other,
             },
-            Door::Tc | Door::Reply => object.run(door, frame),
+            Door::Tc | Door::Reply | Door::Local => object.run(door, frame),
         })
     }
 }

@@ -467,7 +467,7 @@ pub fn mutated(door: Door) {
         let asked = forwarded(&object, Door::Tc, &udp(from, DATAGRAMS, b"?")).to;
         let payload = vec![number as u8; usize::from(number) * 13];
         let (segment, datagram) = match door {
-            Door::Reply => (tcp(backend, from, ACK, 901, 101, &payload), udp(asked, from, &payload)),
+            Door::Reply | Door::Local => (tcp(backend, from, ACK, 901, 101, &payload), udp(asked, from, &payload)),
             Door::Tc | Door::Xdp => (tcp(from, FRONTEND, ACK, 101, 901, &payload), udp(from, DATAGRAMS, &payload)),
         };
         templates.push(with_extensions(segment.clone(), &[(HOP_BY_HOP, 1), (DESTINATION, 2)]));
@@ -507,7 +507,7 @@ pub fn mutated(door: Door) {
                 assert!(after.sum || !before.sum || frame[20] == 44, "packet {number}: checksum broken: {frame:02x?}");
                 assert_eq!(before.payload, after.payload, "packet {number}");
                 match door {
-                    Door::Reply => assert_eq!(after.from.0, FRONTEND.0, "packet {number}: {after:?}"),
+                    Door::Reply | Door::Local => assert_eq!(after.from.0, FRONTEND.0, "packet {number}: {after:?}"),
                     Door::Tc | Door::Xdp => {
                         assert!(BACKENDS.iter().any(|at| at.0 == after.to.0), "packet {number}: {after:?}");
                     }
