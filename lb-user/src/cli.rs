@@ -75,7 +75,10 @@ Examples:
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
 
-  The same, the first with three times the connections of the second:
+  Containers that somebody else starts: docker run --label lb.enable=true --label lb.port=5000 …
+    lb-user run --discover --publish 80
+
+  Servers of two weights, the first with three times the connections of the second:
     lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
       --scheduler least-conn
 
@@ -232,6 +235,16 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<StaticBackend>,
 
+    /// Balance over containers that others start and label lb.enable=true; none of them is ever started or stopped
+    ///
+    /// One comes as Docker tells of its start, and gets connections once it passes its checks; it is out of rotation as soon
+    /// as it is asked to end. Labels: lb.service=NAME, where several services take such containers; lb.port=PORT, instead of
+    /// CONTAINER_PORT, or of the only port that it exposes; lb.weight=1 to 256; lb.network=NET, where it is on several;
+    /// lb.instance=NAME. One whose labels are wrong is left out, and `status` tells why. CONTAINER_PORT may be left out. Of
+    /// the options about containers and scaling, only --max and --network have a meaning.
+    #[arg(long, help_heading = FRONTENDS)]
+    pub discover: bool,
+
     /// Let backends know clients by this address of this host, not by their own; once for each family
     ///
     /// Replies come back here from anywhere then: from other machines of the network, from containers on macvlan. Without
@@ -301,6 +314,8 @@ pub struct ServiceArgs {
     pub min: Option<u32>,
 
     /// Most containers [default: 10]
+    ///
+    /// With --discover: how many are taken of those that others start, by default 64.
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub max: Option<u32>,
 
@@ -372,6 +387,8 @@ pub struct ServiceArgs {
     pub env: Vec<EnvVar>,
 
     /// Network that the containers join [default: the engine's]
+    ///
+    /// With --discover: the one by which those are reached that are on several and name none.
     #[arg(long, value_name = "NET", value_parser = value::parse_network, help_heading = CONTAINERS)]
     pub network: Option<String>,
 }
@@ -613,7 +630,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
-            ("run", "--snat --syn-cookies --dry-run"),
+            ("run", "--snat --syn-cookies --dry-run --discover"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -186,6 +186,7 @@ impl Service {
     fn most_backends_at(&self, publish: &Publish) -> u64 {
         match &self.source {
             Source::Docker(docker) => u64::from(docker.scaling.max),
+            Source::Discovered(discovery) => u64::from(discovery.max),
             Source::Static { backends } => {
                 let is_served = |backend: &&StaticBackend| publish.family() == Some(Family::of(backend.address.ip()));
                 backends.iter().filter(is_served).count() as u64
@@ -197,7 +198,7 @@ impl Service {
     pub fn metrics(&self) -> Option<String> {
         match &self.source {
             Source::Docker(docker) => Some(docker.scaling.following.told()),
-            Source::Static { .. } => None,
+            Source::Static { .. } | Source::Discovered(_) => None,
         }
     }
 
@@ -205,7 +206,7 @@ impl Service {
     pub fn static_backends(&self) -> &[StaticBackend] {
         match &self.source {
             Source::Static { backends } => backends,
-            Source::Docker(_) => &[],
+            Source::Docker(_) | Source::Discovered(_) => &[],
         }
     }
 }
@@ -220,6 +221,18 @@ pub enum Source {
         /// Where they are: 1 to [`MAX_BACKENDS_PER_FRONTEND`], none twice.
         backends: Vec<StaticBackend>,
     },
+    /// Containers that others start, and label to be served. A [`Publish::container_port`] counts for those that name no
+    /// port themselves.
+    Discovered(Discovery),
+}
+
+/// Which of the containers that others start are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// The most: 1 to [`MAX_BACKENDS_PER_FRONTEND`].
+    pub max: u32,
+    /// The network by which those are reached that name none; without it, their only one.
+    pub network: Option<String>,
 }
 
 /// Containers that share less than this of a processor each are hardly meant to.

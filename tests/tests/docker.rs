@@ -16,6 +16,8 @@ use lb_tests::{
 };
 use nix::sys::signal::Signal;
 
+#[path = "docker/discovery.rs"]
+mod discovery;
 #[path = "docker/orders.rs"]
 mod orders;
 
@@ -54,6 +56,18 @@ fn main() -> ExitCode {
             orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
         ),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
+        case(
+            "containers_of_others_are_found_by_their_labels",
+            discovery::containers_of_others_are_found_by_their_labels,
+        ),
+        case(
+            "a_container_that_is_stopped_by_others_loses_nothing",
+            discovery::a_container_that_is_stopped_by_others_loses_nothing,
+        ),
+        case(
+            "containers_of_others_that_cannot_be_served_are_told",
+            discovery::containers_of_others_that_cannot_be_served_are_told,
+        ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Addresses, Family};
-use super::event::{BackendName, ContainerId, Sighting};
+use super::event::{BackendName, ContainerId, Sighting, Terms};
 use super::families::{Families, Heard, Shift, Verdict};
 use super::passive::Answers;
 use super::retry::Errand;
@@ -95,6 +95,8 @@ pub(super) enum DrainCause {
     Shutdown,
     /// It was served by a former agent and is nobody's by now: there is nothing to stop.
     Unlisted,
+    /// Somebody asked it to end, and it will.
+    Ending,
 }
 
 /// What a probe's outcome changed.
@@ -145,6 +147,8 @@ pub(super) struct Backend {
     pub ready_since: Option<Timestamp>,
     /// When it passed the checks that it had not passed before: from then on it gets more and more of its share.
     pub warming_since: Option<Timestamp>,
+    /// Whether somebody has asked it to end.
+    pub ending: bool,
     /// Whether the provider has shown it; otherwise it is known from the answer to its start alone.
     pub sighted: bool,
     /// What the datapath may hold of it.
@@ -172,6 +176,7 @@ impl Backend {
             known_since: now,
             ready_since: None,
             warming_since: None,
+            ending: false,
             sighted: true,
             held: Held::Nothing,
             flows: 0,
@@ -185,7 +190,16 @@ impl Backend {
     pub fn started(id: ContainerId, ordinal: u32, now: Timestamp) -> Self {
         let name = BackendName(id.0.clone());
         // It is newer than every backend that has been seen.
-        let sighting = Sighting { id, name, ordinal, address: None, running: true, created: u64::MAX, outdated: false };
+        let sighting = Sighting {
+            id,
+            name,
+            ordinal,
+            address: None,
+            running: true,
+            created: u64::MAX,
+            outdated: false,
+            terms: Terms::default(),
+        };
         Backend { sighted: false, ..Backend::starting(sighting, now) }
     }
 
@@ -202,6 +216,11 @@ impl Backend {
     /// Returns whether it is nobody's: it leaves, and nothing is stopped.
     pub fn is_unlisted(&self) -> bool {
         matches!(&self.state, State::Draining(drain) if drain.cause == DrainCause::Unlisted)
+    }
+
+    /// Returns whether it is on its way out because somebody has asked it to end.
+    pub fn is_ending(&self) -> bool {
+        matches!(&self.state, State::Draining(drain) if drain.cause == DrainCause::Ending)
     }
 
     /// Makes it nobody's: it is on its way out, and will not be missed in a list.

@@ -46,6 +46,8 @@ pub enum DecisionKind {
     Start,
     /// A container could not be started, or did not become ready in time.
     StartFailed,
+    /// A container that others have started is not served.
+    LeftOut,
     /// A container ended by itself or was taken away.
     BackendDied,
     /// A backend fails its checks and gets no new connections.
@@ -99,6 +101,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::Adopted => "adopted",
             DecisionKind::Start => "start",
             DecisionKind::StartFailed => "start failed",
+            DecisionKind::LeftOut => "left out",
             DecisionKind::BackendDied => "backend died",
             DecisionKind::Unhealthy => "unhealthy",
             DecisionKind::KeptLast => "kept as the last",

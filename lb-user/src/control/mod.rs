@@ -17,6 +17,7 @@ mod addresses;
 mod backend;
 mod changes;
 mod crash_loop;
+mod discovery;
 mod event;
 mod families;
 mod history;
@@ -38,7 +39,7 @@ pub use addresses::{Addresses, Family};
 pub use backend::BackendState;
 pub use changes::Change;
 pub use crash_loop::CrashLoop;
-pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
+pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting, Terms};
 pub use families::Heard;
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
@@ -50,8 +51,9 @@ pub use settings::{Reconfiguration, Scaling, Settings};
 pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
-use backend::{Backend, DrainCause, Held, State, Turn};
+use backend::{Backend, Drain, DrainCause, Held, State, Turn};
 use crash_loop::SHORT_LIFE;
+use discovery::LeftOut;
 use families::Shift;
 use history::History;
 use policy::{Bounds, Law};
@@ -90,6 +92,8 @@ pub struct Controller {
     start_error: Option<String>,
     /// Containers that were gone before the answer to their start had come.
     stillborn: BTreeMap<ContainerId, GoneCause>,
+    /// Containers that others have started and that are not served.
+    left_out: BTreeMap<ContainerId, LeftOut>,
     /// Whether the end was asked for before it was known what there is.
     stop_awaits_list: bool,
     forced: bool,
@@ -134,6 +138,7 @@ impl Controller {
             provider_error: None,
             start_error: None,
             stillborn: BTreeMap::new(),
+            left_out: BTreeMap::new(),
             stop_awaits_list: false,
             forced: false,
             finished: false,
@@ -213,11 +218,7 @@ impl Controller {
             phase: self.phase,
             min: bounds.map(Bounds::min),
             max: bounds.map(Bounds::max),
-            desired: if self.is_auto() {
-                self.wish
-            } else {
-                self.backends.values().filter(|backend| !backend.is_unlisted()).count() as u32
-            },
+            desired: if self.is_auto() { self.wish } else { self.taken() as u32 },
             load: self.load,
             standing: self.standing.clone(),
             record: self.demand.record.clone(),
@@ -241,6 +242,7 @@ impl Controller {
                  or `docker rm -f` them one by one"
             ));
         }
+        problems.extend(self.left_out_told());
         problems.extend(self.provider_error.iter().map(|error| format!("{error}; nothing is started or stopped")));
         problems.extend(self.publisher.error().map(|error| format!("publish: {error}")));
         if let Some(error) = &self.start_error
@@ -437,6 +439,7 @@ impl Controller {
             }
             (Scaling::Auto(_) | Scaling::Demand(_) | Scaling::Fixed, _) => {}
         }
+        self.settings.most = new.most;
         self.settings.drain_timeout = new.drain_timeout;
         self.settings.slow_start = new.slow_start;
         self.settings.probe_interval = new.probe_interval;
@@ -456,6 +459,9 @@ impl Controller {
     }
 
     fn seen(&mut self, sighting: Sighting, now: Timestamp) {
+        if self.leaves_out(&sighting, now) {
+            return;
+        }
         if !sighting.running {
             match self.backends.get(&sighting.id) {
                 Some(_) => self.gone(&sighting.id.clone(), GoneCause::Died { exit_code: None, oom: false }, now),
@@ -509,6 +515,7 @@ impl Controller {
         for sighting in sightings {
             self.seen(sighting, now);
         }
+        self.left_out.retain(|id, _| listed.contains(id));
         // What was only started, and never seen, may be younger than the list.
         let absent: Vec<ContainerId> = self
             .backends
@@ -559,6 +566,13 @@ impl Controller {
 
     fn gone(&mut self, id: &ContainerId, cause: GoneCause, now: Timestamp) {
         let auto = self.is_auto();
+        if cause == GoneCause::Ending {
+            self.ends(id, now);
+            return;
+        }
+        if cause != GoneCause::Paused {
+            self.left_out.remove(id);
+        }
         let Some(backend) = self.backends.get_mut(id) else {
             if !self.pending.is_empty() && cause != GoneCause::Paused {
                 self.stillborn.insert(id.clone(), cause);
@@ -694,7 +708,9 @@ impl Controller {
             return commands;
         }
         self.expire(now);
+        self.take_waiting(now);
         self.judge(now);
+        self.judge_ending(now);
         self.arrange(now, &mut commands);
         let starts = std::mem::take(&mut commands);
         self.release(now);
@@ -870,7 +886,7 @@ impl Controller {
         for backend in self.backends.values_mut() {
             match &mut backend.state {
                 State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
-                State::Draining(drain) if drain.cause == DrainCause::Unlisted => {}
+                State::Draining(Drain { cause: DrainCause::Unlisted | DrainCause::Ending, .. }) => {}
                 State::Draining(drain) => drain.cause = DrainCause::Shutdown,
                 State::Stopping(_) | State::Dead(_) => {}
             }

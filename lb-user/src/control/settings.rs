@@ -28,6 +28,8 @@ pub enum Scaling {
 pub struct Settings {
     /// Who decides how many backends there are.
     pub scaling: Scaling,
+    /// The most backends that are taken of those that others start; nothing where the list of them is itself a wish.
+    pub most: Option<u32>,
     /// How long a draining backend may keep flows before it is stopped.
     pub drain_timeout: Duration,
     /// How long after a backend has left the slots a sweep may begin that is believed when it finds no flows: the time
@@ -88,6 +90,8 @@ pub struct Reconfiguration {
     pub reason: String,
     /// The law, if there was one; who decides stays.
     pub scaling: Scaling,
+    /// See [`Settings::most`]. Where there are more already, they stay.
+    pub most: Option<u32>,
     /// See [`Settings::drain_timeout`].
     pub drain_timeout: Duration,
     /// See [`Settings::slow_start`].
@@ -108,6 +112,7 @@ impl Settings {
     pub fn new(scaling: Scaling) -> Self {
         Settings {
             scaling,
+            most: None,
             drain_timeout: Duration::from_secs(30),
             settle: Duration::from_secs(1),
             slow_start: Duration::ZERO,

@@ -26,18 +26,21 @@ use bollard::{
 };
 use futures_util::{
     StreamExt, TryStreamExt,
-    future::BoxFuture,
+    future::{self, BoxFuture},
     stream::{self, BoxStream},
 };
 use tokio::sync::mpsc;
 
 use super::{Provider, ProviderError, ProviderEvent};
-use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting};
+use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting, Terms};
 
+mod discover;
 mod fleet;
 pub mod labels;
+pub mod offer;
 mod watch;
 
+pub use discover::{DiscoveryProvider, DiscoverySettings};
 pub use fleet::Fleet;
 use fleet::Roster;
 
@@ -115,7 +118,7 @@ impl DockerProvider {
     /// `ImageMissing`, `NetworkMissing`, `NetworkWithoutAddresses`, and those of any request.
     pub async fn check(&self) -> Result<Vec<Family>, ProviderError> {
         self.check_image().await?;
-        self.check_network().await
+        self.engine.families_on(self.settings.network.as_deref()).await
     }
 
     async fn check_image(&self) -> Result<(), ProviderError> {
@@ -130,22 +133,6 @@ impl DockerProvider {
                 Ok(())
             }
             Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::ImageMissing { image }),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Returns also the families of the addresses that containers get.
-    async fn check_network(&self) -> Result<Vec<Family>, ProviderError> {
-        let network = self.settings.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
-        let answer = self.engine.docker.inspect_network(&network, None);
-        match self.engine.ask(format!("look for network {network}"), READ_LIMIT, answer).await {
-            Ok(found) if matches!(found.driver.as_deref(), Some("host" | "null")) => {
-                Err(ProviderError::NetworkWithoutAddresses { network })
-            }
-            Ok(found) => Ok(families_of(found.enable_ipv4, found.enable_ipv6)),
-            // Podman's has another name, and an engine may be told to have none.
-            Err(ProviderError::Refused { status: 404, .. }) if self.settings.network.is_none() => Ok(vec![Family::V4]),
-            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::NetworkMissing { network }),
             Err(error) => Err(error),
         }
     }
@@ -253,6 +240,7 @@ impl DockerProvider {
             address: address_on(&networks, self.settings.network.as_deref()),
             running: paused || summary.state == Some(ContainerSummaryStateEnum::RUNNING),
             created: summary.created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+            terms: Terms::default(),
         };
         Some(Found { sighting, paused })
     }
@@ -269,6 +257,7 @@ impl DockerProvider {
             address: address_on(&networks, self.settings.network.as_deref()),
             running: state.running == Some(true) && state.restarting != Some(true),
             created: unix_seconds(&container.created.unwrap_or_default()),
+            terms: Terms::default(),
         };
         Some(Found { sighting, paused: state.paused == Some(true) })
     }
@@ -337,14 +326,7 @@ impl Provider for DockerProvider {
     }
 
     fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
-        Box::pin(async move {
-            // Process ids of an engine elsewhere mean nothing here.
-            if !self.engine.endpoint.starts_with("unix:") {
-                return None;
-            }
-            let state = self.engine.inspect(&id.0).await.ok()?.state?;
-            state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
-        })
+        Box::pin(self.engine.process(id))
     }
 
     fn events(&self) -> mpsc::Receiver<ProviderEvent> {
@@ -404,11 +386,45 @@ impl Engine {
         })
     }
 
+    /// Returns of which families the addresses are that containers get on a network, or on the one that they join by default.
+    async fn families_on(&self, network: Option<&str>) -> Result<Vec<Family>, ProviderError> {
+        let name = network.unwrap_or(DEFAULT_NETWORK).to_owned();
+        let answer = self.docker.inspect_network(&name, None);
+        match self.ask(format!("look for network {name}"), READ_LIMIT, answer).await {
+            Ok(found) if matches!(found.driver.as_deref(), Some("host" | "null")) => {
+                Err(ProviderError::NetworkWithoutAddresses { network: name })
+            }
+            Ok(found) => Ok(families_of(found.enable_ipv4, found.enable_ipv6)),
+            // Podman's has another name, and an engine may be told to have none.
+            Err(ProviderError::Refused { status: 404, .. }) if network.is_none() => Ok(vec![Family::V4]),
+            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::NetworkMissing { network: name }),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn containers(&self, instance: &str) -> Result<Vec<ContainerSummary>, ProviderError> {
         let filters = HashMap::from([("label", vec![format!("{}={instance}", labels::INSTANCE)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let answer = self.docker.list_containers(Some(options));
         self.ask(format!("list containers of {instance}"), READ_LIMIT, answer).await
+    }
+
+    /// Returns the containers that others have started and labelled to be served.
+    async fn offered(&self) -> Result<Vec<ContainerSummary>, ProviderError> {
+        let filters = HashMap::from([("label", vec![offer::ENABLE.to_owned()])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let answer = self.docker.list_containers(Some(options));
+        self.ask("list containers of others".to_owned(), READ_LIMIT, answer).await
+    }
+
+    /// Returns the id of a container's first process on this host.
+    async fn process(&self, id: &ContainerId) -> Option<u32> {
+        // Process ids of an engine elsewhere mean nothing here.
+        if !self.endpoint.starts_with("unix:") {
+            return None;
+        }
+        let state = self.inspect(&id.0).await.ok()?.state?;
+        state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
     }
 
     async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, ProviderError> {
@@ -453,17 +469,31 @@ impl Engine {
         outcomes.into_iter().collect()
     }
 
-    /// Returns the events of the instance's containers. The request is sent when the stream is first polled.
+    /// Returns the events of the instance's containers, and of those that others have started and labelled to be served. It
+    /// ends when either ends. The requests are sent when the stream is first polled.
     fn subscribe(&self, instance: &str) -> BoxStream<'static, Result<EventMessage, ProviderError>> {
-        let filters = HashMap::from([
-            ("type", vec!["container".to_owned()]),
-            ("label", vec![format!("{}={instance}", labels::INSTANCE)]),
-        ]);
+        let ours = self.events_of(format!("{}={instance}", labels::INSTANCE));
+        let offered = self.events_of(offer::ENABLE.to_owned()).filter(|event| {
+            // It is told of by its instance's label, and its image may bring the other.
+            future::ready(!event.as_ref().is_ok_and(is_managed))
+        });
+        stream::select(ours, offered).boxed()
+    }
+
+    /// Returns the events of containers with a label; an error is its end, and its end an error.
+    fn events_of(&self, label: String) -> BoxStream<'static, Result<EventMessage, ProviderError>> {
+        let filters = HashMap::from([("type", vec!["container".to_owned()]), ("label", vec![label])]);
         let options = EventsOptionsBuilder::new().filters(&filters).build();
-        let endpoint = Arc::clone(&self.endpoint);
+        let (endpoint, at) = (Arc::clone(&self.endpoint), self.endpoint.to_string());
+        let ended = stream::once(future::ready(Err(ProviderError::Unreachable {
+            action: "follow the engine's events".into(),
+            endpoint: at,
+            source: io::Error::new(io::ErrorKind::UnexpectedEof, "the engine closed the connection"),
+        })));
         self.docker
             .events(Some(options))
             .map_err(move |error| explain(&endpoint, "follow the engine's events".into(), error))
+            .chain(ended)
             .boxed()
     }
 
@@ -479,6 +509,12 @@ impl Engine {
             Err(_) => Err(ProviderError::TimedOut { action, waited: limit }),
         }
     }
+}
+
+/// Returns whether an event is of a container that an agent has started.
+fn is_managed(event: &EventMessage) -> bool {
+    let attributes = event.actor.as_ref().and_then(|actor| actor.attributes.as_ref());
+    attributes.is_some_and(|attributes| attributes.contains_key(labels::MANAGED))
 }
 
 /// Sorts the client's errors by what can be done about them.

@@ -478,8 +478,16 @@ impl World {
         let name = BackendName(format!("lb-test-{ordinal}"));
         let v4 = Addresses::from(IpAddr::from([198, 19, (self.created >> 8) as u8, self.created as u8]));
         let address = Some(if self.chance.one_in(2) { v4.or(v6_of(self.created)) } else { v4 });
-        let sighting =
-            Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created, outdated: false };
+        let sighting = Sighting {
+            id: id.clone(),
+            name,
+            ordinal,
+            address,
+            running: true,
+            created: self.created,
+            outdated: false,
+            terms: Terms::default(),
+        };
         let healthy = !(self.is_faulty() && self.chance.one_in(2));
         self.containers.insert(id.clone(), Real { sighting: sighting.clone(), healthy });
         let (seen, started) = (self.chance.below(30), self.chance.below(30));
