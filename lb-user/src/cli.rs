@@ -22,8 +22,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, Percent, PublishRange,
-        Reload, RunConfig, Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish, snat,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, OnChangeChoice, Percent,
+        PublishRange, Reload, RunConfig, Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish,
+        snat,
         suppose::Supposition,
         value::{self, parse_duration},
     },
@@ -386,6 +387,14 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "K=V", help_heading = CONTAINERS)]
     pub env: Vec<EnvVar>,
 
+    /// What becomes of containers that were started with other settings, or of another image under the same name
+    /// [default: keep]
+    ///
+    /// A rollout starts one more than there are wanted, even than --max, and drains an old one when that is ready, until none
+    /// is left. One that is not ready within 30s, ends or fails ends the rollout: the old ones stay, and `status` tells why.
+    #[arg(long, value_name = "WHAT", value_enum, help_heading = CONTAINERS)]
+    pub on_change: Option<OnChangeChoice>,
+
     /// Network that the containers join [default: the engine's]
     ///
     /// With --discover: the one by which those are reached that are on several and name none.
@@ -630,7 +639,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
-            ("run", "--snat --syn-cookies --dry-run --discover"),
+            ("run", "--snat --syn-cookies --dry-run --discover --on-change"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --verbose"),
             ("status", "--instance --json --verbose"),

@@ -8,7 +8,10 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
-use crate::{control::law, health::HealthCheck};
+use crate::{
+    control::{OnChange, law},
+    health::HealthCheck,
+};
 
 pub mod diff;
 pub mod error;
@@ -25,8 +28,8 @@ pub use metric::{Following, MetricChoice};
 pub use publish::{At, Family, Publish, PublishRange, StaticBackend};
 pub use snat::Snat;
 pub use value::{
-    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Scheduler, ServiceName, SynCookies, TcAttach,
-    Weight,
+    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, OnChangeChoice, Percent, Scheduler, ServiceName,
+    SynCookies, TcAttach, Weight,
 };
 
 /// Frontends that all services of one instance may have together.
@@ -255,6 +258,8 @@ pub struct Docker {
     pub network: Option<String>,
     /// The time between the request to end and the kill.
     pub stop_grace: Duration,
+    /// What becomes of those of former settings.
+    pub on_change: OnChange,
 }
 
 impl Docker {
@@ -288,8 +293,16 @@ impl Docker {
             up_window: Duration::ZERO,
             down_window: Duration::ZERO,
         };
-        let (image, env) = (String::new(), Vec::new());
-        Self { image, scaling, cpus: None, memory: None, env, network: None, stop_grace: Duration::from_secs(10) }
+        Self {
+            image: String::new(),
+            scaling,
+            cpus: None,
+            memory: None,
+            env: Vec::new(),
+            network: None,
+            stop_grace: Duration::from_secs(10),
+            on_change: OnChange::Keep,
+        }
     }
 }
 

@@ -20,6 +20,8 @@ use nix::sys::signal::Signal;
 mod discovery;
 #[path = "docker/orders.rs"]
 mod orders;
+#[path = "docker/rollout.rs"]
+mod rollout;
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -68,6 +70,11 @@ fn main() -> ExitCode {
             "containers_of_others_that_cannot_be_served_are_told",
             discovery::containers_of_others_that_cannot_be_served_are_told,
         ),
+        case(
+            "changed_settings_and_another_image_are_rolled_out_without_a_failed_request",
+            rollout::changed_settings_and_another_image_are_rolled_out_without_a_failed_request,
+        ),
+        case("an_image_that_crashes_ends_its_rollout", rollout::an_image_that_crashes_ends_its_rollout),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
     ])
 }

@@ -130,6 +130,10 @@ impl Agent {
             let Some(provider) = providers.remove(&service.name) else { continue };
             self.begin(service, provider, None);
         }
+        // Images may be others under their former names.
+        if let Some(fleet) = &self.fleet {
+            fleet.look_again();
+        }
         // First, so that what is published afterwards has its frontends.
         let came = self.serve_frontends();
         came.into_iter().chain(events).collect()

@@ -14,7 +14,7 @@ use super::{ENGINE_DELAY, measure::Meters, perform::Places};
 use crate::{
     config::{self, ConfigError, Family, Following, Publish, RunConfig, ServiceName, Source},
     control::{
-        Addresses, ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp, law,
+        Addresses, ContainerId, Controller, OnChange, Reconfiguration, Scaling, Settings, Timestamp, law,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
@@ -160,13 +160,14 @@ impl Service {
 
     /// Returns what its controller has to be told after `config` has changed.
     pub fn reconfiguration(&self, run: &RunConfig, reason: String) -> Reconfiguration {
-        let Settings { scaling, most, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
+        let Settings { scaling, most, on_change, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
             settings(&self.config, run);
         let (keep, unlisted) = (run.keep && !self.is_removed, BTreeSet::new());
         Reconfiguration {
             reason,
             scaling,
             most,
+            on_change,
             drain_timeout,
             slow_start,
             probe_interval,
@@ -331,8 +332,13 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
         Source::Discovered(discovery) => Some(discovery.max),
         Source::Static { .. } | Source::Docker(_) => None,
     };
+    let on_change = match &service.source {
+        Source::Docker(docker) => docker.on_change,
+        Source::Static { .. } | Source::Discovered(_) => OnChange::Keep,
+    };
     Settings {
         most,
+        on_change,
         drain_timeout: service.drain_timeout,
         slow_start: service.slow_start.unwrap_or_default(),
         probe_interval: service.health_interval,

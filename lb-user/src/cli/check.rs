@@ -12,7 +12,10 @@ use crate::{
         ServiceName, Snat, Source, StaticBackend, Weight,
         publish::{self, Proto},
     },
-    control::law::{self, Law},
+    control::{
+        OnChange,
+        law::{self, Law},
+    },
     datapath::layout,
     health::HealthCheck,
 };
@@ -281,6 +284,7 @@ impl ServiceArgs {
             env: self.env.clone(),
             network: self.network.clone(),
             stop_grace: self.stop_grace.unwrap_or(DEFAULT_STOP_GRACE),
+            on_change: self.on_change.map_or(OnChange::Keep, OnChange::from),
         })
     }
 
@@ -419,6 +423,7 @@ impl ServiceArgs {
             ("--memory", self.memory.is_some()),
             ("--env", !self.env.is_empty()),
             ("--network", self.network.is_some()),
+            ("--on-change", self.on_change.is_some()),
         ]
         .into_iter()
         .filter_map(|(flag, given)| given.then_some((flag.trim_start_matches('-'), flag)))

@@ -137,6 +137,7 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
             ("env", from.env != to.env),
             ("network", from.network != to.network),
             ("stop-grace", from.stop_grace != to.stop_grace),
+            ("on-change", from.on_change != to.on_change),
         ]));
     }
     if let (Source::Discovered(from), Source::Discovered(to)) = (&from.source, &to.source) {
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 12] = [
+        let rows: [Row<'_>; 13] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -221,6 +222,7 @@ mod tests {
             ),
             (&[("image", "metrics = [\"arrivals\"]\nimage")], "web", &["metrics"]),
             (&[("image", "metrics = [\"arrivals\", \"container-cpu=60\"]\nimage")], "web", &["target-cpu"]),
+            (&[("image", "on-change = \"rollout\"\nimage")], "web", &["on-change"]),
             (&[("image", "cpus = 0.5\nmemory = \"64m\"\nimage")], "web", &["cpus", "memory"]),
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),

@@ -97,6 +97,8 @@ pub(super) enum DrainCause {
     Unlisted,
     /// Somebody asked it to end, and it will.
     Ending,
+    /// One of today's settings has taken its place.
+    Replaced,
 }
 
 /// What a probe's outcome changed.

@@ -62,6 +62,10 @@ pub enum DecisionKind {
     DrainCancelled,
     /// A backend is stopped although flows are left.
     DrainTimedOut,
+    /// Containers of former settings are replaced.
+    Rollout,
+    /// They are not replaced any further.
+    RolloutAborted,
     /// A container could not be stopped or removed.
     StopFailed,
     /// The kernel's maps could not be written.
@@ -109,6 +113,8 @@ impl fmt::Display for DecisionKind {
             DecisionKind::Drain => "drain",
             DecisionKind::DrainCancelled => "drain cancelled",
             DecisionKind::DrainTimedOut => "drain timed out",
+            DecisionKind::Rollout => "rollout",
+            DecisionKind::RolloutAborted => "rollout aborted",
             DecisionKind::StopFailed => "stop failed",
             DecisionKind::PublishFailed => "publish failed",
             DecisionKind::HostSaturated => "host saturated",

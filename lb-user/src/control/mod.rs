@@ -31,6 +31,7 @@ mod publisher;
 mod reconcile;
 mod report;
 mod retry;
+mod rollout;
 mod settings;
 mod slow_start;
 mod time;
@@ -46,8 +47,8 @@ pub use load::CpuLoad;
 pub use measures::{CpuUsed, Measures};
 pub use orders::{Directions, Manual, Order, Orders, Reach, Refusal};
 pub use passive::Answers;
-pub use report::{BackendReport, ControlReport, Phase};
-pub use settings::{Reconfiguration, Scaling, Settings};
+pub use report::{BackendReport, ControlReport, Phase, RolloutReport};
+pub use settings::{OnChange, Reconfiguration, Scaling, Settings};
 pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
@@ -58,7 +59,9 @@ use families::Shift;
 use history::History;
 use policy::{Bounds, Law};
 use publisher::Publisher;
+use reconcile::FirstToGo;
 use retry::{Errand, Pace};
+use rollout::Rollout;
 
 /// How failed stops and removals are tried again.
 const STOP_PACE: Pace = Pace { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
@@ -92,6 +95,7 @@ pub struct Controller {
     start_error: Option<String>,
     /// Containers that were gone before the answer to their start had come.
     stillborn: BTreeMap<ContainerId, GoneCause>,
+    rollout: Rollout,
     /// Containers that others have started and that are not served.
     left_out: BTreeMap<ContainerId, LeftOut>,
     /// Whether the end was asked for before it was known what there is.
@@ -138,6 +142,7 @@ impl Controller {
             provider_error: None,
             start_error: None,
             stillborn: BTreeMap::new(),
+            rollout: Rollout::None,
             left_out: BTreeMap::new(),
             stop_awaits_list: false,
             forced: false,
@@ -226,6 +231,7 @@ impl Controller {
             orders: self.orders,
             cooldowns: self.demand.cooldowns(),
             crash_loop: Some(self.crash_loop).filter(|crash_loop| crash_loop.failures() > 0),
+            rollout: self.rollout_report(),
             backends,
             decisions: self.history.to_vec(),
             generation: self.publisher.confirmed_generation(),
@@ -236,10 +242,12 @@ impl Controller {
     fn problems(&self, now: Timestamp) -> Vec<String> {
         let mut problems = Vec::new();
         let outdated = self.backends.values().filter(|backend| backend.is_active() && backend.outdated).count();
-        if outdated > 0 {
+        if let Some(problem) = self.rollout_problem() {
+            problems.push(problem);
+        } else if outdated > 0 && !self.is_rolling_out() {
             problems.push(format!(
-                "{outdated} of the containers were started with other settings than today's: they are the first to go, \
-                 or `docker rm -f` them one by one"
+                "{outdated} of the containers were started with other settings than today's, or of another image: they are the \
+                 first to go, and `on-change = \"rollout\"` replaces them"
             ));
         }
         problems.extend(self.left_out_told());
@@ -288,7 +296,7 @@ impl Controller {
     /// Returns how many backends are wanted and neither there nor on their way.
     fn missing(&self) -> usize {
         let active = self.backends.values().filter(|backend| backend.is_active()).count();
-        (self.wish as usize).saturating_sub(active + self.pending.len())
+        (self.goal() as usize).saturating_sub(active + self.pending.len())
     }
 
     fn record(&mut self, kind: DecisionKind, from: u32, reason: String, now: Timestamp) {
@@ -359,7 +367,8 @@ impl Controller {
             }
             Event::StartFailed { ordinal, error } => {
                 self.pending.remove(&ordinal);
-                self.start_failed(error, now);
+                self.start_failed(error.clone(), now);
+                self.new_one_failed(&error, now);
             }
             Event::Stopped { id } => {
                 self.forget(&id);
@@ -382,6 +391,8 @@ impl Controller {
                     self.remark(DecisionKind::ProviderBack, "the containers can be seen again".into(), now);
                 }
             }
+            Event::RolloutRequested { parallel } => self.rollout_requested(parallel, now),
+            Event::RolloutAbortRequested => self.rollout_abort_requested(now),
             Event::StopRequested => self.stop_requested(now),
             Event::StopForced => self.stop_forced(now),
             Event::Tick => {}
@@ -440,6 +451,8 @@ impl Controller {
             (Scaling::Auto(_) | Scaling::Demand(_) | Scaling::Fixed, _) => {}
         }
         self.settings.most = new.most;
+        self.settings.on_change = new.on_change;
+        self.forget_aborted_rollout();
         self.settings.drain_timeout = new.drain_timeout;
         self.settings.slow_start = new.slow_start;
         self.settings.probe_interval = new.probe_interval;
@@ -579,7 +592,7 @@ impl Controller {
             }
             return;
         };
-        let was_active = backend.is_active();
+        let (was_active, is_new) = (backend.is_active(), !backend.outdated);
         let what = format!("{}: {cause}", backend.name);
         if cause == GoneCause::Paused {
             // One that is on its way out goes on: it exists, and so do its flows.
@@ -613,7 +626,10 @@ impl Controller {
             self.remark(DecisionKind::BackendDied, what.clone(), now);
             if auto && short && cause.is_own_doing() {
                 self.crash_loop.failed(now);
-                self.start_error = Some(what);
+                self.start_error = Some(what.clone());
+                if is_new {
+                    self.new_one_failed(&what, now);
+                }
             }
         }
         if !auto {
@@ -675,6 +691,7 @@ impl Controller {
         self.wish = 0;
         // What ends has no use for orders, and the next instance of that name has not been given any.
         self.orders = Orders::default();
+        self.rollout = Rollout::None;
         self.standing = None;
         self.remark(DecisionKind::Stopping, "asked to end: every backend is drained and stopped".into(), now);
     }
@@ -731,7 +748,9 @@ impl Controller {
             self.pending.iter().filter(|(_, sent)| now.since(**sent) >= START_PATIENCE).map(|(&o, _)| o).collect();
         for ordinal in overdue {
             self.pending.remove(&ordinal);
-            self.start_failed(format!("start of container {ordinal}: no answer"), now);
+            let error = format!("start of container {ordinal}: no answer");
+            self.start_failed(error.clone(), now);
+            self.new_one_failed(&error, now);
         }
         if self.is_auto() {
             let timeout = self.settings.start_timeout;
@@ -746,7 +765,11 @@ impl Controller {
                 backend.begin_drain(DrainCause::Failing, now);
                 let why = backend.last_error.clone().unwrap_or_else(|| "it has no address".into());
                 let error = format!("{} is not ready after {} s: {why}", backend.name, timeout.as_secs());
-                self.start_failed(error, now);
+                let is_new = !backend.outdated;
+                self.start_failed(error.clone(), now);
+                if is_new {
+                    self.new_one_failed(&error, now);
+                }
             }
             for backend in self.backends.values() {
                 if let Some(life) = backend.life(now).filter(|_| backend.state == State::Ready) {
@@ -840,11 +863,18 @@ impl Controller {
         for id in given_up {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.begin_drain(DrainCause::Failing, now);
-            let reason = format!("{} has failed its checks for {} s: it is replaced", backend.name, limit.as_secs());
-            self.remark(DecisionKind::Drain, reason, now);
+            let (name, is_new) = (backend.name.clone(), !backend.outdated);
+            let failed = format!("{name} has failed its checks for {} s", limit.as_secs());
+            self.remark(DecisionKind::Drain, format!("{failed}: it is replaced"), now);
+            if is_new {
+                self.new_one_failed(&failed, now);
+            }
         }
+        self.roll_out(now);
 
-        let plan = reconcile::plan(self.wish, &self.backends, &self.pending, limit, now);
+        let goal = self.goal();
+        let first = if self.distrusts_new() { FirstToGo::New } else { FirstToGo::Outdated };
+        let plan = reconcile::plan(goal, first, &self.backends, &self.pending, limit, now);
         for id in plan.cancel {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             let was_ready = matches!(&backend.state, State::Draining(drain) if drain.was_ready);
@@ -857,6 +887,12 @@ impl Controller {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.begin_drain(DrainCause::Excess, now);
             let reason = match backend.flows {
+                _ if first == FirstToGo::New && !backend.outdated => {
+                    format!(
+                        "{} is of the settings whose rollout was aborted, and {} are wanted",
+                        backend.name, self.wish
+                    )
+                }
                 0 => format!("{} is the newest of {active}, and {} are wanted", backend.name, self.wish),
                 flows => format!(
                     "{} has the fewest connections ({flows}) of {active}, and {} are wanted",
@@ -872,7 +908,12 @@ impl Controller {
         let starts: Vec<u32> = plan.start.into_iter().take(room).collect();
         if !starts.is_empty() {
             let active = self.backends.values().filter(|backend| backend.is_active()).count() + self.pending.len();
-            let reason = format!("{} wanted, {active} there or on their way: {} more", self.wish, starts.len());
+            let beside = match goal - self.wish {
+                0 => String::new(),
+                more => format!(", and {more} beside them to replace others"),
+            };
+            let (wish, more) = (self.wish, starts.len());
+            let reason = format!("{wish} wanted{beside}, {active} there or on their way: {more} more");
             self.remark(DecisionKind::Start, reason, now);
         }
         for ordinal in starts {

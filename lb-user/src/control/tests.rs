@@ -50,6 +50,7 @@ fn reconfigured(scaling: Scaling) -> Reconfiguration {
         stop_patience: settings.stop_patience,
         keep: false,
         most: settings.most,
+        on_change: settings.on_change,
         unlisted: BTreeSet::new(),
     }
 }

@@ -8,7 +8,7 @@ use std::{
     env,
     error::Error as StdError,
     io,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -102,8 +102,8 @@ pub struct DockerProvider {
     settings: Arc<DockerSettings>,
     /// The hash of the settings, [`labels::CONFIG`].
     config: Arc<str>,
-    /// The id of the image, once it was looked for: the same name may be another image after a build.
-    image_id: Arc<OnceLock<String>>,
+    /// The id of the image when it was last looked for: the same name may be another image after a build.
+    image_id: Arc<Mutex<Option<String>>>,
 }
 
 impl DockerProvider {
@@ -121,14 +121,21 @@ impl DockerProvider {
         self.engine.families_on(self.settings.network.as_deref()).await
     }
 
+    /// Looks which image the name means by now. One that is there no longer is missed when a container is to be started.
+    async fn look_for_image(&self) -> Result<(), ProviderError> {
+        match self.check_image().await {
+            Err(ProviderError::ImageMissing { .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     async fn check_image(&self) -> Result<(), ProviderError> {
         let image = with_tag(&self.settings.image);
         let answer = self.engine.docker.inspect_image(&image);
         match self.engine.ask(format!("look for image {image}"), READ_LIMIT, answer).await {
             Ok(found) => {
-                if let Some(id) = found.id {
-                    // Whoever looked first knows as much.
-                    let _known = self.image_id.set(id);
+                if found.id.is_some() {
+                    *fleet::locked(&self.image_id) = found.id;
                 }
                 Ok(())
             }
@@ -270,7 +277,8 @@ impl DockerProvider {
 
     /// Returns whether a container is of other settings, or of another image, than one would be today.
     fn is_outdated(&self, labels: &HashMap<String, String>, image_id: Option<&str>) -> bool {
-        let other_image = match (image_id, self.image_id.get()) {
+        let todays = fleet::locked(&self.image_id).clone();
+        let other_image = match (image_id, todays) {
             (Some(its), Some(todays)) => its != todays,
             (Some(_) | None, _) => false,
         };

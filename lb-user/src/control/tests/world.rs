@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::control::law::{self, HostUse};
 
+mod rollouts;
+
 /// How long faults go on, and how long the world is left in peace after them.
 const TROUBLE: Duration = Duration::from_secs(600);
 const PEACE: Duration = Duration::from_secs(400);
@@ -84,6 +86,10 @@ struct World {
     /// How new connections were answered.
     answers: BTreeMap<(ContainerId, Family), Answers>,
     load_percent: f64,
+    /// Whether what is started by now never passes a check.
+    image_is_bad: bool,
+    /// The fewest that may be in the slots, where nothing but a rollout takes any out of them.
+    least_ready: usize,
     finished: bool,
     /// The last events and commands, shown when something does not hold.
     trace: VecDeque<String>,
@@ -130,6 +136,8 @@ impl World {
             flows: BTreeMap::new(),
             answers: BTreeMap::new(),
             load_percent: 0.0,
+            image_is_bad: false,
+            least_ready: 0,
             finished: false,
             trace: VecDeque::new(),
         };
@@ -228,7 +236,7 @@ impl World {
         let victim = self.chance.pick(&ids);
         let after = self.chance.below(20);
         let most = 1 + self.chance.below(self.max.into()) as u32;
-        match (self.chance.below(40), victim) {
+        match (self.chance.below(48), victim) {
             (0, Some(id)) => {
                 self.end(&id);
                 let cause = self
@@ -265,6 +273,12 @@ impl World {
             (9, _) => self.reconfigure(Scaling::Auto(law(1, most))),
             (10, _) => self.tell(Event::EndpointsChanged),
             (11..=14, _) => self.order(most),
+            (15, _) => self.change_image(),
+            (16, _) => {
+                let parallel = 1 + self.chance.below(3) as u32;
+                self.tell(Event::RolloutRequested { parallel });
+            }
+            (17, _) => self.tell(Event::RolloutAbortRequested),
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));
@@ -307,6 +321,15 @@ impl World {
 
     fn reconfigure(&mut self, scaling: Scaling) {
         self.tell(Event::Reconfigured(Box::new(reconfigured(scaling))));
+    }
+
+    /// What is there is of a former image from now on.
+    fn change_image(&mut self) {
+        self.containers.values_mut().for_each(|real| real.sighting.outdated = true);
+        if !self.engine_is_away {
+            let listed = self.listed();
+            self.tell(Event::Resynced(listed));
+        }
     }
 
     /// Plans what the engine would report, if it were there.
@@ -376,8 +399,8 @@ impl World {
         let active = active.iter().filter(|backend| {
             matches!(backend.state, BackendState::Starting | BackendState::Ready | BackendState::Unhealthy)
         });
-        // Given up, yet alive: one more than wanted at most for each that fails.
-        assert!(active.count() as u32 <= self.max + 4, "more than anybody may want");
+        // Given up, yet alive: one more than wanted at most for each that fails; and three beside them that replace others.
+        assert!(active.count() as u32 <= self.max + 4 + 3, "more than anybody may want");
     }
 
     /// Its flows are over, and a slot that it may have leads nowhere.
@@ -429,6 +452,7 @@ impl World {
             }
             assert!(!publication.draining.contains(id), "{id} is both");
         }
+        assert!(publication.ready.len() >= self.least_ready, "a rollout has cost capacity");
         let generation = publication.generation;
         // As the agent does it: the answer is there before anything else happens.
         if self.is_faulty() {
@@ -488,7 +512,8 @@ impl World {
             outdated: false,
             terms: Terms::default(),
         };
-        let healthy = !(self.is_faulty() && self.chance.one_in(2));
+        let is_broken = self.is_faulty() && self.chance.one_in(2);
+        let healthy = !is_broken && !self.image_is_bad;
         self.containers.insert(id.clone(), Real { sighting: sighting.clone(), healthy });
         let (seen, started) = (self.chance.below(30), self.chance.below(30));
         self.notice(after + seen, Event::BackendSeen(sighting));
@@ -537,7 +562,8 @@ impl World {
         self.fault_one_in = 0;
         self.tell(Event::Ordered(Order::Auto));
         self.tell(Event::Ordered(Order::Resume(Directions::Both)));
-        self.reconfigure(self.scaling);
+        let new = Reconfiguration { on_change: OnChange::Rollout, ..reconfigured(self.scaling) };
+        self.tell(Event::Reconfigured(Box::new(new)));
         self.bring_engine_back(1);
         self.containers.values_mut().for_each(|real| real.healthy = true);
         self.load_percent = 35.0;
@@ -563,6 +589,9 @@ proptest! {
         let mut world = World::new(seed, Settings { slow_start, ..Settings::new(any_law(seed, min, max)) }, max);
         world.run(Timestamp::ZERO + TROUBLE);
         world.calm();
+        world.run(Timestamp::ZERO + TROUBLE + Duration::from_secs(60));
+        // What was on its way when the trouble ended may have failed it.
+        world.tell(Event::RolloutRequested { parallel: 2 });
         world.run(Timestamp::ZERO + TROUBLE + PEACE);
 
         let report = world.controller.snapshot(world.now);
@@ -574,6 +603,8 @@ proptest! {
         prop_assert_eq!(world.containers.keys().collect::<Vec<_>>(), world.published.ready.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
         prop_assert_eq!(&world.published.deaf, &BTreeSet::new(), "each family is served again");
         prop_assert_eq!(report.problems, Vec::<String>::new());
+        prop_assert!(world.containers.values().all(|real| !real.sighting.outdated), "what was outdated is replaced");
+        prop_assert_eq!(report.rollout, None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use futures_util::future;
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinHandle,
@@ -56,6 +57,11 @@ impl Fleet {
     /// `Rootless`, and those of any request.
     pub async fn facts(&self) -> Result<EngineFacts, ProviderError> {
         self.engine.facts().await
+    }
+
+    /// Lists everything again soon, and looks which images are meant by now.
+    pub fn look_again(&self) {
+        self.roster.has_changed.notify_one();
     }
 
     /// Returns the provider of a service's containers.
@@ -207,6 +213,15 @@ impl Roster {
             .collect())
     }
 
+    /// Returns the services that have containers of their own. What is only drained has no image.
+    fn own(&self) -> impl Iterator<Item = DockerProvider> {
+        let entries = locked(&self.entries).clone();
+        entries.into_values().filter_map(|entry| match entry.source {
+            Source::Ours(provider) if !provider.settings.image.is_empty() => Some(provider),
+            Source::Ours(_) | Source::Others(_) => None,
+        })
+    }
+
     fn takers(&self) -> Takers {
         let entries = locked(&self.entries);
         let others = entries.iter().filter_map(|(service, entry)| match &entry.source {
@@ -218,7 +233,8 @@ impl Roster {
 
     /// Asks for everything there is.
     pub async fn list(&self) -> Result<Listing, ProviderError> {
-        let (summaries, offered) = tokio::try_join!(self.engine.containers(&self.instance), self.offered())?;
+        let images = future::try_join_all(self.own().map(|provider| async move { provider.look_for_image().await }));
+        let (summaries, offered, _) = tokio::try_join!(self.engine.containers(&self.instance), self.offered(), images)?;
         let entries = locked(&self.entries).clone();
         let mut known = BTreeMap::new();
         let mut found = Vec::new();
@@ -313,7 +329,7 @@ impl Roster {
 }
 
 /// Locks what nobody holds for longer than a look.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
