@@ -194,8 +194,8 @@ impl Agent {
                     service.places.doubt(&id);
                     Event::BackendUnreachable { id, error }
                 });
-                let left_out: Vec<Event> = left_out.collect();
-                std::iter::once(Event::Published { generation }).chain(left_out).collect()
+                // Before the rest is confirmed, lest others go in favour of one that has no slot.
+                left_out.chain([Event::Published { generation }]).collect()
             }
             Err(error) => vec![Event::PublishFailed { generation, error: chain(&error) }],
         }

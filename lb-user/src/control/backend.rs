@@ -30,6 +30,8 @@ use super::time::Timestamp;
 
 /// After so long without an answer a probe counts as not answered.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that was asked to end is waited for at least: until then it is not taken again, though it still runs.
+const ENDING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The state of a backend, for people and for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -485,6 +487,10 @@ impl Backend {
     /// Returns when the drain ends even with flows left: never before the datapath has confirmed it.
     pub fn drain_deadline(&self, timeout: Duration) -> Option<Timestamp> {
         match &self.state {
+            // It ends by itself, and so do its flows.
+            State::Draining(drain) if drain.cause == DrainCause::Ending => {
+                Some(self.since + ENDING_PATIENCE.max(timeout))
+            }
             State::Draining(_) => match self.held {
                 Held::Flows { since } => Some(since.max(self.since) + timeout),
                 Held::Nothing | Held::Slot => None,
@@ -496,6 +502,9 @@ impl Backend {
     /// Whether nothing is lost when it is stopped, or the time for its flows is over.
     pub fn is_drained(&self, timeout: Duration, now: Timestamp) -> bool {
         match &self.state {
+            State::Draining(drain) if drain.cause == DrainCause::Ending => {
+                self.drain_deadline(timeout).is_some_and(|at| at <= now)
+            }
             State::Draining(drain) => {
                 !self.may_have_flows() || drain.clear || self.drain_deadline(timeout).is_some_and(|at| at <= now)
             }

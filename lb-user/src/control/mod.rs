@@ -52,7 +52,7 @@ pub use settings::{OnChange, Reconfiguration, Scaling, Settings};
 pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
-use backend::{Backend, Drain, DrainCause, Held, State, Turn};
+use backend::{Backend, DrainCause, Held, State, Turn};
 use crash_loop::SHORT_LIFE;
 use discovery::LeftOut;
 use families::Shift;
@@ -927,7 +927,7 @@ impl Controller {
         for backend in self.backends.values_mut() {
             match &mut backend.state {
                 State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
-                State::Draining(Drain { cause: DrainCause::Unlisted | DrainCause::Ending, .. }) => {}
+                State::Draining(drain) if drain.cause == DrainCause::Unlisted => {}
                 State::Draining(drain) => drain.cause = DrainCause::Shutdown,
                 State::Stopping(_) | State::Dead(_) => {}
             }

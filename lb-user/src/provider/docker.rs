@@ -35,6 +35,8 @@ use super::{Provider, ProviderError, ProviderEvent};
 use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting, Terms};
 
 mod discover;
+#[cfg(test)]
+mod fake;
 mod fleet;
 pub mod labels;
 pub mod offer;

@@ -38,7 +38,11 @@ impl Fleet {
     /// # Errors
     /// `EndpointUnsupported`, `Unreachable`, `TimedOut`, `ApiTooOld`.
     pub async fn connect(instance: &str, heir: &str) -> Result<Self, ProviderError> {
-        let engine = Engine::connect().await?;
+        Ok(Self::of(Engine::connect().await?, instance, heir))
+    }
+
+    /// Returns what there is on an engine that answers.
+    pub(super) fn of(engine: Engine, instance: &str, heir: &str) -> Self {
         let roster = Roster {
             engine: engine.clone(),
             instance: instance.to_owned(),
@@ -48,7 +52,7 @@ impl Fleet {
             has_changed: Notify::new(),
             watch: OnceLock::new(),
         };
-        Ok(Self { engine, roster: Arc::new(roster) })
+        Self { engine, roster: Arc::new(roster) }
     }
 
     /// Returns what the engine is.

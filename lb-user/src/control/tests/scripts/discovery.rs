@@ -127,15 +127,31 @@ fn one_that_is_asked_to_end_gets_no_more_and_keeps_what_it_has() {
 }
 
 #[test]
-fn one_that_is_asked_to_end_and_does_not_is_taken_again_when_it_is_drained() {
+fn one_that_is_asked_to_end_and_does_not_is_taken_again_after_a_minute() {
+    let mut script = taking(64, 2);
+    let there = [sighting("a", 1), sighting("b", 2)];
+    script.at(200).effect(gone(2, GoneCause::Ending));
+    script.confirm(4);
+
+    assert_eq!(script.at(2_300).effect(swept(2_250, &[])), [], "it may still be finishing");
+    assert_eq!(script.at(2_400).effect(all(&there)), []);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Draining]);
+    assert_eq!(script.at(60_200).effect(Event::Tick), [publish(5, &[1], &[])]);
+    script.confirm(5);
+
+    assert_eq!(script.at(62_000).effect(all(&there)), []);
+    assert_eq!(script.states(), [BackendState::Ready, BackendState::Starting]);
+}
+
+#[test]
+fn one_that_is_ending_does_not_keep_the_agent_from_ending() {
     let mut script = taking(64, 2);
     script.at(200).effect(gone(2, GoneCause::Ending));
     script.confirm(4);
 
-    assert_eq!(script.at(2_300).effect(swept(2_250, &[])), [publish(5, &[1], &[])]);
+    script.at(300).effect(Event::StopRequested);
     script.confirm(5);
-    assert_eq!(script.at(60_000).effect(all(&[sighting("a", 1), sighting("b", 2)])), []);
-    assert_eq!(script.states(), [BackendState::Ready, BackendState::Starting]);
+    assert_eq!(script.at(2_300).effect(swept(2_250, &[])).last(), Some(&Command::Finish));
 }
 
 #[test]
