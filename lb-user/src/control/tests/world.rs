@@ -9,6 +9,7 @@ use super::*;
 use crate::control::law::{self, HostUse};
 
 mod rollouts;
+mod taking;
 
 /// How long faults go on, and how long the world is left in peace after them.
 const TROUBLE: Duration = Duration::from_secs(600);
