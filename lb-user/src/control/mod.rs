@@ -554,6 +554,7 @@ impl Controller {
                 self.stop_requested(now);
             }
         }
+        self.rollout_listed(now);
     }
 
     /// Drains what a former agent has served and the list lacks.

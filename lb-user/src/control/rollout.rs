@@ -1,7 +1,7 @@
 //! The rollout: containers of former settings, or of a former image, are replaced without anybody noticing.
 //!
 //! ```text
-//! asked for ─▶ start one more than wanted ─▶ ready, and confirmed to have its slots ─▶ drain an old one ─▶ … ─▶ finished
+//! asked for, and listed ─▶ start one more than wanted ─▶ ready, and confirmed to have its slots ─▶ drain an old one ─▶ … ─▶ finished
 //!                     │ it cannot be started, is not ready in time, dies, or fails its checks for too long
 //!                     ▼
 //!                  aborted: those of before stay, those that were too many go, and why is told until the next attempt
@@ -24,6 +24,12 @@ pub(super) enum Rollout {
     /// There is none.
     #[default]
     None,
+    /// One was asked for, and the next list tells whether there is anything to replace.
+    Asked {
+        since: Timestamp,
+        /// How many are to be replaced at a time.
+        parallel: u32,
+    },
     /// One is under way.
     Active(Active),
     /// The last one was given up.
@@ -58,7 +64,7 @@ impl Controller {
             Rollout::Active(active) if self.phase == Phase::Running => {
                 self.wish + active.parallel.min(self.old().count() as u32)
             }
-            Rollout::Active(_) | Rollout::None | Rollout::Aborted { .. } => self.wish,
+            Rollout::Active(_) | Rollout::None | Rollout::Asked { .. } | Rollout::Aborted { .. } => self.wish,
         }
     }
 
@@ -67,7 +73,7 @@ impl Controller {
         matches!(self.rollout, Rollout::Aborted { .. })
     }
 
-    /// Begins to replace what is outdated, `parallel` at a time.
+    /// Begins to replace what is outdated, `parallel` at a time; where nothing is known to be, once all of them are listed.
     pub(super) fn rollout_requested(&mut self, parallel: u32, now: Timestamp) {
         let old = self.old().count();
         let parallel = parallel.max(1);
@@ -78,11 +84,11 @@ impl Controller {
                 active.parallel = parallel;
                 format!("it is under way, {parallel} at a time")
             }
-            Rollout::None | Rollout::Aborted { .. } if old == 0 => {
-                self.rollout = Rollout::None;
-                "every container is of today's image and settings".to_owned()
+            Rollout::None | Rollout::Asked { .. } | Rollout::Aborted { .. } if old == 0 => {
+                self.rollout = Rollout::Asked { since: now, parallel };
+                "asked for: whether any is of former settings or a former image is looked up".to_owned()
             }
-            Rollout::None | Rollout::Aborted { .. } => {
+            Rollout::None | Rollout::Asked { .. } | Rollout::Aborted { .. } => {
                 self.rollout = Rollout::Active(Active { since: now, parallel, replaced: 0 });
                 format!("{old} of former settings or a former image are replaced, {parallel} at a time")
             }
@@ -90,11 +96,28 @@ impl Controller {
         self.remark(DecisionKind::Rollout, reason, now);
     }
 
+    /// Begins what was asked for, as all containers are listed by now.
+    pub(super) fn rollout_listed(&mut self, now: Timestamp) {
+        let Rollout::Asked { parallel, .. } = self.rollout else { return };
+        if self.old().next().is_some() {
+            self.rollout_requested(parallel, now);
+        } else {
+            self.rollout = Rollout::None;
+            self.remark(DecisionKind::Rollout, "every container is of today's image and settings".into(), now);
+        }
+    }
+
     /// Gives the rollout up because somebody asks for it.
     pub(super) fn rollout_abort_requested(&mut self, now: Timestamp) {
-        match self.is_rolling_out() {
-            true => self.abort_rollout("it was asked for", now),
-            false => self.remark(DecisionKind::Rollout, "none is under way that could be aborted".into(), now),
+        match self.rollout {
+            Rollout::Active(_) => self.abort_rollout("it was asked for", now),
+            Rollout::Asked { .. } => {
+                self.rollout = Rollout::None;
+                self.remark(DecisionKind::RolloutAborted, "it was asked for, and had not begun".into(), now);
+            }
+            Rollout::None | Rollout::Aborted { .. } => {
+                self.remark(DecisionKind::Rollout, "none is under way that could be aborted".into(), now);
+            }
         }
     }
 
@@ -179,8 +202,13 @@ impl Controller {
 
     /// Returns how far the rollout is.
     pub(super) fn rollout_report(&self) -> Option<RolloutReport> {
-        let Rollout::Active(Active { since, parallel, replaced }) = self.rollout else { return None };
-        Some(RolloutReport { since, parallel, replaced, of: replaced + self.old().count() as u32 })
+        match self.rollout {
+            Rollout::Asked { since, parallel } => Some(RolloutReport { since, parallel, replaced: 0, of: 0 }),
+            Rollout::Active(Active { since, parallel, replaced }) => {
+                Some(RolloutReport { since, parallel, replaced, of: replaced + self.old().count() as u32 })
+            }
+            Rollout::None | Rollout::Aborted { .. } => None,
+        }
     }
 
     /// Says why the last one was given up, as long as that matters.

@@ -127,6 +127,9 @@ fn heading(page: &mut Page, service: &Service) {
 /// Returns how far a rollout is: `rollout: 2 of 5 replaced, 1 at a time`.
 fn rollout(scaling: &Scaling) -> Option<String> {
     let rollout = scaling.rollout.as_ref()?;
+    if rollout.of == 0 {
+        return Some("rollout: asked for".to_owned());
+    }
     Some(format!("rollout: {} of {} replaced, {} at a time", rollout.replaced, rollout.of, rollout.parallel))
 }
 

@@ -593,6 +593,8 @@ proptest! {
         world.run(Timestamp::ZERO + TROUBLE + Duration::from_secs(60));
         // What was on its way when the trouble ended may have failed it.
         world.tell(Event::RolloutRequested { parallel: 2 });
+        let listed = world.listed();
+        world.tell(Event::Resynced(listed));
         world.run(Timestamp::ZERO + TROUBLE + PEACE);
 
         let report = world.controller.snapshot(world.now);

@@ -93,12 +93,24 @@ fn several_are_replaced_at_a_time_if_that_is_asked_for() {
 }
 
 #[test]
-fn where_nothing_is_outdated_nothing_is_done() {
+fn where_nothing_is_known_to_be_outdated_the_next_list_tells() {
+    const ASKED: &str = "asked for: whether any is of former settings or a former image is looked up";
     let mut script = Script::running(2, 4, 2);
-
     assert_eq!(script.at(300).effect(ROLLOUT), []);
+    assert_eq!(script.progress(), Some((0, 0)));
+    assert_eq!(script.at(400).effect(Event::Resynced(vec![sighting("a", 1), sighting("b", 2)])), []);
     assert_eq!(script.progress(), None);
-    assert_eq!(script.told(DecisionKind::Rollout), ["every container is of today's image and settings"]);
+    assert_eq!(script.told(DecisionKind::Rollout), [ASKED, "every container is of today's image and settings"]);
+
+    script.at(500).effect(ROLLOUT);
+    assert_eq!(script.at(600).effect(Event::Resynced(vec![old(1), sighting("b", 2)])), [start(3)]);
+    assert_eq!(script.progress(), Some((0, 1)));
+
+    let mut script = Script::running(2, 4, 2);
+    script.at(300).effect(ROLLOUT);
+    script.effect(Event::RolloutAbortRequested);
+    assert_eq!(script.at(400).effect(Event::Resynced(vec![old(1), old(2)])), []);
+    assert_eq!(script.told(DecisionKind::RolloutAborted), ["it was asked for, and had not begun"]);
 }
 
 /// What is told of it, what happens, and what the controller tells then.
