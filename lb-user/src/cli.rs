@@ -38,7 +38,7 @@ mod operate;
 mod simulate;
 
 pub use check::{Draft, Fault, Spot};
-pub use operate::{EventsArgs, PauseArgs, ScaleArgs};
+pub use operate::{EventsArgs, PauseArgs, RolloutArgs, ScaleArgs};
 pub use simulate::SimulateArgs;
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
@@ -166,6 +166,9 @@ pub enum Verb {
     /// Let demand change the number of containers again
     #[command(after_long_help = operate::PAUSE_EXAMPLES)]
     Resume(PauseArgs),
+    /// Replace containers of former settings or of a former image, new ones first
+    #[command(after_long_help = operate::ROLLOUT_EXAMPLES)]
+    Rollout(RolloutArgs),
     /// Show what was decided and what has happened, and follow it
     #[command(after_long_help = operate::EVENTS_EXAMPLES)]
     Events(EventsArgs),
@@ -652,6 +655,7 @@ mod tests {
             ("scale", "--for --force --wait --instance"),
             ("pause", "--in --out --instance"),
             ("resume", "--in --out --instance"),
+            ("rollout", "--parallel --abort --wait --instance"),
             ("events", "--follow --since --last --json --instance"),
             ("detach", "--instance --containers --verbose"),
         ];

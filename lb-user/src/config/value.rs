@@ -272,7 +272,7 @@ impl FromStr for Weight {
 /// What becomes of containers of former settings, as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnChangeChoice {
-    /// They stay, until there are too many or somebody removes them
+    /// They stay, until there are too many or `lb-user rollout` is asked for
     Keep,
     /// They are replaced one at a time, new ones first
     Rollout,

@@ -242,13 +242,6 @@ pub enum Event {
     },
     /// The provider can be reached again; [`Event::Resynced`] follows.
     ProviderBack,
-    /// Somebody asks for containers of former settings to be replaced.
-    RolloutRequested {
-        /// How many at a time.
-        parallel: u32,
-    },
-    /// Somebody asks for the replacement to be given up.
-    RolloutAbortRequested,
     /// The agent was asked to end.
     StopRequested,
     /// The agent was asked to end at once.

@@ -247,7 +247,7 @@ impl Controller {
         } else if outdated > 0 && !self.is_rolling_out() {
             problems.push(format!(
                 "{outdated} of the containers were started with other settings than today's, or of another image: they are the \
-                 first to go, and `on-change = \"rollout\"` replaces them"
+                 first to go, or `lb-user rollout` replaces them"
             ));
         }
         problems.extend(self.left_out_told());
@@ -391,8 +391,6 @@ impl Controller {
                     self.remark(DecisionKind::ProviderBack, "the containers can be seen again".into(), now);
                 }
             }
-            Event::RolloutRequested { parallel } => self.rollout_requested(parallel, now),
-            Event::RolloutAbortRequested => self.rollout_abort_requested(now),
             Event::StopRequested => self.stop_requested(now),
             Event::StopForced => self.stop_forced(now),
             Event::Tick => {}

@@ -77,7 +77,7 @@ impl Controller {
     pub(super) fn rollout_requested(&mut self, parallel: u32, now: Timestamp) {
         let old = self.old().count();
         let parallel = parallel.max(1);
-        let can_replace = self.phase == Phase::Running && self.is_auto();
+        let can_replace = self.phase != Phase::Stopping && self.is_auto();
         let reason = match &mut self.rollout {
             _ if !can_replace => "there is nothing that could be replaced".to_owned(),
             Rollout::Active(active) => {
@@ -214,6 +214,6 @@ impl Controller {
     /// Says why the last one was given up, as long as that matters.
     pub(super) fn rollout_problem(&self) -> Option<String> {
         let Rollout::Aborted { why } = &self.rollout else { return None };
-        Some(format!("rollout aborted: {why}; SIGHUP with other settings tries again"))
+        Some(format!("rollout aborted: {why}; `lb-user rollout` tries again"))
     }
 }

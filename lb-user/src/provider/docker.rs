@@ -279,12 +279,15 @@ impl DockerProvider {
 
     /// Returns whether a container is of other settings, or of another image, than one would be today.
     fn is_outdated(&self, labels: &HashMap<String, String>, image_id: Option<&str>) -> bool {
-        let todays = fleet::locked(&self.image_id).clone();
-        let other_image = match (image_id, todays) {
+        self.is_of_other_image(image_id) || labels::is_outdated(&self.config, labels)
+    }
+
+    /// Returns whether an image is another than the name meant when it was looked for last.
+    fn is_of_other_image(&self, image_id: Option<&str>) -> bool {
+        match (image_id, &*fleet::locked(&self.image_id)) {
             (Some(its), Some(todays)) => its != todays,
             (Some(_) | None, _) => false,
-        };
-        other_image || labels::is_outdated(&self.config, labels)
+        }
     }
 
     /// Turns the engine's "not found" into the thing that is to be provided.

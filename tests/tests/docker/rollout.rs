@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, process::Command, time::Duration};
 
 use lb_tests::{
-    agent::{Agent, assert_no_failure},
+    agent::{Agent, assert_no_failure, lb_user},
     lab::wait_until,
     site::{IMAGE, Site, docker},
 };
@@ -99,6 +99,24 @@ pub fn changed_settings_and_another_image_are_rolled_out_without_a_failed_reques
         assert_eq!(agent.status()["health"], "healthy", "{case}");
     }
 
+    // By the verb, where nothing happens by itself.
+    bed.write("");
+    agent.signal(Signal::SIGHUP);
+    let before = site.containers();
+    bed.build("LABEL version=3");
+    let verb = |words: &[&str]| lb_user(&[&["rollout", "--instance", site.instance()], words].concat());
+    let done = verb(&["--parallel", "2", "--wait=60s"]);
+    let told = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && told.contains("replaced"), "{told}\n{}", agent.log());
+    agent.wait_for("the verb's rollout is done", Duration::from_secs(20), |status| {
+        is_calm(status) && site.containers().is_disjoint(&before)
+    });
+    let again = verb(&["--wait=60s"]);
+    assert!(again.status.success(), "{again:?}");
+    agent.wait_for("nothing is left to be replaced", Duration::from_secs(5), |status| {
+        status["decisions"].to_string().contains("every container is of today's image and settings")
+    });
+
     for client in clients {
         let requests = assert_no_failure(&client.finish());
         eprintln!("{requests} requests, none failed");
@@ -127,6 +145,12 @@ pub fn an_image_that_crashes_ends_its_rollout() {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(now(), before, "nothing is tried by itself");
     assert_no_failure(&client.finish());
+
+    // Asked for once more, it fails once more.
+    let again = lb_user(&["rollout", "--instance", site.instance(), "--wait=60s"]);
+    let error = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(1) && error.contains("rollout aborted: "), "{error}\n{}", agent.log());
+    assert!(before.is_subset(&now()), "{:?}", now());
 
     // A better one, and settings that are read again: another attempt.
     bed.build("LABEL version=3");

@@ -277,9 +277,9 @@ impl World {
             (15, _) => self.change_image(),
             (16, _) => {
                 let parallel = 1 + self.chance.below(3) as u32;
-                self.tell(Event::RolloutRequested { parallel });
+                self.tell(Event::Ordered(Order::Rollout { parallel }));
             }
-            (17, _) => self.tell(Event::RolloutAbortRequested),
+            (17, _) => self.tell(Event::Ordered(Order::AbortRollout)),
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));
@@ -592,7 +592,7 @@ proptest! {
         world.calm();
         world.run(Timestamp::ZERO + TROUBLE + Duration::from_secs(60));
         // What was on its way when the trouble ended may have failed it.
-        world.tell(Event::RolloutRequested { parallel: 2 });
+        world.tell(Event::Ordered(Order::Rollout { parallel: 2 }));
         let listed = world.listed();
         world.tell(Event::Resynced(listed));
         world.run(Timestamp::ZERO + TROUBLE + PEACE);

@@ -270,6 +270,10 @@ impl Roster {
             let entry =
                 locked(&self.entries).get_key_value(self.owner(labels)).map(|(name, of)| (name.clone(), of.clone()));
             let Some((service, Entry { source: Source::Ours(provider), .. })) = entry else { return Ok(None) };
+            if provider.is_of_other_image(container.image.as_deref()) {
+                // The name may have got this one since it was looked at.
+                provider.look_for_image().await?;
+            }
             (service, provider.found(container))
         } else {
             let takers = self.takers();

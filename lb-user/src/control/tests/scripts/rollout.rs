@@ -2,7 +2,7 @@
 
 use super::*;
 
-const ROLLOUT: Event = Event::RolloutRequested { parallel: 1 };
+const ROLLOUT: Event = Event::Ordered(Order::Rollout { parallel: 1 });
 
 fn old(ordinal: u32) -> Sighting {
     Sighting { outdated: true, ..sighting(&name(ordinal), ordinal) }
@@ -80,7 +80,7 @@ fn an_old_one_keeps_its_connections_until_they_end_and_is_never_needed_again() {
 #[test]
 fn several_are_replaced_at_a_time_if_that_is_asked_for() {
     let mut script = outdated(3, 3);
-    assert_eq!(script.at(300).effect(Event::RolloutRequested { parallel: 2 }), [start(4), start(5)]);
+    assert_eq!(script.at(300).effect(Event::Ordered(Order::Rollout { parallel: 2 })), [start(4), start(5)]);
     script.comes(4);
     script.comes(5);
     script.effect(passed(4));
@@ -108,7 +108,7 @@ fn where_nothing_is_known_to_be_outdated_the_next_list_tells() {
 
     let mut script = Script::running(2, 4, 2);
     script.at(300).effect(ROLLOUT);
-    script.effect(Event::RolloutAbortRequested);
+    script.effect(Event::Ordered(Order::AbortRollout));
     assert_eq!(script.at(400).effect(Event::Resynced(vec![old(1), old(2)])), []);
     assert_eq!(script.told(DecisionKind::RolloutAborted), ["it was asked for, and had not begun"]);
 }
@@ -159,7 +159,7 @@ fn failures() -> [Failure; 5] {
             |script| {
                 script.comes(4);
                 script.effect(passed(4));
-                script.effect(Event::RolloutAbortRequested);
+                script.effect(Event::Ordered(Order::AbortRollout));
             },
             "it was asked for",
         ),
@@ -178,7 +178,7 @@ fn one_that_fails_ends_the_rollout_and_the_old_ones_stay() {
         assert_eq!(script.states()[..3], [BackendState::Ready; 3], "{case}");
         assert!(script.states()[3..].iter().all(|state| *state != BackendState::Ready), "{case}: the new one goes");
         let problems = script.problems();
-        let problem = format!("rollout aborted: {why}; SIGHUP with other settings tries again");
+        let problem = format!("rollout aborted: {why}; `lb-user rollout` tries again");
         assert!(problems.contains(&problem), "{case}: {problems:?}");
         for second in 40..100 {
             let commands = script.at(second * 1_000).effect(load(0.0));

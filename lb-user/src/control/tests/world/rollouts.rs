@@ -26,7 +26,7 @@ proptest! {
     fn a_rollout_costs_no_capacity_and_ends(seed: u64, count in 1..9_u32, parallel in 0..5_u32) {
         let (mut world, before) = at_peace(seed, count);
 
-        world.tell(Event::RolloutRequested { parallel });
+        world.tell(Event::Ordered(Order::Rollout { parallel }));
         world.run(world.now + Duration::from_secs(u64::from(count) * 10 + 60));
 
         prop_assert_eq!(rollout(&world), None);
@@ -40,7 +40,7 @@ proptest! {
         let (mut world, before) = at_peace(seed, count);
         world.image_is_bad = true;
 
-        world.tell(Event::RolloutRequested { parallel });
+        world.tell(Event::Ordered(Order::Rollout { parallel }));
         world.run(world.now + Duration::from_secs(300));
 
         prop_assert_eq!(rollout(&world), None);
@@ -54,9 +54,9 @@ proptest! {
     fn one_that_is_aborted_half_way_has_as_many_as_are_wanted(seed: u64, count in 1..9_u32, seconds in 0..20_u64) {
         let (mut world, _) = at_peace(seed, count);
 
-        world.tell(Event::RolloutRequested { parallel: 1 });
+        world.tell(Event::Ordered(Order::Rollout { parallel: 1 }));
         world.run(world.now + Duration::from_secs(seconds));
-        world.tell(Event::RolloutAbortRequested);
+        world.tell(Event::Ordered(Order::AbortRollout));
         world.run(world.now + Duration::from_secs(100));
 
         prop_assert_eq!(rollout(&world), None);
