@@ -27,6 +27,11 @@ impl<'a> Bed<'a> {
         format!("{}-api", self.site.instance())
     }
 
+    /// Returns the label of the images that are built here.
+    fn mark(&self) -> String {
+        format!("lb-test={}", self.site.instance())
+    }
+
     fn file(&self) -> PathBuf {
         self.folder.path().join("services.toml")
     }
@@ -50,7 +55,7 @@ impl<'a> Bed<'a> {
         std::fs::write(self.folder.path().join("Dockerfile"), format!("FROM {IMAGE}\n{line}\n"))
             .expect("it can be written");
         let folder = self.folder.path().to_str().expect("a path that is text");
-        docker(&["build", "--quiet", "--tag", &image, folder]);
+        docker(&["build", "--quiet", "--label", &self.mark(), "--tag", &image, folder]);
     }
 
     fn start(&self) -> Agent {
@@ -66,6 +71,12 @@ impl Drop for Bed<'_> {
             let _gone_already = Command::new("docker").args(["rm", "-f", &id]).output();
         }
         let _gone_already = Command::new("docker").args(["image", "rm", "-f", &self.image()]).output();
+        // Those whose name another has got since.
+        let filter = format!("label={}", self.mark());
+        let built = Command::new("docker").args(["image", "ls", "-q", "--filter", &filter]).output();
+        for id in String::from_utf8_lossy(&built.map(|built| built.stdout).unwrap_or_default()).lines() {
+            let _gone_already = Command::new("docker").args(["image", "rm", "-f", id]).output();
+        }
     }
 }
 
