@@ -307,9 +307,14 @@ impl Agent {
     /// controllers have to be told.
     async fn begin_leftovers(&mut self, mut former: Option<&mut Former>) -> Vec<(ServiceName, Event)> {
         let mut names: BTreeSet<String> = self.datapath.registry.services().into_iter().map(str::to_owned).collect();
+        // Without an answer, any container may be one of ours.
+        let mut ours: Option<BTreeSet<String>> = None;
         if let Some(fleet) = &self.fleet {
             match fleet.services().await {
-                Ok(services) => names.extend(services),
+                Ok(services) => {
+                    names.extend(services.iter().cloned());
+                    ours = Some(services);
+                }
                 Err(error) => tracing::warn!("containers of services that are configured no longer: {}", chain(&error)),
             }
         }
@@ -320,7 +325,8 @@ impl Agent {
                 continue;
             }
             let mut served = self.datapath.registry.backends_of(name.as_str()).map(|backend| &backend.container);
-            let has_containers = served.all(service::is_container);
+            let may_be_ours = ours.as_ref().is_none_or(|ours| ours.contains(name.as_str()));
+            let has_containers = may_be_ours && served.all(service::is_container);
             drop(served);
             let (source, provider): (Source, Arc<dyn Provider>) = match &self.fleet {
                 Some(fleet) if has_containers => {
@@ -523,6 +529,7 @@ impl Agent {
         let Some(service) = self.services.get_mut(name) else { return };
         if let Some(address) = sighting.address {
             service.places.located(&sighting.id, address);
+            service.places.told(&sighting.id, &sighting.terms);
         }
         if sighting.running && !self.container_cpu.follows(&sighting.id) {
             let (provider, id, answers) = (service.provider.clone(), sighting.id.clone(), self.answers.clone());

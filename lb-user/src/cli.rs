@@ -22,8 +22,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{
-        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, Percent, PublishRange,
-        Reload, RunConfig, Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish, snat,
+        ConfigError, Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, MetricChoice, OnChangeChoice, Percent,
+        PublishRange, Reload, RunConfig, Scheduler, SourceRate, StaticBackend, SynCookies, TcAttach, guard, publish,
+        snat,
         suppose::Supposition,
         value::{self, parse_duration},
     },
@@ -38,7 +39,7 @@ mod operate;
 mod simulate;
 
 pub use check::{Draft, Fault, Spot};
-pub use operate::{EventsArgs, PauseArgs, ScaleArgs};
+pub use operate::{EventsArgs, PauseArgs, RolloutArgs, ScaleArgs};
 pub use simulate::SimulateArgs;
 
 /// The environment variable that says what is logged, in the syntax of tracing's `EnvFilter`.
@@ -76,7 +77,10 @@ Examples:
   Servers that somebody else runs, without Docker:
     lb-user run --backend 10.0.0.2:5000 --backend 10.0.0.3:5000 --publish 80
 
-  The same, the first with three times the connections of the second:
+  Containers that somebody else starts: docker run --label lb.enable=true --label lb.port=5000 …
+    lb-user run --discover --publish 80
+
+  Servers of two weights, the first with three times the connections of the second:
     lb-user run --backend 10.0.0.2:5000=3 --backend 10.0.0.3:5000 --publish 80 \\
       --scheduler least-conn
 
@@ -201,6 +205,9 @@ pub enum Verb {
     /// Let demand change the number of containers again
     #[command(after_long_help = operate::PAUSE_EXAMPLES)]
     Resume(PauseArgs),
+    /// Replace containers of former settings or of a former image, new ones first
+    #[command(after_long_help = operate::ROLLOUT_EXAMPLES)]
+    Rollout(RolloutArgs),
     /// Show what was decided and what has happened, and follow it
     #[command(after_long_help = operate::EVENTS_EXAMPLES)]
     Events(EventsArgs),
@@ -272,6 +279,16 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "IP:PORT[=WEIGHT]", value_parser = publish::parse_backend, help_heading = FRONTENDS)]
     pub backend: Vec<StaticBackend>,
 
+    /// Balance over containers that others start and label lb.enable=true; none of them is ever started or stopped
+    ///
+    /// One comes as Docker tells of its start, and gets connections once it passes its checks; it is out of rotation as soon
+    /// as it is asked to end. Labels: lb.service=NAME, where several services take such containers; lb.port=PORT, instead of
+    /// CONTAINER_PORT, or of the only port that it exposes; lb.weight=1 to 256; lb.network=NET, where it is on several;
+    /// lb.instance=NAME. One whose labels are wrong is left out, and `status` tells why. CONTAINER_PORT may be left out. Of
+    /// the options about containers and scaling, only --max and --network have a meaning.
+    #[arg(long, help_heading = FRONTENDS)]
+    pub discover: bool,
+
     /// Let backends know clients by this address of this host, not by their own; once for each family
     ///
     /// Replies come back here from anywhere then: from other machines of the network, from containers on macvlan. Without
@@ -341,6 +358,8 @@ pub struct ServiceArgs {
     pub min: Option<u32>,
 
     /// Most containers [default: 10]
+    ///
+    /// With --discover: how many are taken of those that others start, by default 64.
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub max: Option<u32>,
 
@@ -411,7 +430,17 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "K=V", help_heading = CONTAINERS)]
     pub env: Vec<EnvVar>,
 
+    /// What becomes of containers that were started with other settings, or of another image under the same name
+    /// [default: keep]
+    ///
+    /// A rollout starts one more than there are wanted, even than --max, and drains an old one when that is ready, until none
+    /// is left. One that is not ready within 30s, ends or fails ends the rollout: the old ones stay, and `status` tells why.
+    #[arg(long, value_name = "WHAT", value_enum, help_heading = CONTAINERS)]
+    pub on_change: Option<OnChangeChoice>,
+
     /// Network that the containers join [default: the engine's]
+    ///
+    /// With --discover: the one by which those are reached that are on several and name none.
     #[arg(long, value_name = "NET", value_parser = value::parse_network, help_heading = CONTAINERS)]
     pub network: Option<String>,
 }
@@ -694,7 +723,7 @@ mod tests {
                 "--scale-down-window --uplink --hook --health --drain-timeout --cpus --memory --env --network --keep",
             ),
             ("run", "--allow --deny --source-rate --lifetime --scheduler --affinity --max-connections --slow-start"),
-            ("run", "--snat --syn-cookies --dry-run"),
+            ("run", "--snat --syn-cookies --dry-run --discover --on-change"),
             ("run", "--health-interval --tc-attach --complete-checksums --max-flows --stop-grace --verbose --config"),
             ("check", "--config --file-only --json --verbose"),
             ("status", "--instance --json --verbose"),
@@ -707,6 +736,7 @@ mod tests {
             ("scale", "--for --force --wait --instance"),
             ("pause", "--in --out --instance"),
             ("resume", "--in --out --instance"),
+            ("rollout", "--parallel --abort --wait --instance"),
             ("events", "--follow --since --last --json --instance"),
             ("detach", "--instance --containers --verbose"),
         ];

@@ -8,7 +8,10 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use lb_ebpf::abi;
 
-use crate::{control::law, health::HealthCheck};
+use crate::{
+    control::{OnChange, law},
+    health::HealthCheck,
+};
 
 pub mod diff;
 pub mod error;
@@ -25,8 +28,8 @@ pub use metric::{Following, MetricChoice};
 pub use publish::{At, Family, Publish, PublishRange, StaticBackend};
 pub use snat::Snat;
 pub use value::{
-    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, Percent, Scheduler, ServiceName, SynCookies, TcAttach,
-    Weight,
+    Cpus, EnvVar, Hook, InstanceName, Lifetime, MemorySize, OnChangeChoice, Percent, Scheduler, ServiceName,
+    SynCookies, TcAttach, Weight,
 };
 
 /// Frontends that all services of one instance may have together.
@@ -186,6 +189,7 @@ impl Service {
     fn most_backends_at(&self, publish: &Publish) -> u64 {
         match &self.source {
             Source::Docker(docker) => u64::from(docker.scaling.max),
+            Source::Discovered(discovery) => u64::from(discovery.max),
             Source::Static { backends } => {
                 let is_served = |backend: &&StaticBackend| publish.family() == Some(Family::of(backend.address.ip()));
                 backends.iter().filter(is_served).count() as u64
@@ -197,7 +201,7 @@ impl Service {
     pub fn metrics(&self) -> Option<String> {
         match &self.source {
             Source::Docker(docker) => Some(docker.scaling.following.told()),
-            Source::Static { .. } => None,
+            Source::Static { .. } | Source::Discovered(_) => None,
         }
     }
 
@@ -205,7 +209,7 @@ impl Service {
     pub fn static_backends(&self) -> &[StaticBackend] {
         match &self.source {
             Source::Static { backends } => backends,
-            Source::Docker(_) => &[],
+            Source::Docker(_) | Source::Discovered(_) => &[],
         }
     }
 }
@@ -220,6 +224,18 @@ pub enum Source {
         /// Where they are: 1 to [`MAX_BACKENDS_PER_FRONTEND`], none twice.
         backends: Vec<StaticBackend>,
     },
+    /// Containers that others start, and label to be served. A [`Publish::container_port`] counts for those that name no
+    /// port themselves.
+    Discovered(Discovery),
+}
+
+/// Which of the containers that others start are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// The most: 1 to [`MAX_BACKENDS_PER_FRONTEND`].
+    pub max: u32,
+    /// The network by which those are reached that name none; without it, their only one.
+    pub network: Option<String>,
 }
 
 /// Containers that share less than this of a processor each are hardly meant to.
@@ -242,6 +258,8 @@ pub struct Docker {
     pub network: Option<String>,
     /// The time between the request to end and the kill.
     pub stop_grace: Duration,
+    /// What becomes of those of former settings.
+    pub on_change: OnChange,
 }
 
 impl Docker {
@@ -275,8 +293,16 @@ impl Docker {
             up_window: Duration::ZERO,
             down_window: Duration::ZERO,
         };
-        let (image, env) = (String::new(), Vec::new());
-        Self { image, scaling, cpus: None, memory: None, env, network: None, stop_grace: Duration::from_secs(10) }
+        Self {
+            image: String::new(),
+            scaling,
+            cpus: None,
+            memory: None,
+            env: Vec::new(),
+            network: None,
+            stop_grace: Duration::from_secs(10),
+            on_change: OnChange::Keep,
+        }
     }
 }
 

@@ -53,6 +53,10 @@ fn main() -> ExitCode {
         }
         Verb::Pause(arguments) => operated(operate::order::pause(arguments.instance.as_str(), &arguments.ways())),
         Verb::Resume(arguments) => operated(operate::order::resume(arguments.instance.as_str(), &arguments.ways())),
+        Verb::Rollout(arguments) => {
+            let (instance, order) = (arguments.instance.as_str(), arguments.order());
+            operated(operate::order::rollout(instance, &order, arguments.wait))
+        }
         Verb::Events(arguments) => operated(operate::events::show(arguments.instance.as_str(), &arguments.request())),
         Verb::Simulate(arguments) => match arguments.resolve() {
             Ok(request) => match simulate::show(&request) {

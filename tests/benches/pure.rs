@@ -22,7 +22,8 @@ use lb_ebpf::{
 use lb_tests::frames::{self, ACK, FIN, SYN, Side};
 use lb_user::{
     control::{
-        BackendName, Command, ContainerId, Controller, CpuLoad, Event, Family, Scaling, Settings, Sighting, Timestamp,
+        BackendName, Command, ContainerId, Controller, CpuLoad, Event, Family, Scaling, Settings, Sighting, Terms,
+        Timestamp,
         policy::{self, Bounds, Law, Memory},
     },
     datapath::layout::{self, Share},
@@ -215,6 +216,7 @@ fn settled(backends: u32) -> (Controller, Timestamp) {
         running: true,
         created: u64::from(ordinal),
         outdated: false,
+        terms: Terms::default(),
     };
     let mut controller = Controller::new(settings);
     let mut now = Timestamp::from_millis(1);

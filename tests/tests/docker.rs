@@ -16,8 +16,12 @@ use lb_tests::{
 };
 use nix::sys::signal::Signal;
 
+#[path = "docker/discovery.rs"]
+mod discovery;
 #[path = "docker/orders.rs"]
 mod orders;
+#[path = "docker/rollout.rs"]
+mod rollout;
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -55,6 +59,23 @@ fn main() -> ExitCode {
         ),
         case("containers_of_the_hosts_own_network_are_balanced", containers_of_the_hosts_own_network_are_balanced),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
+        case(
+            "containers_of_others_are_found_by_their_labels",
+            discovery::containers_of_others_are_found_by_their_labels,
+        ),
+        case(
+            "a_container_that_is_stopped_by_others_loses_nothing",
+            discovery::a_container_that_is_stopped_by_others_loses_nothing,
+        ),
+        case(
+            "containers_of_others_that_cannot_be_served_are_told",
+            discovery::containers_of_others_that_cannot_be_served_are_told,
+        ),
+        case(
+            "changed_settings_and_another_image_are_rolled_out_without_a_failed_request",
+            rollout::changed_settings_and_another_image_are_rolled_out_without_a_failed_request,
+        ),
+        case("an_image_that_crashes_ends_its_rollout", rollout::an_image_that_crashes_ends_its_rollout),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
         case("images_and_networks_are_checked_before", images_and_networks_are_checked_before),
     ])

@@ -35,7 +35,7 @@ impl Agent {
                 Following::Demand(targets) => Some(**targets),
                 Following::HostCpu(_) => None,
             },
-            Source::Static { .. } => None,
+            Source::Static { .. } | Source::Discovered(_) => None,
         };
         let scaled =
             |service: &super::Service| Some(by_demand(&service.config.source)?).filter(|_| !service.is_removed);

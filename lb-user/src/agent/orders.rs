@@ -28,6 +28,10 @@ impl Agent {
             Ask::Order { service, order } => match self.addressed(service, &order) {
                 Ok(services) => {
                     let events = services.iter().map(|name| (name.clone(), Event::Ordered(order))).collect();
+                    if let (Order::Rollout { .. }, Some(fleet)) = (order, &self.fleet) {
+                        // Names may mean other images by now.
+                        fleet.look_again();
+                    }
                     self.waiting.push(Waiting { answer, services });
                     return events;
                 }

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use super::{Agent, Answer, Service, chain};
 use crate::{
     config::{self, Family, Publish, ServiceName, Snat, Source, Weight, publish::Proto},
-    control::{Addresses, Command, ContainerId, Event, Heard, Publication, WHOLE},
+    control::{Addresses, Command, ContainerId, Event, Heard, Publication, Terms, WHOLE},
     datapath::{
         DatapathError,
         links::{Belief, LinkError, Links, Path, Reach},
@@ -41,6 +41,8 @@ struct Place {
     found: Option<Instant>,
     /// Families of whose address it is not the way, and why.
     barred: Barred,
+    /// What it says of itself.
+    terms: Terms,
 }
 
 /// Why families are not served.
@@ -76,6 +78,17 @@ impl Places {
             }
             Some(_) | None => *place = Place { address: Some(address), ..Place::default() },
         }
+    }
+
+    /// Notes what a container that is located says of itself.
+    pub fn told(&mut self, id: &ContainerId, terms: &Terms) {
+        if let Some(place) = self.of.get_mut(id) {
+            place.terms.clone_from(terms);
+        }
+    }
+
+    fn terms(&self, id: &ContainerId) -> Terms {
+        self.of.get(id).map(|place| place.terms.clone()).unwrap_or_default()
     }
 
     /// Notes that a container's way may be another by now.
@@ -181,8 +194,8 @@ impl Agent {
                     service.places.doubt(&id);
                     Event::BackendUnreachable { id, error }
                 });
-                let left_out: Vec<Event> = left_out.collect();
-                std::iter::once(Event::Published { generation }).chain(left_out).collect()
+                // Before the rest is confirmed, lest others go in favour of one that has no slot.
+                left_out.chain([Event::Published { generation }]).collect()
             }
             Err(error) => vec![Event::PublishFailed { generation, error: chain(&error) }],
         }
@@ -254,7 +267,9 @@ impl Agent {
             Some(_) => Trust::Old,
             None => Trust::None,
         };
-        let endpoints = address.map(|address| probed_endpoints(&service.config, &id, address)).unwrap_or_default();
+        let terms = service.places.terms(&id);
+        let endpoints = address.map(|address| probed_endpoints(&service.config, (&id, &terms), address));
+        let endpoints = endpoints.unwrap_or_default();
         let (links, check, answers) = (self.links.clone(), service.config.health.clone(), self.answers.clone());
         let snat = service.config.snat;
         let name = name.clone();
@@ -289,10 +304,11 @@ impl Service {
         let place = self.places.of.get(id);
         let address = place.and_then(|place| place.address).ok_or_else(|| format!("{id}: no address is known"))?;
         let way = place.and_then(|place| place.way.clone()).ok_or_else(|| format!("{id}: no way is known"))?;
+        let terms = self.places.terms(id);
         let mut endpoints = BTreeMap::new();
         for publish in &self.config.frontends {
             if let Some(endpoint) =
-                endpoint(&self.config, id, address, publish)?.filter(|endpoint| !is_deaf(endpoint.ip()))
+                endpoint(&self.config, (id, &terms), address, publish)?.filter(|endpoint| !is_deaf(endpoint.ip()))
             {
                 endpoints.insert(publish.name(), endpoint);
             }
@@ -308,25 +324,32 @@ impl Service {
         Ok(Member { container: id.clone(), endpoints, way, weight: self.weight(id), tenths: tenths.unwrap_or(WHOLE) })
     }
 
-    /// Returns a backend's weight; containers are all alike.
+    /// Returns a backend's weight; our own containers are all alike.
     fn weight(&self, id: &ContainerId) -> u32 {
+        if let Some(weight) = self.places.terms(id).weight {
+            return weight.get();
+        }
         let address = id.0.parse::<SocketAddr>().ok();
         let own = self.config.static_backends().iter().find(|backend| Some(backend.address) == address);
         own.map_or(Weight::ONE, |backend| backend.weight).number()
     }
 }
 
-/// Returns where a backend listens for a frontend: a static backend says so itself. Nowhere, if it has no address of the
-/// frontend's family.
+/// Returns where a backend listens for a frontend: a static backend says so itself, and a container that others have started
+/// may. Nowhere, if it has no address of the frontend's family.
 fn endpoint(
     service: &config::Service,
-    id: &ContainerId,
+    (id, terms): (&ContainerId, &Terms),
     address: Addresses,
     publish: &Publish,
 ) -> Result<Option<SocketAddr>, String> {
     let Some(address) = publish.family().and_then(|family| address.of_family(family)) else { return Ok(None) };
     match (&service.source, publish.container_port) {
         (Source::Docker(_), Some(port)) => Ok(Some(SocketAddr::new(address, port.get()))),
+        (Source::Discovered(_), port) => {
+            let port = terms.port.or(port).or(terms.exposed).ok_or_else(|| format!("{id}: no port is known"))?;
+            Ok(Some(SocketAddr::new(address, port.get())))
+        }
         (Source::Docker(_), None) | (Source::Static { .. }, _) => {
             id.0.parse().map(Some).map_err(|_| format!("{id}: no port is known"))
         }
@@ -336,12 +359,12 @@ fn endpoint(
 /// Returns whom to ask, in each family of which a backend serves anything: nobody where that is UDP alone.
 fn probed_endpoints(
     service: &config::Service,
-    id: &ContainerId,
+    backend: (&ContainerId, &Terms),
     address: Addresses,
 ) -> BTreeMap<Family, BTreeSet<SocketAddr>> {
     let mut probed: BTreeMap<Family, BTreeSet<SocketAddr>> = BTreeMap::new();
     for publish in &service.frontends {
-        let Some(endpoint) = endpoint(service, id, address, publish).ok().flatten() else { continue };
+        let Some(endpoint) = endpoint(service, backend, address, publish).ok().flatten() else { continue };
         let of_family = probed.entry(Family::of(endpoint.ip())).or_default();
         if publish.proto == Proto::Tcp {
             of_family.insert(endpoint);
@@ -520,7 +543,7 @@ mod tests {
             let text = format!("[[service]]\nname = \"a\"\nimage = \"lb-api\"\n{rest}\n");
             let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
             config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
-            let probed = probed_endpoints(&config.services[0], &"c".into(), address);
+            let probed = probed_endpoints(&config.services[0], (&"c".into(), &Terms::default()), address);
             let shown = probed.into_iter().map(|(family, endpoints)| {
                 let ports: Vec<String> = endpoints.iter().map(|endpoint| endpoint.port().to_string()).collect();
                 format!("{family} {}", ports.join(" "))
@@ -532,6 +555,24 @@ mod tests {
         assert_eq!(asked("publish = [\"80:5000\", \"81:5001\"]\nhealth = \"http:/\""), "IPv4 5000, IPv6 5000");
         assert_eq!(asked("publish = [\"[::]:80:5000\"]\nhealth = \"http:/\""), "IPv6 5000");
         assert_eq!(asked("publish = [\"0.0.0.0:80:5000\", \"[::]:53:53/udp\"]"), "IPv4 5000, IPv6 ");
+    }
+
+    #[test]
+    fn a_container_of_others_listens_where_it_says_or_else_where_the_frontend_does() {
+        let text = "[[service]]\nname = \"a\"\ndiscover = true\npublish = [\"80:5000\", \"81\"]\n";
+        let mut config = parse(text).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        config.services[0].complete(&[Family::V4]).unwrap();
+        let asked = |port: u16, exposed: u16| {
+            let (port, exposed) = (port.try_into().ok(), exposed.try_into().ok());
+            let terms = Terms { port, exposed, ..Terms::default() };
+            let address = Addresses::from(IpAddr::from([198, 18, 2, 2]));
+            let endpoint = |publish| endpoint(&config.services[0], (&"c".into(), &terms), address, publish);
+            config.services[0].frontends.iter().map(|publish| Some(endpoint(publish).ok()??.port())).collect::<Vec<_>>()
+        };
+
+        assert_eq!(asked(7000, 9000), [Some(7000), Some(7000)]);
+        assert_eq!(asked(0, 9000), [Some(5000), Some(9000)]);
+        assert_eq!(asked(0, 0), [Some(5000), None]);
     }
 
     #[tokio::test]

@@ -155,14 +155,14 @@ async fn leftovers(
 mod tests {
     use super::*;
     use crate::control::{
-        BackendName, Scaling,
+        BackendName, Scaling, Terms,
         policy::{Bounds, Law},
     };
 
     fn sighting(ordinal: u32, running: bool, outdated: bool) -> Sighting {
         let name = BackendName(format!("lb-web-{ordinal}"));
-        let created = u64::from(ordinal);
-        Sighting { id: ordinal.to_string().as_str().into(), name, ordinal, address: None, running, created, outdated }
+        let (id, created, terms) = (ordinal.to_string().as_str().into(), u64::from(ordinal), Terms::default());
+        Sighting { id, name, ordinal, address: None, running, created, outdated, terms }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     Agent, Answer,
-    service::{self, docker_settings, provider},
+    service::{self, discovery_settings, docker_settings, provider},
 };
 use crate::{
     config::{
@@ -130,6 +130,10 @@ impl Agent {
             let Some(provider) = providers.remove(&service.name) else { continue };
             self.begin(service, provider, None);
         }
+        // Images may be others under their former names.
+        if let Some(fleet) = &self.fleet {
+            fleet.look_again();
+        }
         // First, so that what is published afterwards has its frontends.
         let came = self.serve_frontends();
         came.into_iter().chain(events).collect()
@@ -181,6 +185,9 @@ async fn prepare(
                 let of = |docker| docker_settings(&config, &service.name, docker);
                 of(before) == of(after)
             }
+            (Source::Discovered(before), Source::Discovered(after)) => {
+                discovery_settings(former, before) == discovery_settings(service, after)
+            }
             (before, after) => before == after,
         });
         let outcome: anyhow::Result<Option<Arc<dyn Provider>>> = match is_same {
@@ -216,7 +223,8 @@ async fn prepare(
 fn is_network_same(former: &Service, service: &Service) -> bool {
     match (&former.source, &service.source) {
         (Source::Docker(before), Source::Docker(after)) => before.network == after.network,
-        (Source::Docker(_) | Source::Static { .. }, _) => false,
+        (Source::Discovered(before), Source::Discovered(after)) => before.network == after.network,
+        (Source::Docker(_) | Source::Discovered(_) | Source::Static { .. }, _) => false,
     }
 }
 

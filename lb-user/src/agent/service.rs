@@ -14,7 +14,7 @@ use super::{ENGINE_DELAY, measure::Meters, perform::Places};
 use crate::{
     config::{self, ConfigError, Family, Following, Publish, RunConfig, ServiceName, Source},
     control::{
-        Addresses, ContainerId, Controller, Reconfiguration, Scaling, Settings, Timestamp, law,
+        Addresses, ContainerId, Controller, OnChange, Reconfiguration, Scaling, Settings, Timestamp, law,
         policy::{Bounds, Law, TargetLoad},
     },
     datapath::{
@@ -25,7 +25,7 @@ use crate::{
     },
     provider::{
         Provider, ProviderEvent,
-        docker::{DockerProvider, DockerSettings, Fleet},
+        docker::{DiscoverySettings, DockerProvider, DockerSettings, Fleet, offer::Expected},
         fixed::FixedProvider,
     },
 };
@@ -160,10 +160,21 @@ impl Service {
 
     /// Returns what its controller has to be told after `config` has changed.
     pub fn reconfiguration(&self, run: &RunConfig, reason: String) -> Reconfiguration {
-        let Settings { scaling, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
+        let Settings { scaling, most, on_change, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
             settings(&self.config, run);
         let (keep, unlisted) = (run.keep && !self.is_removed, BTreeSet::new());
-        Reconfiguration { reason, scaling, drain_timeout, slow_start, probe_interval, stop_patience, keep, unlisted }
+        Reconfiguration {
+            reason,
+            scaling,
+            most,
+            on_change,
+            drain_timeout,
+            slow_start,
+            probe_interval,
+            stop_patience,
+            keep,
+            unlisted,
+        }
     }
 
     /// Returns the load of the host at which the most are wanted, in percent, where it is followed.
@@ -173,13 +184,13 @@ impl Service {
                 Following::HostCpu(target) => Some(target.percent()),
                 Following::Demand(_) => None,
             },
-            Source::Static { .. } => None,
+            Source::Static { .. } | Source::Discovered(_) => None,
         }
     }
 }
 
 impl Service {
-    /// Returns what its scaling follows, for people; nothing with static backends.
+    /// Returns what its scaling follows, for people; nothing with backends that others run.
     pub fn metrics(&self) -> Option<String> {
         self.config.metrics()
     }
@@ -243,13 +254,13 @@ pub async fn provider(
     service: &mut config::Service,
     fleet: &mut Option<Arc<Fleet>>,
 ) -> Result<Arc<dyn Provider>> {
-    let docker = match &service.source {
-        Source::Static { backends } => {
-            let backends: Vec<_> = backends.iter().map(|backend| backend.address).collect();
-            return Ok(Arc::new(FixedProvider::new(&backends)));
-        }
-        Source::Docker(docker) => docker,
+    let fixed = |backends: &[config::StaticBackend]| -> Arc<dyn Provider> {
+        let backends: Vec<_> = backends.iter().map(|backend| backend.address).collect();
+        Arc::new(FixedProvider::new(&backends))
     };
+    if let Source::Static { backends } = &service.source {
+        return Ok(fixed(backends));
+    }
     if !nix::unistd::Uid::effective().is_root() {
         return Err(DatapathError::NotRoot.into());
     }
@@ -262,9 +273,20 @@ pub async fn provider(
             fleet.insert(Arc::new(connected))
         }
     };
-    let provider = fleet.provider(docker_settings(config, &service.name, docker));
-    complete(service, &provider).await?;
-    Ok(Arc::new(provider))
+    match &service.source {
+        Source::Static { backends } => Ok(fixed(backends)),
+        Source::Docker(docker) => {
+            let provider = fleet.provider(docker_settings(config, &service.name, docker));
+            complete(service, &provider).await?;
+            Ok(Arc::new(provider))
+        }
+        Source::Discovered(discovery) => {
+            let provider = fleet.discovery(discovery_settings(service, discovery));
+            let families = provider.check().await?;
+            service.complete(&families)?;
+            Ok(Arc::new(provider))
+        }
+    }
 }
 
 /// Makes sure that a service's containers can be started, and completes its frontends by their families.
@@ -275,6 +297,13 @@ pub async fn complete(service: &mut config::Service, provider: &DockerProvider) 
     let families = provider.check().await?;
     service.complete(&families)?;
     Ok(())
+}
+
+/// Returns what a service expects of containers that others start.
+pub fn discovery_settings(service: &config::Service, discovery: &config::Discovery) -> DiscoverySettings {
+    let has_ports = service.publish.iter().all(|publish| publish.container_port.is_some());
+    let expected = Expected { network: discovery.network.clone(), has_ports };
+    DiscoverySettings { service: service.name.as_str().to_owned(), expected }
 }
 
 /// Returns what a service's containers look like.
@@ -294,7 +323,7 @@ pub fn docker_settings(config: &RunConfig, name: &ServiceName, docker: &config::
 /// Returns what a service's controller is configured with.
 pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
     let scaling = match &service.source {
-        Source::Static { .. } => Scaling::Fixed,
+        Source::Static { .. } | Source::Discovered(_) => Scaling::Fixed,
         Source::Docker(docker) => {
             let scaling = &docker.scaling;
             let bounds = Bounds::new(scaling.min, scaling.max).expect("the configuration was checked");
@@ -311,7 +340,17 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
             }
         }
     };
+    let most = match &service.source {
+        Source::Discovered(discovery) => Some(discovery.max),
+        Source::Static { .. } | Source::Docker(_) => None,
+    };
+    let on_change = match &service.source {
+        Source::Docker(docker) => docker.on_change,
+        Source::Static { .. } | Source::Discovered(_) => OnChange::Keep,
+    };
     Settings {
+        most,
+        on_change,
         drain_timeout: service.drain_timeout,
         slow_start: service.slow_start.unwrap_or_default(),
         probe_interval: service.health_interval,
@@ -324,7 +363,7 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
 fn stop_grace(service: &config::Service) -> Duration {
     match &service.source {
         Source::Docker(docker) => docker.stop_grace,
-        Source::Static { .. } => Duration::ZERO,
+        Source::Static { .. } | Source::Discovered(_) => Duration::ZERO,
     }
 }
 
@@ -399,8 +438,8 @@ pub fn is_container(id: &ContainerId) -> bool {
 fn is_to_be_shown(id: &ContainerId, service: &config::Service) -> bool {
     match (&service.source, id.0.parse::<SocketAddr>()) {
         (Source::Static { backends }, Ok(address)) => backends.iter().any(|backend| backend.address == address),
-        (Source::Static { .. }, Err(_)) | (Source::Docker(_), Ok(_)) => false,
-        (Source::Docker(_), Err(_)) => true,
+        (Source::Static { .. }, Err(_)) | (Source::Docker(_) | Source::Discovered(_), Ok(_)) => false,
+        (Source::Docker(_) | Source::Discovered(_), Err(_)) => true,
     }
 }
 
@@ -410,10 +449,14 @@ fn is_wanted(member: &Member, service: &config::Service, family: Family) -> bool
     if service.frontends.is_empty() {
         return true;
     }
+    // A container that others have started may have named its port itself.
+    let may_differ = matches!(service.source, Source::Discovered(_));
     let mut of_family = service.frontends.iter().filter(|publish| publish.family() == Some(family)).peekable();
     let serves = |publish: &Publish| {
         let endpoint = member.endpoints.get(&publish.name());
-        endpoint.is_some_and(|endpoint| publish.container_port.is_none_or(|port| port.get() == endpoint.port()))
+        endpoint.is_some_and(|endpoint| {
+            may_differ || publish.container_port.is_none_or(|port| port.get() == endpoint.port())
+        })
     };
     of_family.peek().is_some() && of_family.all(serves)
 }

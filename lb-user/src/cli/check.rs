@@ -7,12 +7,15 @@ use lb_ebpf::abi::Lifetimes;
 use super::{InstanceArgs, RunArgs, ServiceArgs};
 use crate::{
     config::{
-        At, ConfigError, Docker, Family, Following, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL,
+        At, ConfigError, Discovery, Docker, Family, Following, Guard, Hook, Lifetime, MAX_BACKENDS_IN_ALL,
         MAX_BACKENDS_PER_FRONTEND, MAX_FRONTENDS, Publish, PublishRange, RunConfig, Scaling, Scheduler, Service,
         ServiceName, Snat, Source, StaticBackend, Weight,
         publish::{self, Proto},
     },
-    control::law::{self, Law},
+    control::{
+        OnChange,
+        law::{self, Law},
+    },
     datapath::layout,
     health::HealthCheck,
 };
@@ -21,6 +24,7 @@ use crate::{
 /// They are part of the help, which a test compares.
 const DEFAULT_MIN: u32 = 2;
 const DEFAULT_MAX: u32 = 10;
+const DEFAULT_TAKEN: u32 = 64;
 const HOST_CPU_WINDOWS: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
 const DEMAND_WINDOWS: (Duration, Duration) = (Law::UP_WINDOW, Law::DOWN_WINDOW);
 const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
@@ -234,12 +238,37 @@ impl ServiceArgs {
     }
 
     fn source(&self, notes: &mut Vec<String>) -> Result<Source, Wrong> {
+        if self.discover {
+            return self.discovery();
+        }
         match (&self.image, self.backend.is_empty()) {
             (Some(_), false) => Err((ConfigError::TwoSources, "backend", 0)),
             (None, true) => Err((ConfigError::NoSource, "", 0)),
             (Some(image), true) => self.docker(image, notes).map(Source::Docker),
             (None, false) => self.fixed(),
         }
+    }
+
+    fn discovery(&self) -> Result<Source, Wrong> {
+        let others = [("image", "--image", self.image.is_some()), ("backend", "--backend", !self.backend.is_empty())];
+        if let Some((flag, other, _)) = others.into_iter().find(|(.., given)| *given) {
+            return Err((ConfigError::DiscoverNotAlone { other }, flag, 0));
+        }
+        let mut flags = self.flags_about_containers();
+        flags.retain(|(flag, _)| !["max", "network"].contains(flag));
+        if let Some(&(first, _)) = flags.first() {
+            let flags: Vec<&'static str> = flags.into_iter().map(|(_, dashed)| dashed).collect();
+            return Err((ConfigError::NeedsOwnContainers { flags }, first, 0));
+        }
+        let max = self.max.unwrap_or(DEFAULT_TAKEN);
+        if max == 0 {
+            return Err((ConfigError::MaxZero, "max", 0));
+        }
+        if max > MAX_BACKENDS_PER_FRONTEND {
+            return Err((ConfigError::TooManyContainers { max }, "max", 0));
+        }
+        self.check_sum(max).map_err(|error| (error, if self.max.is_some() { "max" } else { "publish" }, 0))?;
+        Ok(Source::Discovered(Discovery { max, network: self.network.clone() }))
     }
 
     fn docker(&self, image: &str, notes: &mut Vec<String>) -> Result<Docker, Wrong> {
@@ -259,6 +288,7 @@ impl ServiceArgs {
             env: self.env.clone(),
             network: self.network.clone(),
             stop_grace: self.stop_grace.unwrap_or(DEFAULT_STOP_GRACE),
+            on_change: self.on_change.map_or(OnChange::Keep, OnChange::from),
         })
     }
 
@@ -363,7 +393,9 @@ impl ServiceArgs {
     /// to be asked for them.
     fn completed(&self, source: &Source) -> Result<(Vec<Publish>, Vec<Family>), Wrong> {
         let backends = match source {
-            Source::Docker(_) => return Ok((self.frontends().map(|(_, publish)| publish).collect(), Vec::new())),
+            Source::Docker(_) | Source::Discovered(_) => {
+                return Ok((self.frontends().map(|(_, publish)| publish).collect(), Vec::new()));
+            }
             Source::Static { backends } => backends,
         };
         let of = |family: &Family| backends.iter().any(|backend| Family::of(backend.address.ip()) == *family);
@@ -395,6 +427,7 @@ impl ServiceArgs {
             ("--memory", self.memory.is_some()),
             ("--env", !self.env.is_empty()),
             ("--network", self.network.is_some()),
+            ("--on-change", self.on_change.is_some()),
         ]
         .into_iter()
         .filter_map(|(flag, given)| given.then_some((flag.trim_start_matches('-'), flag)))
@@ -406,6 +439,7 @@ impl ServiceArgs {
     fn most_in_all(&self) -> u64 {
         let of = |publish: &Publish| match &self.image {
             Some(_) => u64::from(self.max.unwrap_or(DEFAULT_MAX)),
+            None if self.discover => u64::from(self.max.unwrap_or(DEFAULT_TAKEN)),
             None => {
                 let is_served = |family: Family| publish.family().is_none_or(|of| of == family);
                 self.backend.iter().filter(|backend| is_served(Family::of(backend.address.ip()))).count() as u64
@@ -430,7 +464,7 @@ impl ServiceArgs {
 
     /// Returns the flag that says how many backends there may be.
     fn flag_of_count(&self) -> &'static str {
-        if self.image.is_some() { "max" } else { "backend" }
+        if self.image.is_some() || self.discover { "max" } else { "backend" }
     }
 
     /// Returns how many slots the weights take at each frontend, where they are counted in slots.
@@ -525,7 +559,7 @@ mod tests {
     fn docker(config: &RunConfig) -> &Docker {
         match &service(config).source {
             Source::Docker(docker) => docker,
-            Source::Static { backends } => panic!("backends {backends:?}"),
+            other @ (Source::Static { .. } | Source::Discovered(_)) => panic!("{other:?}"),
         }
     }
 
@@ -646,6 +680,38 @@ mod tests {
         });
         assert_eq!(service(&config).source, Source::Static { backends: backends.into() });
         assert_eq!(service(&config).frontends[0].container_port, None);
+    }
+
+    #[test]
+    fn containers_of_others_are_taken_by_the_service_that_says_so() {
+        let discovery =
+            |args: &str| match service(&run(args).unwrap_or_else(|error| panic!("{args}: {error}"))).source.clone() {
+                Source::Discovered(discovery) => (discovery.max, discovery.network),
+                other => panic!("{args}: {other:?}"),
+            };
+        assert_eq!(discovery("--discover --publish 80"), (64, None));
+        assert_eq!(
+            discovery("--discover --publish 80:5000 --publish 81 --max 9 --network lan"),
+            (9, Some("lan".into()))
+        );
+
+        let told = |args: &str| run(args).expect_err(args).to_string();
+        assert!(
+            told("--discover --publish 80 --image a")
+                .starts_with("--discover takes containers that others start, and --image")
+        );
+        assert!(told("--discover --publish 80 --backend 10.0.0.2:80").contains(", and --backend beside them"));
+        let flags = "--min 1 --max 2 --metric arrivals --stop-grace 1s --cpus 1 --env A=1";
+        assert!(told(&format!("--discover --publish 80 {flags}")).starts_with(
+            "--min, --metric, --stop-grace, --cpus, --env would have no effect, containers that others start"
+        ));
+        assert_eq!(run("--discover --publish 80 --max 0"), Err(ConfigError::MaxZero));
+        assert_eq!(run("--discover --publish 80 --max 1025"), Err(ConfigError::TooManyContainers { max: 1025 }));
+        assert_eq!(
+            run("--discover --publish 8000-8032"),
+            Err(ConfigError::TooManyInAll { each: 64, frontends: 33 }),
+            "each counts at each frontend"
+        );
     }
 
     #[test]

@@ -486,7 +486,7 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
             (
                 "max = 4",
                 "colour = 4",
-                "7:1: unknown key colour: there are publish, image, backends, snat, allow, deny, ",
+                "7:1: unknown key colour: there are publish, image, backends, discover, snat, allow, ",
             ),
             ("hook", "hoock", "1:1: unknown key hoock: did you mean hook?"),
             ("max = 4", "hook = \"tc\"", "7:1: hook holds for all services: write it above the first [[service]]"),
@@ -522,6 +522,17 @@ backends = [\"198.18.2.11:6379\", \"198.18.2.12:6379\"]
                 "3:1: where the backends are is not said: give image IMAGE for containers, or backends",
             ),
             ("image", "backends = [\"10.0.0.2:80\"]\nimage", "5:13: image and backends exclude each other"),
+            (
+                "image",
+                "discover = true\nimage",
+                "6:9: discover takes containers that others start, and image beside them",
+            ),
+            (
+                "image = \"lb-api\"",
+                "discover = true\nmin = 1",
+                "6:7: min would have no effect, containers that others start",
+            ),
+            ("image = \"lb-api\"", "discover = 1", "5:12: discover is true or false, not a number"),
             ("\"81:5000\"", "\"81\"", "6:23: publish 81/tcp does not say on which port"),
             ("\"81:5000\"", "\"80:5001\"", "6:23: publish 80:5001/tcp claims connections that 80:5000/tcp claims"),
             ("publish = \"6379\"\n", "", "9:1: what clients connect to is not said: give publish PORT:CONTAINER_PORT"),

@@ -1,13 +1,13 @@
 //! What can be said to the verbs that speak to a running agent.
 
-use std::{str::FromStr, time::Duration};
+use std::{num::NonZeroU32, str::FromStr, time::Duration};
 
 use clap::Args;
 
 use crate::{
     config::{InstanceName, value::parse_duration},
     operate::events,
-    server::asks::{Auto, Count, Scale, Ways},
+    server::asks::{Auto, Count, Rollout, Scale, Ways},
 };
 
 pub const SCALE_EXAMPLES: &str = "\
@@ -29,6 +29,16 @@ Examples:
     lb-user pause web --in
   Followed again:
     lb-user resume web";
+
+pub const ROLLOUT_EXAMPLES: &str = "\
+Examples:
+  docker build --tag lb-api . && lb-user rollout --wait
+  lb-user rollout web --parallel 3
+  lb-user rollout web --abort
+
+Replaced is what was started with other settings than the present ones, or of another
+image than the name means by now. New ones come first: more than --max, by as many as
+are replaced at a time. Where one is not fit, those of before stay.";
 
 pub const EVENTS_EXAMPLES: &str = "\
 Examples:
@@ -82,6 +92,38 @@ pub struct PauseArgs {
     /// Name of the instance
     #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT)]
     pub instance: InstanceName,
+}
+
+/// What can be said to `rollout`.
+#[derive(Clone, Debug, Args)]
+pub struct RolloutArgs {
+    /// Name of the service [default: every one that is scaled]
+    #[arg(value_name = "SERVICE")]
+    pub service: Option<String>,
+
+    /// How many are replaced at a time [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "abort")]
+    pub parallel: Option<NonZeroU32>,
+
+    /// Give up the one that is under way; those of before that are left stay
+    #[arg(long)]
+    pub abort: bool,
+
+    /// Wait until all are replaced, for DUR at most; exit code 1 if that fails
+    #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true, default_missing_value = "10m",
+        value_parser = parse_duration, conflicts_with = "abort")]
+    pub wait: Option<Duration>,
+
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", default_value = InstanceName::DEFAULT)]
+    pub instance: InstanceName,
+}
+
+impl RolloutArgs {
+    /// Returns what is ordered.
+    pub fn order(&self) -> Rollout {
+        Rollout { service: self.service.clone(), parallel: self.parallel, abort: self.abort }
+    }
 }
 
 /// What can be said to `events`.

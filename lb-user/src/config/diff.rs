@@ -45,7 +45,8 @@ pub enum Refusal {
     },
     /// Containers instead of static backends, or the other way round.
     #[error(
-        "service {service} cannot change between image and backends while it runs: give the other one another name"
+        "service {service} cannot change between image, backends and discover while it runs: give the other one another \
+         name"
     )]
     Source {
         /// Which.
@@ -69,8 +70,7 @@ pub fn changes(from: &RunConfig, to: &RunConfig) -> Result<Changes, Vec<Refusal>
             None => changes.added.push(service.clone()),
             Some(former) if former == *service => {}
             Some(former) => {
-                let is_docker = |service: &Service| matches!(service.source, Source::Docker(_));
-                if is_docker(&former) != is_docker(service) {
+                if std::mem::discriminant(&former.source) != std::mem::discriminant(&service.source) {
                     refusals.push(Refusal::Source { service: service.name.clone() });
                 }
                 if former.snat != service.snat {
@@ -137,7 +137,11 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
             ("env", from.env != to.env),
             ("network", from.network != to.network),
             ("stop-grace", from.stop_grace != to.stop_grace),
+            ("on-change", from.on_change != to.on_change),
         ]));
+    }
+    if let (Source::Discovered(from), Source::Discovered(to)) = (&from.source, &to.source) {
+        keys.extend(differing([("max", from.max != to.max), ("network", from.network != to.network)]));
     }
     keys
 }
@@ -208,7 +212,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let rows: [Row<'_>; 12] = [
+        let rows: [Row<'_>; 13] = [
             (&[("\"lb-api\"", "\"lb-api:2\"")], "web", &["image"]),
             (&[("image", "min = 1\nmax = 3\nimage")], "web", &["min", "max"]),
             (
@@ -218,6 +222,7 @@ mod tests {
             ),
             (&[("image", "metrics = [\"arrivals\"]\nimage")], "web", &["metrics"]),
             (&[("image", "metrics = [\"arrivals\", \"container-cpu=60\"]\nimage")], "web", &["target-cpu"]),
+            (&[("image", "on-change = \"rollout\"\nimage")], "web", &["on-change"]),
             (&[("image", "cpus = 0.5\nmemory = \"64m\"\nimage")], "web", &["cpus", "memory"]),
             (&[("\"80:5000\"", "\"80:5000\", \"81:5000\"")], "web", &["publish"]),
             (&[("\"6379\"", "\"6379\"\nhealth = \"none\"")], "cache", &["health"]),
@@ -258,6 +263,21 @@ mod tests {
         let heavier = [("198.18.2.12:6379", "198.18.2.12:6379=3"), ("\"6379\"", "\"6379\"\nscheduler = \"maglev\"")];
         let changes = after(&heavier).expect("it can be changed");
         assert!(changes.changed[0].unlisted.is_empty(), "another weight is no other backend");
+    }
+
+    #[test]
+    fn containers_of_others_stay_such_and_what_is_expected_of_them_may_change() {
+        const DISCOVERS: &str = "[[service]]\nname = \"web\"\ndiscover = true\npublish = \"80\"\n";
+        let with = |rest: &str| changes(&config(DISCOVERS), &config(&format!("{DISCOVERS}{rest}")));
+
+        let keys = with("max = 9\nnetwork = \"lan\"\nslow-start = \"9s\"").unwrap().changed[0].keys.clone();
+        assert_eq!(keys, ["slow-start", "max", "network"]);
+        let other = DISCOVERS.replace("discover = true", "backends = [\"198.18.2.14:80\"]");
+        let refusals = changes(&config(DISCOVERS), &config(&other));
+        assert_eq!(refusals, Err(vec![Refusal::Source { service: "web".parse().unwrap() }]));
+        assert!(changes(&config(&other), &config(DISCOVERS)).is_err());
+        let own = DISCOVERS.replace("discover = true", "image = \"lb-api\"").replace("\"80\"", "\"80:80\"");
+        assert!(changes(&config(DISCOVERS), &config(&own)).is_err());
     }
 
     #[test]

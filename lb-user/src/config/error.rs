@@ -89,11 +89,27 @@ pub enum ConfigError {
 
     // Source.
     /// Nobody said where backends come from.
-    #[error("where the backends are is not said: give --image IMAGE for containers, or --backend IP:PORT for others")]
+    #[error(
+        "where the backends are is not said: give --image IMAGE for containers, or --backend IP:PORT for others, or --discover \
+         for containers that others start"
+    )]
     NoSource,
     /// Two sources.
     #[error("--image and --backend exclude each other: leave one out, or run another instance with --instance")]
     TwoSources,
+    /// Containers of others, and backends besides.
+    #[error(
+        "--discover takes containers that others start, and {other} beside them would make it unclear what is scaled: leave one \
+         out, or give each a service of its own"
+    )]
+    DiscoverNotAlone { other: &'static str },
+    /// Something was said about containers that somebody else starts.
+    #[error(
+        "{} would have no effect, containers that others start are neither started, stopped nor scaled: leave it out, or use \
+         --image",
+        flags.join(", ")
+    )]
+    NeedsOwnContainers { flags: Vec<&'static str> },
     /// Something was said about containers, and there are none.
     #[error(
         "{} would have no effect, the backends given by --backend are not started, stopped or scaled: leave it out, or \

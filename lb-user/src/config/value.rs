@@ -7,6 +7,7 @@ use lb_ebpf::{abi, tcp_state::State};
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
+use crate::control::OnChange;
 
 /// The shortest time between two samples of the load: below it the processor times of the kernel are too coarse.
 pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(200);
@@ -264,6 +265,24 @@ impl FromStr for Weight {
         match text.parse() {
             Ok(weight) if digits && (1..=Self::MOST).contains(&weight) => Ok(Self(weight)),
             Ok(_) | Err(_) => Err(ConfigError::Weight { given: text.to_owned(), most: Self::MOST }),
+        }
+    }
+}
+
+/// What becomes of containers of former settings, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnChangeChoice {
+    /// They stay, until there are too many or `lb-user rollout` is asked for
+    Keep,
+    /// They are replaced one at a time, new ones first
+    Rollout,
+}
+
+impl From<OnChangeChoice> for OnChange {
+    fn from(choice: OnChangeChoice) -> Self {
+        match choice {
+            OnChangeChoice::Keep => Self::Keep,
+            OnChangeChoice::Rollout => Self::Rollout,
         }
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Addresses, Family};
-use super::event::{BackendName, ContainerId, Sighting};
+use super::event::{BackendName, ContainerId, Sighting, Terms};
 use super::families::{Families, Heard, Shift, Verdict};
 use super::passive::Answers;
 use super::retry::Errand;
@@ -30,6 +30,8 @@ use super::time::Timestamp;
 
 /// After so long without an answer a probe counts as not answered.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that was asked to end is waited for at least: until then it is not taken again, though it still runs.
+const ENDING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The state of a backend, for people and for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -95,6 +97,10 @@ pub(super) enum DrainCause {
     Shutdown,
     /// It was served by a former agent and is nobody's by now: there is nothing to stop.
     Unlisted,
+    /// Somebody asked it to end, and it will.
+    Ending,
+    /// One of today's settings has taken its place.
+    Replaced,
 }
 
 /// What a probe's outcome changed.
@@ -145,6 +151,8 @@ pub(super) struct Backend {
     pub ready_since: Option<Timestamp>,
     /// When it passed the checks that it had not passed before: from then on it gets more and more of its share.
     pub warming_since: Option<Timestamp>,
+    /// Whether somebody has asked it to end.
+    pub ending: bool,
     /// Whether the provider has shown it; otherwise it is known from the answer to its start alone.
     pub sighted: bool,
     /// What the datapath may hold of it.
@@ -172,6 +180,7 @@ impl Backend {
             known_since: now,
             ready_since: None,
             warming_since: None,
+            ending: false,
             sighted: true,
             held: Held::Nothing,
             flows: 0,
@@ -185,7 +194,16 @@ impl Backend {
     pub fn started(id: ContainerId, ordinal: u32, now: Timestamp) -> Self {
         let name = BackendName(id.0.clone());
         // It is newer than every backend that has been seen.
-        let sighting = Sighting { id, name, ordinal, address: None, running: true, created: u64::MAX, outdated: false };
+        let sighting = Sighting {
+            id,
+            name,
+            ordinal,
+            address: None,
+            running: true,
+            created: u64::MAX,
+            outdated: false,
+            terms: Terms::default(),
+        };
         Backend { sighted: false, ..Backend::starting(sighting, now) }
     }
 
@@ -202,6 +220,11 @@ impl Backend {
     /// Returns whether it is nobody's: it leaves, and nothing is stopped.
     pub fn is_unlisted(&self) -> bool {
         matches!(&self.state, State::Draining(drain) if drain.cause == DrainCause::Unlisted)
+    }
+
+    /// Returns whether it is on its way out because somebody has asked it to end.
+    pub fn is_ending(&self) -> bool {
+        matches!(&self.state, State::Draining(drain) if drain.cause == DrainCause::Ending)
     }
 
     /// Makes it nobody's: it is on its way out, and will not be missed in a list.
@@ -464,6 +487,10 @@ impl Backend {
     /// Returns when the drain ends even with flows left: never before the datapath has confirmed it.
     pub fn drain_deadline(&self, timeout: Duration) -> Option<Timestamp> {
         match &self.state {
+            // It ends by itself, and so do its flows.
+            State::Draining(drain) if drain.cause == DrainCause::Ending => {
+                Some(self.since + ENDING_PATIENCE.max(timeout))
+            }
             State::Draining(_) => match self.held {
                 Held::Flows { since } => Some(since.max(self.since) + timeout),
                 Held::Nothing | Held::Slot => None,
@@ -475,6 +502,9 @@ impl Backend {
     /// Whether nothing is lost when it is stopped, or the time for its flows is over.
     pub fn is_drained(&self, timeout: Duration, now: Timestamp) -> bool {
         match &self.state {
+            State::Draining(drain) if drain.cause == DrainCause::Ending => {
+                self.drain_deadline(timeout).is_some_and(|at| at <= now)
+            }
             State::Draining(drain) => {
                 !self.may_have_flows() || drain.clear || self.drain_deadline(timeout).is_some_and(|at| at <= now)
             }

@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,21 @@ pub struct Sighting {
     pub created: u64,
     /// Whether it was started with other settings than one would be today: it is the first to go.
     pub outdated: bool,
+    /// What it says of itself, where somebody else has started it.
+    pub terms: Terms,
+}
+
+/// What a container that somebody else has started says of itself by labels. Of our own, and of static backends, nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// The port at which it listens, for every frontend.
+    pub port: Option<NonZeroU16>,
+    /// The only port that it exposes, for frontends that name none.
+    pub exposed: Option<NonZeroU16>,
+    /// How much it gets beside the others.
+    pub weight: Option<NonZeroU32>,
+    /// Why it cannot be served, for people, if it cannot.
+    pub unfit: Option<String>,
 }
 
 /// Why a backend is gone.
@@ -88,6 +104,8 @@ pub enum GoneCause {
     Removed,
     /// Somebody paused it: it exists, keeps its flows and does not answer.
     Paused,
+    /// Somebody asked it to end: it still runs, and finishes what it has.
+    Ending,
 }
 
 impl GoneCause {
@@ -95,7 +113,7 @@ impl GoneCause {
     pub(super) fn is_own_doing(self) -> bool {
         match self {
             GoneCause::Died { .. } => true,
-            GoneCause::Killed | GoneCause::Removed | GoneCause::Paused => false,
+            GoneCause::Killed | GoneCause::Removed | GoneCause::Paused | GoneCause::Ending => false,
         }
     }
 }
@@ -109,6 +127,7 @@ impl fmt::Display for GoneCause {
             GoneCause::Killed => f.write_str("killed from outside"),
             GoneCause::Removed => f.write_str("removed"),
             GoneCause::Paused => f.write_str("paused from outside"),
+            GoneCause::Ending => f.write_str("asked to end from outside"),
         }
     }
 }

@@ -46,6 +46,8 @@ pub enum DecisionKind {
     Start,
     /// A container could not be started, or did not become ready in time.
     StartFailed,
+    /// A container that others have started is not served.
+    LeftOut,
     /// A container ended by itself or was taken away.
     BackendDied,
     /// A backend fails its checks and gets no new connections.
@@ -60,6 +62,10 @@ pub enum DecisionKind {
     DrainCancelled,
     /// A backend is stopped although flows are left.
     DrainTimedOut,
+    /// Containers of former settings are replaced.
+    Rollout,
+    /// They are not replaced any further.
+    RolloutAborted,
     /// A container could not be stopped or removed.
     StopFailed,
     /// The kernel's maps could not be written.
@@ -99,6 +105,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::Adopted => "adopted",
             DecisionKind::Start => "start",
             DecisionKind::StartFailed => "start failed",
+            DecisionKind::LeftOut => "left out",
             DecisionKind::BackendDied => "backend died",
             DecisionKind::Unhealthy => "unhealthy",
             DecisionKind::KeptLast => "kept as the last",
@@ -106,6 +113,8 @@ impl fmt::Display for DecisionKind {
             DecisionKind::Drain => "drain",
             DecisionKind::DrainCancelled => "drain cancelled",
             DecisionKind::DrainTimedOut => "drain timed out",
+            DecisionKind::Rollout => "rollout",
+            DecisionKind::RolloutAborted => "rollout aborted",
             DecisionKind::StopFailed => "stop failed",
             DecisionKind::PublishFailed => "publish failed",
             DecisionKind::HostSaturated => "host saturated",

@@ -17,6 +17,7 @@ mod addresses;
 mod backend;
 mod changes;
 mod crash_loop;
+mod discovery;
 mod event;
 mod families;
 mod history;
@@ -30,6 +31,7 @@ mod publisher;
 mod reconcile;
 mod report;
 mod retry;
+mod rollout;
 mod settings;
 mod slow_start;
 mod time;
@@ -38,25 +40,28 @@ pub use addresses::{Addresses, Family};
 pub use backend::BackendState;
 pub use changes::Change;
 pub use crash_loop::CrashLoop;
-pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting};
+pub use event::{BackendName, Command, ContainerId, Event, GoneCause, Publication, Sighting, Terms};
 pub use families::Heard;
 pub use history::{Decision, DecisionKind};
 pub use load::CpuLoad;
 pub use measures::{CpuUsed, Measures};
 pub use orders::{Directions, Manual, Order, Orders, Reach, Refusal};
 pub use passive::Answers;
-pub use report::{BackendReport, ControlReport, Phase};
-pub use settings::{Reconfiguration, Scaling, Settings};
+pub use report::{BackendReport, ControlReport, Phase, RolloutReport};
+pub use settings::{OnChange, Reconfiguration, Scaling, Settings};
 pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
 use backend::{Backend, DrainCause, Held, State, Turn};
 use crash_loop::SHORT_LIFE;
+use discovery::LeftOut;
 use families::Shift;
 use history::History;
 use policy::{Bounds, Law};
 use publisher::Publisher;
+use reconcile::FirstToGo;
 use retry::{Errand, Pace};
+use rollout::Rollout;
 
 /// How failed stops and removals are tried again.
 const STOP_PACE: Pace = Pace { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
@@ -90,6 +95,9 @@ pub struct Controller {
     start_error: Option<String>,
     /// Containers that were gone before the answer to their start had come.
     stillborn: BTreeMap<ContainerId, GoneCause>,
+    rollout: Rollout,
+    /// Containers that others have started and that are not served.
+    left_out: BTreeMap<ContainerId, LeftOut>,
     /// Whether the end was asked for before it was known what there is.
     stop_awaits_list: bool,
     forced: bool,
@@ -134,6 +142,8 @@ impl Controller {
             provider_error: None,
             start_error: None,
             stillborn: BTreeMap::new(),
+            rollout: Rollout::None,
+            left_out: BTreeMap::new(),
             stop_awaits_list: false,
             forced: false,
             finished: false,
@@ -213,11 +223,7 @@ impl Controller {
             phase: self.phase,
             min: bounds.map(Bounds::min),
             max: bounds.map(Bounds::max),
-            desired: if self.is_auto() {
-                self.wish
-            } else {
-                self.backends.values().filter(|backend| !backend.is_unlisted()).count() as u32
-            },
+            desired: if self.is_auto() { self.wish } else { self.taken() as u32 },
             load: self.load,
             standing: self.standing.clone(),
             record: self.demand.record.clone(),
@@ -225,6 +231,7 @@ impl Controller {
             orders: self.orders,
             cooldowns: self.demand.cooldowns(),
             crash_loop: Some(self.crash_loop).filter(|crash_loop| crash_loop.failures() > 0),
+            rollout: self.rollout_report(),
             backends,
             decisions: self.history.to_vec(),
             generation: self.publisher.confirmed_generation(),
@@ -235,12 +242,15 @@ impl Controller {
     fn problems(&self, now: Timestamp) -> Vec<String> {
         let mut problems = Vec::new();
         let outdated = self.backends.values().filter(|backend| backend.is_active() && backend.outdated).count();
-        if outdated > 0 {
+        if let Some(problem) = self.rollout_problem() {
+            problems.push(problem);
+        } else if outdated > 0 && !self.is_rolling_out() {
             problems.push(format!(
-                "{outdated} of the containers were started with other settings than today's: they are the first to go, \
-                 or `docker rm -f` them one by one"
+                "{outdated} of the containers were started with other settings than today's, or of another image: they are the \
+                 first to go, or `lb-user rollout` replaces them"
             ));
         }
+        problems.extend(self.left_out_told());
         problems.extend(self.provider_error.iter().map(|error| format!("{error}; nothing is started or stopped")));
         problems.extend(self.publisher.error().map(|error| format!("publish: {error}")));
         if let Some(error) = &self.start_error
@@ -286,7 +296,7 @@ impl Controller {
     /// Returns how many backends are wanted and neither there nor on their way.
     fn missing(&self) -> usize {
         let active = self.backends.values().filter(|backend| backend.is_active()).count();
-        (self.wish as usize).saturating_sub(active + self.pending.len())
+        (self.goal() as usize).saturating_sub(active + self.pending.len())
     }
 
     fn record(&mut self, kind: DecisionKind, from: u32, reason: String, now: Timestamp) {
@@ -357,7 +367,8 @@ impl Controller {
             }
             Event::StartFailed { ordinal, error } => {
                 self.pending.remove(&ordinal);
-                self.start_failed(error, now);
+                self.start_failed(error.clone(), now);
+                self.new_one_failed(&error, now);
             }
             Event::Stopped { id } => {
                 self.forget(&id);
@@ -437,6 +448,9 @@ impl Controller {
             }
             (Scaling::Auto(_) | Scaling::Demand(_) | Scaling::Fixed, _) => {}
         }
+        self.settings.most = new.most;
+        self.settings.on_change = new.on_change;
+        self.forget_aborted_rollout();
         self.settings.drain_timeout = new.drain_timeout;
         self.settings.slow_start = new.slow_start;
         self.settings.probe_interval = new.probe_interval;
@@ -456,6 +470,9 @@ impl Controller {
     }
 
     fn seen(&mut self, sighting: Sighting, now: Timestamp) {
+        if self.leaves_out(&sighting, now) {
+            return;
+        }
         if !sighting.running {
             match self.backends.get(&sighting.id) {
                 Some(_) => self.gone(&sighting.id.clone(), GoneCause::Died { exit_code: None, oom: false }, now),
@@ -509,6 +526,7 @@ impl Controller {
         for sighting in sightings {
             self.seen(sighting, now);
         }
+        self.left_out.retain(|id, _| listed.contains(id));
         // What was only started, and never seen, may be younger than the list.
         let absent: Vec<ContainerId> = self
             .backends
@@ -534,6 +552,7 @@ impl Controller {
                 self.stop_requested(now);
             }
         }
+        self.rollout_listed(now);
     }
 
     /// Drains what a former agent has served and the list lacks.
@@ -559,13 +578,20 @@ impl Controller {
 
     fn gone(&mut self, id: &ContainerId, cause: GoneCause, now: Timestamp) {
         let auto = self.is_auto();
+        if cause == GoneCause::Ending {
+            self.ends(id, now);
+            return;
+        }
+        if cause != GoneCause::Paused {
+            self.left_out.remove(id);
+        }
         let Some(backend) = self.backends.get_mut(id) else {
             if !self.pending.is_empty() && cause != GoneCause::Paused {
                 self.stillborn.insert(id.clone(), cause);
             }
             return;
         };
-        let was_active = backend.is_active();
+        let (was_active, is_new) = (backend.is_active(), !backend.outdated);
         let what = format!("{}: {cause}", backend.name);
         if cause == GoneCause::Paused {
             // One that is on its way out goes on: it exists, and so do its flows.
@@ -599,7 +625,10 @@ impl Controller {
             self.remark(DecisionKind::BackendDied, what.clone(), now);
             if auto && short && cause.is_own_doing() {
                 self.crash_loop.failed(now);
-                self.start_error = Some(what);
+                self.start_error = Some(what.clone());
+                if is_new {
+                    self.new_one_failed(&what, now);
+                }
             }
         }
         if !auto {
@@ -661,6 +690,7 @@ impl Controller {
         self.wish = 0;
         // What ends has no use for orders, and the next instance of that name has not been given any.
         self.orders = Orders::default();
+        self.rollout = Rollout::None;
         self.standing = None;
         self.remark(DecisionKind::Stopping, "asked to end: every backend is drained and stopped".into(), now);
     }
@@ -694,7 +724,9 @@ impl Controller {
             return commands;
         }
         self.expire(now);
+        self.take_waiting(now);
         self.judge(now);
+        self.judge_ending(now);
         self.arrange(now, &mut commands);
         let starts = std::mem::take(&mut commands);
         self.release(now);
@@ -715,7 +747,9 @@ impl Controller {
             self.pending.iter().filter(|(_, sent)| now.since(**sent) >= START_PATIENCE).map(|(&o, _)| o).collect();
         for ordinal in overdue {
             self.pending.remove(&ordinal);
-            self.start_failed(format!("start of container {ordinal}: no answer"), now);
+            let error = format!("start of container {ordinal}: no answer");
+            self.start_failed(error.clone(), now);
+            self.new_one_failed(&error, now);
         }
         if self.is_auto() {
             let timeout = self.settings.start_timeout;
@@ -730,7 +764,11 @@ impl Controller {
                 backend.begin_drain(DrainCause::Failing, now);
                 let why = backend.last_error.clone().unwrap_or_else(|| "it has no address".into());
                 let error = format!("{} is not ready after {} s: {why}", backend.name, timeout.as_secs());
-                self.start_failed(error, now);
+                let is_new = !backend.outdated;
+                self.start_failed(error.clone(), now);
+                if is_new {
+                    self.new_one_failed(&error, now);
+                }
             }
             for backend in self.backends.values() {
                 if let Some(life) = backend.life(now).filter(|_| backend.state == State::Ready) {
@@ -824,11 +862,18 @@ impl Controller {
         for id in given_up {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.begin_drain(DrainCause::Failing, now);
-            let reason = format!("{} has failed its checks for {} s: it is replaced", backend.name, limit.as_secs());
-            self.remark(DecisionKind::Drain, reason, now);
+            let (name, is_new) = (backend.name.clone(), !backend.outdated);
+            let failed = format!("{name} has failed its checks for {} s", limit.as_secs());
+            self.remark(DecisionKind::Drain, format!("{failed}: it is replaced"), now);
+            if is_new {
+                self.new_one_failed(&failed, now);
+            }
         }
+        self.roll_out(now);
 
-        let plan = reconcile::plan(self.wish, &self.backends, &self.pending, limit, now);
+        let goal = self.goal();
+        let first = if self.distrusts_new() { FirstToGo::New } else { FirstToGo::Outdated };
+        let plan = reconcile::plan(goal, first, &self.backends, &self.pending, limit, now);
         for id in plan.cancel {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             let was_ready = matches!(&backend.state, State::Draining(drain) if drain.was_ready);
@@ -841,6 +886,12 @@ impl Controller {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.begin_drain(DrainCause::Excess, now);
             let reason = match backend.flows {
+                _ if first == FirstToGo::New && !backend.outdated => {
+                    format!(
+                        "{} is of the settings whose rollout was aborted, and {} are wanted",
+                        backend.name, self.wish
+                    )
+                }
                 0 => format!("{} is the newest of {active}, and {} are wanted", backend.name, self.wish),
                 flows => format!(
                     "{} has the fewest connections ({flows}) of {active}, and {} are wanted",
@@ -856,7 +907,12 @@ impl Controller {
         let starts: Vec<u32> = plan.start.into_iter().take(room).collect();
         if !starts.is_empty() {
             let active = self.backends.values().filter(|backend| backend.is_active()).count() + self.pending.len();
-            let reason = format!("{} wanted, {active} there or on their way: {} more", self.wish, starts.len());
+            let beside = match goal - self.wish {
+                0 => String::new(),
+                more => format!(", and {more} beside them to replace others"),
+            };
+            let (wish, more) = (self.wish, starts.len());
+            let reason = format!("{wish} wanted{beside}, {active} there or on their way: {more} more");
             self.remark(DecisionKind::Start, reason, now);
         }
         for ordinal in starts {

@@ -32,6 +32,13 @@ pub enum Order {
     Pause(Directions),
     /// The law is followed again in these directions.
     Resume(Directions),
+    /// Containers of former settings, or of a former image, are replaced.
+    Rollout {
+        /// How many at a time.
+        parallel: u32,
+    },
+    /// They are not replaced any further.
+    AbortRollout,
 }
 
 /// How far a count may go.
@@ -135,7 +142,7 @@ impl Orders {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Somebody else runs the backends.
-    #[error("its backends are a fixed list: their number is that of the list, and nothing scales it")]
+    #[error("its backends are run by others: nothing here scales or replaces them")]
     NotScaled,
     /// It ends.
     #[error("it is being drained and ends")]
@@ -175,7 +182,12 @@ impl Controller {
             Order::Count { count, reach: Reach::Bounds, .. } if bounds.clamp(count) != count => {
                 Some(Refusal::OutOfBounds { count, bounds })
             }
-            Order::Count { .. } | Order::Auto | Order::Pause(_) | Order::Resume(_) => None,
+            Order::Count { .. }
+            | Order::Auto
+            | Order::Pause(_)
+            | Order::Resume(_)
+            | Order::Rollout { .. }
+            | Order::AbortRollout => None,
         }
     }
 
@@ -189,7 +201,12 @@ impl Controller {
         let is_about_orders = |kind| {
             matches!(
                 kind,
-                DecisionKind::Manual | DecisionKind::ManualEnded | DecisionKind::Paused | DecisionKind::Resumed
+                DecisionKind::Manual
+                    | DecisionKind::ManualEnded
+                    | DecisionKind::Paused
+                    | DecisionKind::Resumed
+                    | DecisionKind::Rollout
+                    | DecisionKind::RolloutAborted
             )
         };
         self.history.last_of(is_about_orders).map(|decision| decision.reason.as_str())
@@ -249,6 +266,8 @@ impl Controller {
                 self.standing = None;
                 self.record(DecisionKind::Resumed, from, format!("the law is followed again: {directions}"), now);
             }
+            Order::Rollout { parallel } => self.rollout_requested(parallel, now),
+            Order::AbortRollout => self.rollout_abort_requested(now),
         }
     }
 

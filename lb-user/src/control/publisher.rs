@@ -96,6 +96,11 @@ impl Publisher {
         self.open.as_ref().map(|open| open.errand.due())
     }
 
+    /// Returns whether the datapath is known to have given it slots.
+    pub fn has_confirmed(&self, id: &ContainerId) -> bool {
+        self.confirmed.as_ref().is_some_and(|confirmed| confirmed.ready.contains(id))
+    }
+
     /// Returns the generation that was confirmed last.
     pub fn confirmed_generation(&self) -> Option<u64> {
         self.confirmed_generation

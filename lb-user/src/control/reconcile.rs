@@ -19,6 +19,15 @@ pub(super) struct Plan {
     pub drain: Vec<ContainerId>,
 }
 
+/// Which of those that are of equal use have to go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FirstToGo {
+    /// Those of other settings than today's.
+    Outdated,
+    /// Those of today's, which have shown not to be fit.
+    New,
+}
+
 /// Plans from the wish and what there is.
 ///
 /// A backend counts from its start until its drain, and also while it fails, up to `unhealthy_limit`: it is hoped for.
@@ -26,6 +35,7 @@ pub(super) struct Plan {
 /// ready backend never goes in favour of one that is promised.
 pub(super) fn plan(
     wish: u32,
+    first: FirstToGo,
     backends: &BTreeMap<ContainerId, Backend>,
     pending: &BTreeMap<u32, Timestamp>,
     unhealthy_limit: Duration,
@@ -35,17 +45,22 @@ pub(super) fn plan(
     let active: Vec<&Backend> =
         backends.values().filter(|b| b.is_active() && !b.is_given_up(unhealthy_limit, now)).collect();
     if active.len() > wish {
-        return Plan { drain: victims(active, wish), ..Plan::default() };
+        return Plan { drain: victims(active, first, wish), ..Plan::default() };
     }
-    let missing = wish.saturating_sub(active.len() + pending.len());
-    let cancel = returners(backends, missing);
-    let start = free_ordinals(backends, pending).take(missing - cancel.len()).collect();
+    let lacking = wish.saturating_sub(active.len());
+    let missing = lacking.saturating_sub(pending.len());
+    let cancel = match first {
+        FirstToGo::Outdated => returners(backends, missing),
+        // What is on its way is of today's settings: it is no reason to let others go.
+        FirstToGo::New => returners(backends, lacking),
+    };
+    let start = free_ordinals(backends, pending).take(missing.saturating_sub(cancel.len())).collect();
     Plan { cancel, start, drain: Vec::new() }
 }
 
-/// Returns all but the `keep` best: what is not ready goes first, then what is outdated, then what has the fewest live
-/// connections, and of those the newest.
-fn victims(mut active: Vec<&Backend>, keep: usize) -> Vec<ContainerId> {
+/// Returns all but the `keep` best: what is not ready goes first, then what is outdated (or is not, where that is `first`), then
+/// what has the fewest live connections, and of those the newest.
+fn victims(mut active: Vec<&Backend>, first: FirstToGo, keep: usize) -> Vec<ContainerId> {
     active.sort_by_key(|b| {
         let usefulness = match b.state {
             State::Unhealthy => 0,
@@ -53,7 +68,8 @@ fn victims(mut active: Vec<&Backend>, keep: usize) -> Vec<ContainerId> {
             State::Ready => 2,
             State::Draining(_) | State::Stopping(_) | State::Dead(_) => unreachable!("only active backends are asked"),
         };
-        (usefulness, !b.outdated, b.flows, Reverse(b.created), Reverse(b.ordinal))
+        let is_kept = b.outdated == (first == FirstToGo::New);
+        (usefulness, is_kept, b.flows, Reverse(b.created), Reverse(b.ordinal))
     });
     active.iter().take(active.len().saturating_sub(keep)).map(|b| b.id.clone()).collect()
 }

@@ -44,6 +44,9 @@ pub struct ControlReport {
     /// Starts that came to nothing, if any did in a row.
     #[serde(default)]
     pub crash_loop: Option<CrashLoop>,
+    /// The replacement of containers of former settings that is under way.
+    #[serde(default)]
+    pub rollout: Option<RolloutReport>,
     /// The backends, by ordinal.
     pub backends: Vec<BackendReport>,
     /// What was decided, oldest first.
@@ -52,6 +55,19 @@ pub struct ControlReport {
     pub generation: Option<u64>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
+}
+
+/// How far a rollout is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutReport {
+    /// Since when.
+    pub since: Timestamp,
+    /// How many are replaced at a time.
+    pub parallel: u32,
+    /// How many have been replaced.
+    pub replaced: u32,
+    /// How many there are in all, those included.
+    pub of: u32,
 }
 
 /// What the controller is about.

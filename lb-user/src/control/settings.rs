@@ -23,11 +23,24 @@ pub enum Scaling {
     Demand(law::Law),
 }
 
+/// What becomes of containers of former settings, or of a former image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnChange {
+    /// They stay, until there are too many or somebody asks for a rollout.
+    Keep,
+    /// They are replaced, one at a time.
+    Rollout,
+}
+
 /// Everything that the controller is configured with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Who decides how many backends there are.
     pub scaling: Scaling,
+    /// The most backends that are taken of those that others start; nothing where the list of them is itself a wish.
+    pub most: Option<u32>,
+    /// What becomes of containers of former settings.
+    pub on_change: OnChange,
     /// How long a draining backend may keep flows before it is stopped.
     pub drain_timeout: Duration,
     /// How long after a backend has left the slots a sweep may begin that is believed when it finds no flows: the time
@@ -88,6 +101,10 @@ pub struct Reconfiguration {
     pub reason: String,
     /// The law, if there was one; who decides stays.
     pub scaling: Scaling,
+    /// See [`Settings::most`]. Where there are more already, they stay.
+    pub most: Option<u32>,
+    /// See [`Settings::on_change`].
+    pub on_change: OnChange,
     /// See [`Settings::drain_timeout`].
     pub drain_timeout: Duration,
     /// See [`Settings::slow_start`].
@@ -108,6 +125,8 @@ impl Settings {
     pub fn new(scaling: Scaling) -> Self {
         Settings {
             scaling,
+            most: None,
+            on_change: OnChange::Keep,
             drain_timeout: Duration::from_secs(30),
             settle: Duration::from_secs(1),
             slow_start: Duration::ZERO,

@@ -34,6 +34,7 @@ fn sighting(name: &str, ordinal: u32) -> Sighting {
         running: true,
         created: u64::from(ordinal),
         outdated: false,
+        terms: Terms::default(),
     }
 }
 
@@ -48,6 +49,8 @@ fn reconfigured(scaling: Scaling) -> Reconfiguration {
         probe_interval: settings.probe_interval,
         stop_patience: settings.stop_patience,
         keep: false,
+        most: settings.most,
+        on_change: settings.on_change,
         unlisted: BTreeSet::new(),
     }
 }

@@ -10,7 +10,7 @@ use super::{Line, OperateError};
 use crate::{
     server::{
         Taken,
-        asks::{Count, Scale, Ways},
+        asks::{Count, Rollout, Scale, Ways},
     },
     status::{Exit, human::clean, snapshot::Service},
 };
@@ -87,6 +87,53 @@ pub async fn pause(instance: &str, ways: &Ways) -> Result<Exit, OperateError> {
 /// If the agent does not take it.
 pub async fn resume(instance: &str, ways: &Ways) -> Result<Exit, OperateError> {
     send(&Line::to(instance), "/v1/resume", ways).await.map(|_| Exit::Healthy)
+}
+
+/// Replaces containers of former settings, and waits for so long until all are replaced, if that is asked for.
+///
+/// # Errors
+/// If the agent does not take it, or it fails, or is not done in time.
+pub async fn rollout(instance: &str, order: &Rollout, wait: Option<Duration>) -> Result<Exit, OperateError> {
+    let line = Line::to(instance);
+    let taken = send(&line, "/v1/rollout", order).await?;
+    let Some(limit) = wait else { return Ok(Exit::Healthy) };
+    let names: Vec<String> = taken.services.into_iter().map(|service| service.name).collect();
+    let mut last = String::new();
+    match timeout(limit, until_replaced(&line, &names, &mut last)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let limit = humantime::format_duration(limit);
+            Err(OperateError::Late(format!("not all are replaced after {limit}: {last}; it goes on")))
+        }
+    }
+}
+
+/// Waits until no rollout of these services is under way, and tells how far they are whenever that changes.
+async fn until_replaced(line: &Line, names: &[String], last: &mut String) -> Result<Exit, OperateError> {
+    loop {
+        let taken = asked(line, Method::GET, "/v1/services", String::new()).await?;
+        let is_meant = |service: &&Service| names.contains(&service.name);
+        let under_way = taken.services.iter().filter(is_meant).filter_map(|service| {
+            let rollout = service.scaling.rollout.as_ref()?;
+            Some(format!("{}: {} of {} replaced", service.name, rollout.replaced, rollout.of))
+        });
+        let told = under_way.collect::<Vec<_>>().join("; ");
+        if told.is_empty() {
+            let is_ours = |problem: &&String| {
+                taken.services.len() == 1 || names.iter().any(|name| problem.starts_with(&format!("{name}: ")))
+            };
+            let mut aborted = taken.problems.iter().filter(is_ours).filter(|one| one.contains("rollout aborted: "));
+            return match aborted.next() {
+                Some(problem) => Err(OperateError::Refused(clean(problem))),
+                None => Ok(Exit::Healthy),
+            };
+        }
+        if told != *last {
+            eprintln!("{told}");
+            last.clone_from(&told);
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Sends an order, and prints what was decided on it.

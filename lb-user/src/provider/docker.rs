@@ -8,7 +8,7 @@ use std::{
     env,
     error::Error as StdError,
     io,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -26,18 +26,23 @@ use bollard::{
 };
 use futures_util::{
     StreamExt, TryStreamExt,
-    future::BoxFuture,
+    future::{self, BoxFuture},
     stream::{self, BoxStream},
 };
 use tokio::sync::mpsc;
 
 use super::{Provider, ProviderError, ProviderEvent};
-use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting};
+use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting, Terms};
 
+mod discover;
+#[cfg(test)]
+mod fake;
 mod fleet;
 pub mod labels;
+pub mod offer;
 mod watch;
 
+pub use discover::{DiscoveryProvider, DiscoverySettings};
 pub use fleet::Fleet;
 use fleet::Roster;
 
@@ -99,8 +104,8 @@ pub struct DockerProvider {
     settings: Arc<DockerSettings>,
     /// The hash of the settings, [`labels::CONFIG`].
     config: Arc<str>,
-    /// The id of the image, once it was looked for: the same name may be another image after a build.
-    image_id: Arc<OnceLock<String>>,
+    /// The id of the image when it was last looked for: the same name may be another image after a build.
+    image_id: Arc<Mutex<Option<String>>>,
 }
 
 impl DockerProvider {
@@ -115,7 +120,15 @@ impl DockerProvider {
     /// `ImageMissing`, `NetworkMissing`, `NetworkWithoutAddresses`, and those of any request.
     pub async fn check(&self) -> Result<Vec<Family>, ProviderError> {
         self.check_image().await?;
-        self.check_network().await
+        self.engine.families_on(self.settings.network.as_deref()).await
+    }
+
+    /// Looks which image the name means by now. One that is there no longer is missed when a container is to be started.
+    async fn look_for_image(&self) -> Result<(), ProviderError> {
+        match self.check_image().await {
+            Err(ProviderError::ImageMissing { .. }) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     async fn check_image(&self) -> Result<(), ProviderError> {
@@ -123,29 +136,12 @@ impl DockerProvider {
         let answer = self.engine.docker.inspect_image(&image);
         match self.engine.ask(format!("look for image {image}"), READ_LIMIT, answer).await {
             Ok(found) => {
-                if let Some(id) = found.id {
-                    // Whoever looked first knows as much.
-                    let _known = self.image_id.set(id);
+                if found.id.is_some() {
+                    *fleet::locked(&self.image_id) = found.id;
                 }
                 Ok(())
             }
             Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::ImageMissing { image }),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Returns also the families of the addresses that containers get.
-    async fn check_network(&self) -> Result<Vec<Family>, ProviderError> {
-        let network = self.settings.network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
-        let answer = self.engine.docker.inspect_network(&network, None);
-        match self.engine.ask(format!("look for network {network}"), READ_LIMIT, answer).await {
-            Ok(found) if matches!(found.driver.as_deref(), Some("host" | "null")) => {
-                Err(ProviderError::NetworkWithoutAddresses { network })
-            }
-            Ok(found) => Ok(families_of(found.enable_ipv4, found.enable_ipv6)),
-            // Podman's has another name, and an engine may be told to have none.
-            Err(ProviderError::Refused { status: 404, .. }) if self.settings.network.is_none() => Ok(vec![Family::V4]),
-            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::NetworkMissing { network }),
             Err(error) => Err(error),
         }
     }
@@ -267,6 +263,7 @@ impl DockerProvider {
             address: address_on(&networks, self.settings.network.as_deref()),
             running: paused || summary.state == Some(ContainerSummaryStateEnum::RUNNING),
             created: summary.created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+            terms: Terms::default(),
         };
         Some(Found { sighting, paused })
     }
@@ -283,6 +280,7 @@ impl DockerProvider {
             address: address_on(&networks, self.settings.network.as_deref()),
             running: state.running == Some(true) && state.restarting != Some(true),
             created: unix_seconds(&container.created.unwrap_or_default()),
+            terms: Terms::default(),
         };
         Some(Found { sighting, paused: state.paused == Some(true) })
     }
@@ -295,11 +293,15 @@ impl DockerProvider {
 
     /// Returns whether a container is of other settings, or of another image, than one would be today.
     fn is_outdated(&self, labels: &HashMap<String, String>, image_id: Option<&str>) -> bool {
-        let other_image = match (image_id, self.image_id.get()) {
+        self.is_of_other_image(image_id) || labels::is_outdated(&self.config, labels)
+    }
+
+    /// Returns whether an image is another than the name meant when it was looked for last.
+    fn is_of_other_image(&self, image_id: Option<&str>) -> bool {
+        match (image_id, &*fleet::locked(&self.image_id)) {
             (Some(its), Some(todays)) => its != todays,
             (Some(_) | None, _) => false,
-        };
-        other_image || labels::is_outdated(&self.config, labels)
+        }
     }
 
     /// Turns the engine's "not found" into the thing that is to be provided.
@@ -351,14 +353,7 @@ impl Provider for DockerProvider {
     }
 
     fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
-        Box::pin(async move {
-            // Process ids of an engine elsewhere mean nothing here.
-            if !self.engine.endpoint.starts_with("unix:") {
-                return None;
-            }
-            let state = self.engine.inspect(&id.0).await.ok()?.state?;
-            state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
-        })
+        Box::pin(self.engine.process(id))
     }
 
     fn events(&self) -> mpsc::Receiver<ProviderEvent> {
@@ -418,11 +413,45 @@ impl Engine {
         })
     }
 
+    /// Returns of which families the addresses are that containers get on a network, or on the one that they join by default.
+    async fn families_on(&self, network: Option<&str>) -> Result<Vec<Family>, ProviderError> {
+        let name = network.unwrap_or(DEFAULT_NETWORK).to_owned();
+        let answer = self.docker.inspect_network(&name, None);
+        match self.ask(format!("look for network {name}"), READ_LIMIT, answer).await {
+            Ok(found) if matches!(found.driver.as_deref(), Some("host" | "null")) => {
+                Err(ProviderError::NetworkWithoutAddresses { network: name })
+            }
+            Ok(found) => Ok(families_of(found.enable_ipv4, found.enable_ipv6)),
+            // Podman's has another name, and an engine may be told to have none.
+            Err(ProviderError::Refused { status: 404, .. }) if network.is_none() => Ok(vec![Family::V4]),
+            Err(ProviderError::Refused { status: 404, .. }) => Err(ProviderError::NetworkMissing { network: name }),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn containers(&self, instance: &str) -> Result<Vec<ContainerSummary>, ProviderError> {
         let filters = HashMap::from([("label", vec![format!("{}={instance}", labels::INSTANCE)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let answer = self.docker.list_containers(Some(options));
         self.ask(format!("list containers of {instance}"), READ_LIMIT, answer).await
+    }
+
+    /// Returns the containers that others have started and labelled to be served.
+    async fn offered(&self) -> Result<Vec<ContainerSummary>, ProviderError> {
+        let filters = HashMap::from([("label", vec![offer::ENABLE.to_owned()])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let answer = self.docker.list_containers(Some(options));
+        self.ask("list containers of others".to_owned(), READ_LIMIT, answer).await
+    }
+
+    /// Returns the id of a container's first process on this host.
+    async fn process(&self, id: &ContainerId) -> Option<u32> {
+        // Process ids of an engine elsewhere mean nothing here.
+        if !self.endpoint.starts_with("unix:") {
+            return None;
+        }
+        let state = self.inspect(&id.0).await.ok()?.state?;
+        state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
     }
 
     async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, ProviderError> {
@@ -467,17 +496,31 @@ impl Engine {
         outcomes.into_iter().collect()
     }
 
-    /// Returns the events of the instance's containers. The request is sent when the stream is first polled.
+    /// Returns the events of the instance's containers, and of those that others have started and labelled to be served. It
+    /// ends when either ends. The requests are sent when the stream is first polled.
     fn subscribe(&self, instance: &str) -> BoxStream<'static, Result<EventMessage, ProviderError>> {
-        let filters = HashMap::from([
-            ("type", vec!["container".to_owned()]),
-            ("label", vec![format!("{}={instance}", labels::INSTANCE)]),
-        ]);
+        let ours = self.events_of(format!("{}={instance}", labels::INSTANCE));
+        let offered = self.events_of(offer::ENABLE.to_owned()).filter(|event| {
+            // It is told of by its instance's label, and its image may bring the other.
+            future::ready(!event.as_ref().is_ok_and(is_managed))
+        });
+        stream::select(ours, offered).boxed()
+    }
+
+    /// Returns the events of containers with a label; an error is its end, and its end an error.
+    fn events_of(&self, label: String) -> BoxStream<'static, Result<EventMessage, ProviderError>> {
+        let filters = HashMap::from([("type", vec!["container".to_owned()]), ("label", vec![label])]);
         let options = EventsOptionsBuilder::new().filters(&filters).build();
-        let endpoint = Arc::clone(&self.endpoint);
+        let (endpoint, at) = (Arc::clone(&self.endpoint), self.endpoint.to_string());
+        let ended = stream::once(future::ready(Err(ProviderError::Unreachable {
+            action: "follow the engine's events".into(),
+            endpoint: at,
+            source: io::Error::new(io::ErrorKind::UnexpectedEof, "the engine closed the connection"),
+        })));
         self.docker
             .events(Some(options))
             .map_err(move |error| explain(&endpoint, "follow the engine's events".into(), error))
+            .chain(ended)
             .boxed()
     }
 
@@ -493,6 +536,12 @@ impl Engine {
             Err(_) => Err(ProviderError::TimedOut { action, waited: limit }),
         }
     }
+}
+
+/// Returns whether an event is of a container that an agent has started.
+fn is_managed(event: &EventMessage) -> bool {
+    let attributes = event.actor.as_ref().and_then(|actor| actor.attributes.as_ref());
+    attributes.is_some_and(|attributes| attributes.contains_key(labels::MANAGED))
 }
 
 /// Sorts the client's errors by what can be done about them.

@@ -6,7 +6,7 @@ use futures_util::future::{self, BoxFuture};
 use tokio::sync::mpsc;
 
 use super::{Provider, ProviderError, ProviderEvent};
-use crate::control::{BackendName, ContainerId, Sighting};
+use crate::control::{BackendName, ContainerId, Sighting, Terms};
 
 /// The provider of a fixed list of backends.
 #[derive(Debug, Clone)]
@@ -38,17 +38,17 @@ impl Provider for FixedProvider {
     }
 
     fn start(&self, ordinal: u32) -> BoxFuture<'_, Result<ContainerId, ProviderError>> {
-        let refusal = ProviderError::Unsupported { action: format!("start backend {ordinal}") };
+        let refusal = refusal(format!("start backend {ordinal}"));
         Box::pin(future::ready(Err(refusal)))
     }
 
     fn stop<'a>(&'a self, id: &'a ContainerId, _grace: Duration) -> BoxFuture<'a, Result<(), ProviderError>> {
-        let refusal = ProviderError::Unsupported { action: format!("stop backend {id}") };
+        let refusal = refusal(format!("stop backend {id}"));
         Box::pin(future::ready(Err(refusal)))
     }
 
     fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), ProviderError>> {
-        let refusal = ProviderError::Unsupported { action: format!("remove backend {id}") };
+        let refusal = refusal(format!("remove backend {id}"));
         Box::pin(future::ready(Err(refusal)))
     }
 
@@ -69,6 +69,10 @@ impl Provider for FixedProvider {
     }
 }
 
+fn refusal(action: String) -> ProviderError {
+    ProviderError::Unsupported { action, whose: "backends given by --backend" }
+}
+
 /// Returns how a fixed backend is seen: its id and name are the address and port as text.
 fn sighting(ordinal: u32, backend: SocketAddr) -> Sighting {
     Sighting {
@@ -79,6 +83,7 @@ fn sighting(ordinal: u32, backend: SocketAddr) -> Sighting {
         running: true,
         created: 0,
         outdated: false,
+        terms: Terms::default(),
     }
 }
 

@@ -166,9 +166,11 @@ pub enum ProviderError {
         source: Box<dyn StdError + Send + Sync>,
     },
     /// This provider cannot do such a thing at all.
-    #[error("{action}: backends given by --backend are neither started nor stopped")]
+    #[error("{action}: {whose} are neither started nor stopped")]
     Unsupported {
         /// What was attempted.
         action: String,
+        /// With whose backends.
+        whose: &'static str,
     },
 }

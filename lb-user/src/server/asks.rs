@@ -1,5 +1,7 @@
 //! What is asked of the agent's loop, and what comes back.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -142,6 +144,36 @@ pub struct Ways {
     pub scale_out: bool,
 }
 
+/// The body of `POST /v1/rollout`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// Which service; without it every one that is scaled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// How many are replaced at a time; without it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<NonZeroU32>,
+    /// Whether it is to be given up instead.
+    #[serde(default)]
+    pub abort: bool,
+}
+
+impl Rollout {
+    /// Returns what is asked with it.
+    ///
+    /// # Errors
+    /// What makes no sense.
+    pub fn ask(self) -> Result<Ask, String> {
+        let order = match (self.abort, self.parallel) {
+            (true, Some(_)) => return Err("what is given up is not done several at a time".to_owned()),
+            (true, None) => Order::AbortRollout,
+            (false, parallel) => Order::Rollout { parallel: parallel.map_or(1, NonZeroU32::get) },
+        };
+        Ok(Ask::Order { service: self.service, order })
+    }
+}
+
 impl Scale {
     /// Returns what is asked with it.
     ///
@@ -205,6 +237,19 @@ mod tests {
         assert!(scale(r#"{"count":1,"for":"soon"}"#).unwrap_err().starts_with("for: "));
         assert!(scale(r#"{"count":1,"for":"0s"}"#).unwrap_err().starts_with("for: no time"));
         assert!(scale(r#"{"count":"auto","for":"1m"}"#).is_err());
+    }
+
+    #[test]
+    fn a_rollout_is_begun_or_given_up() {
+        let asked = |body: &str| serde_json::from_str::<Rollout>(body).map_err(|error| error.to_string())?.ask();
+        let of = |service: Option<&str>, order| Ok(Ask::Order { service: service.map(Into::into), order });
+
+        assert_eq!(asked("{}"), of(None, Order::Rollout { parallel: 1 }));
+        assert_eq!(asked(r#"{"service":"web","parallel":3}"#), of(Some("web"), Order::Rollout { parallel: 3 }));
+        assert_eq!(asked(r#"{"abort":true}"#), of(None, Order::AbortRollout));
+        for body in [r#"{"parallel":0}"#, r#"{"parallel":-1}"#, r#"{"abort":true,"parallel":2}"#, r#"{"all":true}"#] {
+            assert!(asked(body).is_err(), "{body}");
+        }
     }
 
     #[test]

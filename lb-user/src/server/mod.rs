@@ -10,6 +10,7 @@
 //! POST /v1/scale   {"service":"web","count":5,"for":"10m","force":false}      `"count":"auto"`: back to the law
 //! POST /v1/pause   {"service":"web","in":true,"out":true}                     neither: both; no service: every scaled one
 //! POST /v1/resume  the same
+//! POST /v1/rollout {"service":"web","parallel":1}  or {"abort":true}          no service: every scaled one
 //! ```
 //!
 //! ```sh

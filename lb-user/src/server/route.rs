@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    asks::{Ask, Asking, Refused, Scale, Ways},
+    asks::{Ask, Asking, Refused, Rollout, Scale, Ways},
     journal::{Journal, Newest, Start},
     query::Query,
     views::Views,
@@ -151,10 +151,17 @@ async fn answer(
             query(&[])?;
             order(desk, body::<Ways>(request).await?.ask(Order::Resume), peer).await
         }
+        "/v1/rollout" => {
+            only(Method::POST, "POST")?;
+            query(&[])?;
+            let asked = body::<Rollout>(request).await?.ask().map_err(Problem::senseless)?;
+            order(desk, asked, peer).await
+        }
         _ => Err(Problem::new(
             StatusCode::NOT_FOUND,
             format!(
-                "there is no {path}: /v1/status, /v1/explain, /v1/services, /v1/events, /v1/scale, /v1/pause, /v1/resume"
+                "there is no {path}: /v1/status, /v1/explain, /v1/services, /v1/events, /v1/scale, /v1/pause, /v1/resume, \
+                 /v1/rollout"
             ),
         )),
     }

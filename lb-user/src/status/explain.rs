@@ -295,6 +295,7 @@ mod tests {
             orders: Orders::default(),
             cooldowns: Cooldowns::default(),
             crash_loop: None,
+            rollout: None,
             backends: Vec::new(),
             decisions: Vec::new(),
             generation: None,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +17,7 @@ use super::{
     NotRunning,
     snapshot::{
         Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, Handshakes, HookKind, HookPoint, Manual,
-        Phase, Reach, Scaling, Service, Snapshot, Traffic, Verdicts,
+        Phase, Reach, Rollout, Scaling, Service, Snapshot, Traffic, Verdicts,
     },
 };
 use crate::{
@@ -307,6 +308,8 @@ impl Reading {
         in_slots: &BTreeSet<BackendId>,
         Counted { traffic, active, handshakes }: &Counted,
     ) -> Backend {
+        // Containers that others start are no more scaled than static backends, and have ids nevertheless.
+        let is_static = is_static && known.id.0.parse::<SocketAddr>().is_ok();
         Backend {
             name: known.name.to_string(),
             container_id: (!is_static).then(|| known.id.to_string()),
@@ -387,6 +390,11 @@ pub fn service(told: &ServiceReport, frontends: Vec<String>, since_ms: u64) -> S
             }),
             paused_in: control.orders.paused_in.is_some(),
             paused_out: control.orders.paused_out.is_some(),
+            rollout: control.rollout.map(|rollout| Rollout {
+                replaced: rollout.replaced,
+                of: rollout.of,
+                parallel: rollout.parallel,
+            }),
         },
         frontends,
     }
@@ -428,6 +436,7 @@ impl Scaling {
             manual: None,
             paused_in: services.iter().any(|scaling| scaling.paused_in),
             paused_out: services.iter().any(|scaling| scaling.paused_out),
+            rollout: None,
         }
     }
 }
@@ -501,6 +510,7 @@ mod tests {
             manual: None,
             paused_in: max.is_some(),
             paused_out: false,
+            rollout: None,
         }
     }
 

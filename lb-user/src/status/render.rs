@@ -94,6 +94,9 @@ fn head(page: &mut Page, snapshot: &Snapshot) {
             page.line(Paint::Worse, &orders, 9);
         }
     }
+    if let Some(text) = rollout(scaling) {
+        page.line(Paint::Worse, &text, 9);
+    }
 }
 
 /// Returns whether services have to be told apart.
@@ -116,6 +119,18 @@ fn heading(page: &mut Page, service: &Service) {
             page.line(Paint::Worse, &orders, 9);
         }
     }
+    if let Some(text) = rollout(&service.scaling).filter(|_| service.phase != Phase::Stopping) {
+        page.line(Paint::Worse, &text, 9);
+    }
+}
+
+/// Returns how far a rollout is: `rollout: 2 of 5 replaced, 1 at a time`.
+fn rollout(scaling: &Scaling) -> Option<String> {
+    let rollout = scaling.rollout.as_ref()?;
+    if rollout.of == 0 {
+        return Some("rollout: asked for".to_owned());
+    }
+    Some(format!("rollout: {} of {} replaced, {} at a time", rollout.replaced, rollout.of, rollout.parallel))
 }
 
 /// Returns what was ordered by hand, if anything was: `ordered: 5 by hand for 9 min more`.

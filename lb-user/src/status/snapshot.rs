@@ -176,6 +176,10 @@ pub struct Scaling {
     /// The same of more.
     #[serde(default)]
     pub paused_out: bool,
+    /// How far the replacement of containers of former settings is; null if none is under way, and for several services
+    /// together.
+    #[serde(default)]
+    pub rollout: Option<Rollout>,
 }
 
 /// A count that was asked for by hand.
@@ -187,6 +191,17 @@ pub struct Manual {
     pub age_ms: u64,
     /// For how much longer, in milliseconds; null if until somebody says otherwise.
     pub left_ms: Option<u64>,
+}
+
+/// Containers of former settings, or of a former image, are being replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// How many have been.
+    pub replaced: u32,
+    /// How many there are in all, those included.
+    pub of: u32,
+    /// How many are replaced at a time.
+    pub parallel: u32,
 }
 
 /// What clients connect to.

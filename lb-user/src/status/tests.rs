@@ -60,6 +60,7 @@ fn service(name: &str, ready: u32, frontends: &[&str]) -> Service {
             manual: None,
             paused_in: false,
             paused_out: false,
+            rollout: None,
         },
         frontends: frontends.iter().map(ToString::to_string).collect(),
     }
@@ -97,6 +98,7 @@ fn healthy() -> Snapshot {
             manual: None,
             paused_in: false,
             paused_out: false,
+            rollout: None,
         },
         services: vec![service("default", 4, &["80/tcp"])],
         frontends: vec![Frontend {
@@ -192,6 +194,7 @@ fn several() -> Snapshot {
     let mut web = Service { name: "web".into(), ..snapshot.services[0].clone() };
     web.scaling.manual = Some(Manual { count: 4, age_ms: 60_000, left_ms: Some(540_000) });
     web.scaling.paused_in = true;
+    web.scaling.rollout = Some(Rollout { replaced: 1, of: 4, parallel: 2 });
     let mut cache = service("cache", 2, &["6379/tcp"]);
     cache.scaling =
         Scaling { min: None, max: None, target_cpu_percent: None, standing: None, draining: 0, ..cache.scaling };

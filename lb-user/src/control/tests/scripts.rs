@@ -3,7 +3,9 @@
 use super::*;
 
 mod demand;
+mod discovery;
 mod orders;
+mod rollout;
 
 /// A controller with a clock. Backends are called `a`, `b`, `c` … by their ordinals.
 struct Script {

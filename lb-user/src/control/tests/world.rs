@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::control::law::{self, HostUse};
 
+mod rollouts;
+mod taking;
+
 /// How long faults go on, and how long the world is left in peace after them.
 const TROUBLE: Duration = Duration::from_secs(600);
 const PEACE: Duration = Duration::from_secs(400);
@@ -84,6 +87,10 @@ struct World {
     /// How new connections were answered.
     answers: BTreeMap<(ContainerId, Family), Answers>,
     load_percent: f64,
+    /// Whether what is started by now never passes a check.
+    image_is_bad: bool,
+    /// The fewest that may be in the slots, where nothing but a rollout takes any out of them.
+    least_ready: usize,
     finished: bool,
     /// The last events and commands, shown when something does not hold.
     trace: VecDeque<String>,
@@ -130,6 +137,8 @@ impl World {
             flows: BTreeMap::new(),
             answers: BTreeMap::new(),
             load_percent: 0.0,
+            image_is_bad: false,
+            least_ready: 0,
             finished: false,
             trace: VecDeque::new(),
         };
@@ -228,7 +237,7 @@ impl World {
         let victim = self.chance.pick(&ids);
         let after = self.chance.below(20);
         let most = 1 + self.chance.below(self.max.into()) as u32;
-        match (self.chance.below(40), victim) {
+        match (self.chance.below(48), victim) {
             (0, Some(id)) => {
                 self.end(&id);
                 let cause = self
@@ -265,6 +274,12 @@ impl World {
             (9, _) => self.reconfigure(Scaling::Auto(law(1, most))),
             (10, _) => self.tell(Event::EndpointsChanged),
             (11..=14, _) => self.order(most),
+            (15, _) => self.change_image(),
+            (16, _) => {
+                let parallel = 1 + self.chance.below(3) as u32;
+                self.tell(Event::Ordered(Order::Rollout { parallel }));
+            }
+            (17, _) => self.tell(Event::Ordered(Order::AbortRollout)),
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));
@@ -307,6 +322,15 @@ impl World {
 
     fn reconfigure(&mut self, scaling: Scaling) {
         self.tell(Event::Reconfigured(Box::new(reconfigured(scaling))));
+    }
+
+    /// What is there is of a former image from now on.
+    fn change_image(&mut self) {
+        self.containers.values_mut().for_each(|real| real.sighting.outdated = true);
+        if !self.engine_is_away {
+            let listed = self.listed();
+            self.tell(Event::Resynced(listed));
+        }
     }
 
     /// Plans what the engine would report, if it were there.
@@ -376,8 +400,8 @@ impl World {
         let active = active.iter().filter(|backend| {
             matches!(backend.state, BackendState::Starting | BackendState::Ready | BackendState::Unhealthy)
         });
-        // Given up, yet alive: one more than wanted at most for each that fails.
-        assert!(active.count() as u32 <= self.max + 4, "more than anybody may want");
+        // Given up, yet alive: one more than wanted at most for each that fails; and three beside them that replace others.
+        assert!(active.count() as u32 <= self.max + 4 + 3, "more than anybody may want");
     }
 
     /// Its flows are over, and a slot that it may have leads nowhere.
@@ -429,6 +453,7 @@ impl World {
             }
             assert!(!publication.draining.contains(id), "{id} is both");
         }
+        assert!(publication.ready.len() >= self.least_ready, "a rollout has cost capacity");
         let generation = publication.generation;
         // As the agent does it: the answer is there before anything else happens.
         if self.is_faulty() {
@@ -478,9 +503,18 @@ impl World {
         let name = BackendName(format!("lb-test-{ordinal}"));
         let v4 = Addresses::from(IpAddr::from([198, 19, (self.created >> 8) as u8, self.created as u8]));
         let address = Some(if self.chance.one_in(2) { v4.or(v6_of(self.created)) } else { v4 });
-        let sighting =
-            Sighting { id: id.clone(), name, ordinal, address, running: true, created: self.created, outdated: false };
-        let healthy = !(self.is_faulty() && self.chance.one_in(2));
+        let sighting = Sighting {
+            id: id.clone(),
+            name,
+            ordinal,
+            address,
+            running: true,
+            created: self.created,
+            outdated: false,
+            terms: Terms::default(),
+        };
+        let is_broken = self.is_faulty() && self.chance.one_in(2);
+        let healthy = !is_broken && !self.image_is_bad;
         self.containers.insert(id.clone(), Real { sighting: sighting.clone(), healthy });
         let (seen, started) = (self.chance.below(30), self.chance.below(30));
         self.notice(after + seen, Event::BackendSeen(sighting));
@@ -529,7 +563,8 @@ impl World {
         self.fault_one_in = 0;
         self.tell(Event::Ordered(Order::Auto));
         self.tell(Event::Ordered(Order::Resume(Directions::Both)));
-        self.reconfigure(self.scaling);
+        let new = Reconfiguration { on_change: OnChange::Rollout, ..reconfigured(self.scaling) };
+        self.tell(Event::Reconfigured(Box::new(new)));
         self.bring_engine_back(1);
         self.containers.values_mut().for_each(|real| real.healthy = true);
         self.load_percent = 35.0;
@@ -555,6 +590,11 @@ proptest! {
         let mut world = World::new(seed, Settings { slow_start, ..Settings::new(any_law(seed, min, max)) }, max);
         world.run(Timestamp::ZERO + TROUBLE);
         world.calm();
+        world.run(Timestamp::ZERO + TROUBLE + Duration::from_secs(60));
+        // What was on its way when the trouble ended may have failed it.
+        world.tell(Event::Ordered(Order::Rollout { parallel: 2 }));
+        let listed = world.listed();
+        world.tell(Event::Resynced(listed));
         world.run(Timestamp::ZERO + TROUBLE + PEACE);
 
         let report = world.controller.snapshot(world.now);
@@ -566,6 +606,8 @@ proptest! {
         prop_assert_eq!(world.containers.keys().collect::<Vec<_>>(), world.published.ready.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
         prop_assert_eq!(&world.published.deaf, &BTreeSet::new(), "each family is served again");
         prop_assert_eq!(report.problems, Vec::<String>::new());
+        prop_assert!(world.containers.values().all(|real| !real.sighting.outdated), "what was outdated is replaced");
+        prop_assert_eq!(report.rollout, None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
 /// Judges the engine, and what containers need.
 pub fn containers(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
     let new = |level, subject: &str, found: String| Finding::new(Group::Containers, level, subject, found);
-    let is_needed = config.services.iter().any(|service| matches!(service.source, Source::Docker(_)));
+    let is_needed = config.services.iter().any(|service| !matches!(service.source, Source::Static { .. }));
     let mut findings = Vec::new();
     match &facts.engine {
         Ok(engine) => {
@@ -63,7 +63,7 @@ pub fn containers(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
 fn docker_of(service: &Service) -> Option<&Docker> {
     match &service.source {
         Source::Docker(docker) => Some(docker),
-        Source::Static { .. } => None,
+        Source::Static { .. } | Source::Discovered(_) => None,
     }
 }
 
@@ -143,6 +143,10 @@ fn ways(service: &Service, own: &[&Backend], facts: &Facts) -> Vec<Finding> {
     if !veth.is_empty() {
         findings
             .push(new(Level::Ok, format!("{} behind veths of this host: straight into their namespaces", veth.len())));
+    }
+    let local = by(Some(Reach::Local));
+    if !local.is_empty() {
+        findings.push(new(Level::Ok, format!("{} at addresses of this host: its own stack has them", local.len())));
     }
     let neighbours = by(Some(Reach::Neighbour));
     if !neighbours.is_empty() {

@@ -8,12 +8,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use futures_util::future;
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
 
-use super::{DockerProvider, DockerSettings, Engine, EngineFacts, Found, in_order, labels, watch};
+use super::{
+    DiscoveryProvider, DiscoverySettings, DockerProvider, DockerSettings, Engine, EngineFacts, Found, in_order, labels,
+    offer::{self, Offer},
+    watch,
+};
 use crate::{
     control::{ContainerId, Sighting},
     provider::{EVENT_BACKLOG, ProviderError, ProviderEvent},
@@ -33,7 +38,11 @@ impl Fleet {
     /// # Errors
     /// `EndpointUnsupported`, `Unreachable`, `TimedOut`, `ApiTooOld`.
     pub async fn connect(instance: &str, heir: &str) -> Result<Self, ProviderError> {
-        let engine = Engine::connect().await?;
+        Ok(Self::of(Engine::connect().await?, instance, heir))
+    }
+
+    /// Returns what there is on an engine that answers.
+    pub(super) fn of(engine: Engine, instance: &str, heir: &str) -> Self {
         let roster = Roster {
             engine: engine.clone(),
             instance: instance.to_owned(),
@@ -43,7 +52,7 @@ impl Fleet {
             has_changed: Notify::new(),
             watch: OnceLock::new(),
         };
-        Ok(Self { engine, roster: Arc::new(roster) })
+        Self { engine, roster: Arc::new(roster) }
     }
 
     /// Returns what the engine is.
@@ -54,12 +63,22 @@ impl Fleet {
         self.engine.facts().await
     }
 
+    /// Lists everything again soon, and looks which images are meant by now.
+    pub fn look_again(&self) {
+        self.roster.has_changed.notify_one();
+    }
+
     /// Returns the provider of a service's containers.
     pub fn provider(&self, settings: DockerSettings) -> DockerProvider {
         DockerProvider::new(self.engine.clone(), Arc::clone(&self.roster), settings)
     }
 
-    /// Returns the services of which the engine has containers.
+    /// Returns the provider of the containers that others have started for a service.
+    pub fn discovery(&self, settings: DiscoverySettings) -> DiscoveryProvider {
+        DiscoveryProvider::new(self.engine.clone(), Arc::clone(&self.roster), settings)
+    }
+
+    /// Returns the services of which the engine has containers that an agent has started.
     ///
     /// # Errors
     /// Those of any request.
@@ -82,6 +101,20 @@ impl Drop for Fleet {
     }
 }
 
+/// The services that take containers of others.
+struct Takers {
+    of: BTreeMap<String, DiscoveryProvider>,
+}
+
+impl Takers {
+    /// Returns which of them a container offers itself to.
+    fn offer(&self, instance: &str, labels: &HashMap<String, String>) -> Option<Offer<String>> {
+        let names: Vec<&str> = self.of.keys().map(String::as_str).collect();
+        let Offer { service, refused } = offer::offer(labels, instance, &names)?;
+        Some(Offer { service: service.to_owned(), refused })
+    }
+}
+
 /// Who is to be told of which containers.
 pub(super) struct Roster {
     pub engine: Engine,
@@ -98,8 +131,21 @@ pub(super) struct Roster {
 
 #[derive(Clone)]
 struct Entry {
-    provider: DockerProvider,
+    source: Source,
     listener: mpsc::Sender<ProviderEvent>,
+}
+
+/// Whose containers a service has.
+#[derive(Clone)]
+enum Source {
+    Ours(DockerProvider),
+    Others(DiscoveryProvider),
+}
+
+/// A container that others have started, with the service that takes it, or tells why not.
+pub(super) struct Listed {
+    pub service: String,
+    pub found: Found,
 }
 
 impl fmt::Debug for Roster {
@@ -119,9 +165,17 @@ impl Roster {
     /// Enters a service, in place of what it was before, and starts the watch if it is the first. The first event is a
     /// list of its containers.
     pub fn enter(self: &Arc<Self>, provider: DockerProvider) -> mpsc::Receiver<ProviderEvent> {
+        self.enter_source(provider.settings.service.clone(), Source::Ours(provider))
+    }
+
+    /// Enters a service that takes containers of others, as [`enter`](Self::enter) does.
+    pub fn enter_discovery(self: &Arc<Self>, provider: DiscoveryProvider) -> mpsc::Receiver<ProviderEvent> {
+        self.enter_source(provider.service().to_owned(), Source::Others(provider))
+    }
+
+    fn enter_source(self: &Arc<Self>, service: String, source: Source) -> mpsc::Receiver<ProviderEvent> {
         let (listener, receiver) = mpsc::channel(EVENT_BACKLOG);
-        let service = provider.settings.service.clone();
-        locked(&self.entries).insert(service, Entry { provider, listener });
+        locked(&self.entries).insert(service, Entry { source, listener });
         self.has_changed.notify_one();
         self.watch.get_or_init(|| {
             let roster = Arc::clone(self);
@@ -135,16 +189,71 @@ impl Roster {
         labels::service_in(labels, &self.heir)
     }
 
+    /// Returns whether any service takes containers of others.
+    pub fn discovers(&self) -> bool {
+        locked(&self.entries).values().any(|entry| matches!(entry.source, Source::Others(_)))
+    }
+
+    /// Returns whether a container is one that a service takes which others have started.
+    pub fn is_of_others(&self, id: &ContainerId) -> bool {
+        let Some(service) = locked(&self.known).get(id).cloned() else { return false };
+        locked(&self.entries).get(&service).is_some_and(|entry| matches!(entry.source, Source::Others(_)))
+    }
+
+    /// Asks for the containers that others have started for the services that take them.
+    pub async fn offered(&self) -> Result<Vec<Listed>, ProviderError> {
+        if !self.discovers() {
+            return Ok(Vec::new());
+        }
+        let summaries = self.engine.offered().await?;
+        let takers = self.takers();
+        Ok(summaries
+            .into_iter()
+            .filter_map(|summary| {
+                let Offer { service, refused } = takers.offer(&self.instance, summary.labels.as_ref()?)?;
+                let found = takers.of.get(&service)?.found_in_list(summary, refused)?;
+                Some(Listed { service, found })
+            })
+            .collect())
+    }
+
+    /// Returns the services that have containers of their own. What is only drained has no image.
+    fn own(&self) -> impl Iterator<Item = DockerProvider> {
+        let entries = locked(&self.entries).clone();
+        entries.into_values().filter_map(|entry| match entry.source {
+            Source::Ours(provider) if !provider.settings.image.is_empty() => Some(provider),
+            Source::Ours(_) | Source::Others(_) => None,
+        })
+    }
+
+    fn takers(&self) -> Takers {
+        let entries = locked(&self.entries);
+        let others = entries.iter().filter_map(|(service, entry)| match &entry.source {
+            Source::Others(provider) => Some((service.clone(), provider.clone())),
+            Source::Ours(_) => None,
+        });
+        Takers { of: others.collect() }
+    }
+
     /// Asks for everything there is.
     pub async fn list(&self) -> Result<Listing, ProviderError> {
-        let summaries = self.engine.containers(&self.instance).await?;
+        let images = future::try_join_all(self.own().map(|provider| async move { provider.look_for_image().await }));
+        let (summaries, offered, _) = tokio::try_join!(self.engine.containers(&self.instance), self.offered(), images)?;
         let entries = locked(&self.entries).clone();
         let mut known = BTreeMap::new();
         let mut found = Vec::new();
+        for Listed { service, found: one } in offered {
+            // Its service may have left meanwhile.
+            if entries.contains_key(&service) {
+                known.insert(one.sighting.id.clone(), service);
+                found.push(one);
+            }
+        }
         for summary in summaries {
             let Some(labels) = &summary.labels else { continue };
             let Some((service, entry)) = entries.get_key_value(self.owner(labels)) else { continue };
-            let Some(one) = entry.provider.found_in_list(summary) else { continue };
+            let Source::Ours(provider) = &entry.source else { continue };
+            let Some(one) = provider.found_in_list(summary) else { continue };
             known.insert(one.sighting.id.clone(), service.clone());
             found.push(one);
         }
@@ -157,10 +266,21 @@ impl Roster {
     pub async fn look(&self, id: &ContainerId) -> Result<Option<Found>, ProviderError> {
         let container = self.engine.inspect(&id.0).await?;
         let Some(labels) = container.config.as_ref().and_then(|config| config.labels.as_ref()) else { return Ok(None) };
-        let entry =
-            locked(&self.entries).get_key_value(self.owner(labels)).map(|(name, entry)| (name.clone(), entry.clone()));
-        let Some((service, entry)) = entry else { return Ok(None) };
-        let found = entry.provider.found(container);
+        let (service, found) = if labels.contains_key(labels::MANAGED) {
+            let entry =
+                locked(&self.entries).get_key_value(self.owner(labels)).map(|(name, of)| (name.clone(), of.clone()));
+            let Some((service, Entry { source: Source::Ours(provider), .. })) = entry else { return Ok(None) };
+            if provider.is_of_other_image(container.image.as_deref()) {
+                // The name may have got this one since it was looked at.
+                provider.look_for_image().await?;
+            }
+            (service, provider.found(container))
+        } else {
+            let takers = self.takers();
+            let Some(Offer { service, refused }) = takers.offer(&self.instance, labels) else { return Ok(None) };
+            let found = takers.of.get(&service).and_then(|provider| provider.found(container, refused));
+            (service, found)
+        };
         if found.is_some() {
             locked(&self.known).insert(id.clone(), service);
         }
@@ -217,7 +337,7 @@ impl Roster {
 }
 
 /// Locks what nobody holds for longer than a look.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -228,7 +348,7 @@ mod tests {
     use bollard::Docker;
 
     use super::*;
-    use crate::control::{BackendName, GoneCause};
+    use crate::control::{BackendName, GoneCause, Terms};
 
     /// A roster on an engine that nobody asks.
     fn roster() -> Arc<Roster> {
@@ -267,7 +387,16 @@ mod tests {
 
     fn sighting(id: &str) -> Sighting {
         let (name, created) = (BackendName::from(id), 1);
-        Sighting { id: id.into(), name, ordinal: 1, address: None, running: true, created, outdated: false }
+        Sighting {
+            id: id.into(),
+            name,
+            ordinal: 1,
+            address: None,
+            running: true,
+            created,
+            outdated: false,
+            terms: Terms::default(),
+        }
     }
 
     async fn tell_gone(roster: &Roster, id: &str) {

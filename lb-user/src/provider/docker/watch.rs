@@ -18,7 +18,6 @@ use std::{
     convert::Infallible,
     future::pending,
     hash::{BuildHasher, Hasher},
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,7 +29,7 @@ use futures_util::{
     stream::{BoxStream, FuturesUnordered},
 };
 
-use super::{Found, Roster, fleet::Listing};
+use super::{Found, Roster, fleet::Listing, is_managed, offer};
 use crate::{
     control::{ContainerId, GoneCause, Sighting},
     provider::{ProviderError, ProviderEvent},
@@ -94,7 +93,7 @@ impl<'a> Session<'a> {
             // Events come first: a death must not wait for an answer that is only of interest to the living.
             tokio::select! {
                 biased;
-                event = events.next() => self.on_event(&event.unwrap_or_else(|| Err(self.ended()))?).await,
+                Some(event) = events.next() => self.on_event(&event?).await,
                 Some(look) = self.looks.next() => self.on_look(look).await?,
                 listed = answer(&mut listing) => {
                     listing = None;
@@ -115,7 +114,18 @@ impl<'a> Session<'a> {
     }
 
     async fn on_event(&mut self, event: &EventMessage) {
-        match self.ledger.record(change_of(event)) {
+        if is_offered(event) && !self.roster.discovers() {
+            return;
+        }
+        let change = change_of(event);
+        if let Change::Signalled(id, signal) = &change
+            && ends(*signal)
+            && self.roster.is_of_others(id)
+        {
+            // It runs until it has finished, or its grace is over: others are to be asked from now on.
+            self.roster.tell_of(id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Ending }).await;
+        }
+        match self.ledger.record(change) {
             Action::None => {}
             Action::Tell { id, cause } => {
                 self.roster.tell_of(&id, || ProviderEvent::Gone { id: id.clone(), cause }).await;
@@ -152,14 +162,18 @@ impl<'a> Session<'a> {
             self.roster.tell_of(&id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Paused }).await;
         }
     }
+}
 
-    fn ended(&self) -> ProviderError {
-        ProviderError::Unreachable {
-            action: "follow the engine's events".into(),
-            endpoint: self.roster.engine.endpoint.to_string(),
-            source: io::Error::new(io::ErrorKind::UnexpectedEof, "the engine closed the connection"),
-        }
-    }
+/// Returns whether an event is of a container that somebody else has labelled to be served.
+fn is_offered(event: &EventMessage) -> bool {
+    let attributes = event.actor.as_ref().and_then(|actor| actor.attributes.as_ref());
+    attributes.is_some_and(|attributes| attributes.contains_key(offer::ENABLE)) && !is_managed(event)
+}
+
+/// Returns whether a signal asks a program to end, by what images name as the one to stop them: SIGTERM, and SIGINT, SIGQUIT
+/// and SIGRTMIN+3 (signal(7), systemd(1)). SIGKILL does not ask.
+fn ends(signal: i64) -> bool {
+    matches!(signal, 2 | 3 | 15 | 37)
 }
 
 /// Waits for the answer to a request, for ever if there is none.
@@ -364,6 +378,7 @@ fn entropy() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Terms;
 
     fn event(json: &str) -> EventMessage {
         serde_json::from_str(json).unwrap()
@@ -389,6 +404,7 @@ mod tests {
             running: true,
             created: 1,
             outdated: false,
+            terms: Terms::default(),
         }
     }
 

@@ -1,0 +1,176 @@
+//! Containers of former settings, or of a former image, are replaced while clients go on.
+
+use std::{collections::BTreeSet, path::PathBuf, process::Command, time::Duration};
+
+use lb_tests::{
+    agent::{Agent, assert_no_failure, lb_user},
+    lab::wait_until,
+    site::{IMAGE, Site, docker},
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// A file of one service that is changed while the agent runs, and an image of the site's own.
+struct Bed<'a> {
+    site: &'a Site,
+    folder: tempfile::TempDir,
+}
+
+impl<'a> Bed<'a> {
+    fn new(site: &'a Site) -> Self {
+        let bed = Self { site, folder: tempfile::tempdir().expect("a folder") };
+        docker(&["tag", IMAGE, &bed.image()]);
+        bed
+    }
+
+    fn image(&self) -> String {
+        format!("{}-api", self.site.instance())
+    }
+
+    /// Returns the label of the images that are built here.
+    fn mark(&self) -> String {
+        format!("lb-test={}", self.site.instance())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("services.toml")
+    }
+
+    /// Writes the file, with some more lines.
+    fn write(&self, more: &str) {
+        let (name, image) = (self.site.instance(), self.image());
+        let text = format!(
+            "instance = \"{name}\"\nuplinks = [\"{}\"]\n[[service]]\nname = \"{name}\"\nimage = \"{image}\"\n\
+             publish = \"{}:5000\"\nmin = 3\nmax = 3\nhealth = \"http:/healthz\"\nnetwork = \"{name}\"\n\
+             drain-timeout = \"4s\"\n{more}\n",
+            self.site.uplink(),
+            self.site.port()
+        );
+        std::fs::write(self.file(), text).expect("it can be written");
+    }
+
+    /// Builds another image under the same name, which differs in one line.
+    fn build(&self, line: &str) {
+        let image = self.image();
+        std::fs::write(self.folder.path().join("Dockerfile"), format!("FROM {IMAGE}\n{line}\n"))
+            .expect("it can be written");
+        let folder = self.folder.path().to_str().expect("a path that is text");
+        docker(&["build", "--quiet", "--label", &self.mark(), "--tag", &image, folder]);
+    }
+
+    fn start(&self) -> Agent {
+        let agent = Agent::start_file(None, self.site.instance(), &self.file());
+        agent.wait_ready(3);
+        agent
+    }
+}
+
+impl Drop for Bed<'_> {
+    fn drop(&mut self) {
+        for id in self.site.containers() {
+            let _gone_already = Command::new("docker").args(["rm", "-f", &id]).output();
+        }
+        let _gone_already = Command::new("docker").args(["image", "rm", "-f", &self.image()]).output();
+        // Those whose name another has got since.
+        let filter = format!("label={}", self.mark());
+        let built = Command::new("docker").args(["image", "ls", "-q", "--filter", &filter]).output();
+        for id in String::from_utf8_lossy(&built.map(|built| built.stdout).unwrap_or_default()).lines() {
+            let _gone_already = Command::new("docker").args(["image", "rm", "-f", id]).output();
+        }
+    }
+}
+
+fn is_calm(status: &Value) -> bool {
+    let scaling = &status["scaling"];
+    let others = ["draining", "starting", "unhealthy"].iter().all(|state| scaling[state] == 0);
+    scaling["ready"] == 3 && others && scaling["rollout"].is_null()
+}
+
+pub fn changed_settings_and_another_image_are_rolled_out_without_a_failed_request() {
+    let site = Site::new(13);
+    let bed = Bed::new(&site);
+    bed.write("on-change = \"rollout\"");
+    let agent = bed.start();
+    let clients = [site.gentle_wrk(true), site.gentle_wrk(false)];
+
+    let changes: [(&str, &dyn Fn()); 2] = [
+        ("other settings", &|| bed.write("on-change = \"rollout\"\nenv = [\"A=1\"]")),
+        ("another image under the same name", &|| bed.build("LABEL version=2")),
+    ];
+    for (case, change) in changes {
+        let before = site.containers();
+        change();
+        agent.signal(Signal::SIGHUP);
+        let least = std::cell::Cell::new(3);
+        agent.wait_for(case, Duration::from_secs(60), |status| {
+            least.set(least.get().min(status["scaling"]["ready"].as_u64().unwrap_or(3)));
+            is_calm(status) && site.containers().is_disjoint(&before)
+        });
+        assert_eq!(least.get(), 3, "{case}: there are never fewer than wanted\n{}", agent.log());
+        assert_eq!(agent.status()["health"], "healthy", "{case}");
+    }
+
+    // By the verb, where nothing happens by itself.
+    bed.write("");
+    agent.signal(Signal::SIGHUP);
+    let before = site.containers();
+    bed.build("LABEL version=3");
+    let verb = |words: &[&str]| lb_user(&[&["rollout", "--instance", site.instance()], words].concat());
+    let done = verb(&["--parallel", "2", "--wait=60s"]);
+    let told = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && told.contains("replaced"), "{told}\n{}", agent.log());
+    agent.wait_for("the verb's rollout is done", Duration::from_secs(20), |status| {
+        is_calm(status) && site.containers().is_disjoint(&before)
+    });
+    let again = verb(&["--wait=60s"]);
+    assert!(again.status.success(), "{again:?}");
+    agent.wait_for("nothing is left to be replaced", Duration::from_secs(5), |status| {
+        status["decisions"].to_string().contains("every container is of today's image and settings")
+    });
+
+    for client in clients {
+        let requests = assert_no_failure(&client.finish());
+        eprintln!("{requests} requests, none failed");
+        assert!(requests > 300);
+    }
+    let decisions = agent.status()["decisions"].to_string();
+    assert!(decisions.contains("finished: 3 were replaced in"), "{decisions}");
+}
+
+pub fn an_image_that_crashes_ends_its_rollout() {
+    let site = Site::new(14);
+    let bed = Bed::new(&site);
+    bed.write("on-change = \"rollout\"");
+    let mut agent = bed.start();
+    let before = site.containers();
+    let client = site.gentle_wrk(true);
+
+    bed.build("ENV LB_API_LISTEN=nonsense");
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("the rollout is aborted, and it is told why", Duration::from_secs(60), |status| {
+        let problems = status["problems"].to_string();
+        problems.contains("rollout aborted: ") && problems.contains("ended with exit code") && is_calm(status)
+    });
+    let now = || -> BTreeSet<String> { site.containers() };
+    wait_until("what crashed is removed", Duration::from_secs(20), || now() == before);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(now(), before, "nothing is tried by itself");
+    assert_no_failure(&client.finish());
+
+    // Asked for once more, it fails once more.
+    let again = lb_user(&["rollout", "--instance", site.instance(), "--wait=60s"]);
+    let error = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(1) && error.contains("rollout aborted: "), "{error}\n{}", agent.log());
+    assert!(before.is_subset(&now()), "{:?}", now());
+
+    // A better one, and settings that are read again: another attempt.
+    bed.build("LABEL version=3");
+    agent.signal(Signal::SIGHUP);
+    bed.write("on-change = \"rollout\"\nslow-start = \"1s\"");
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("the better one is rolled out", Duration::from_secs(60), |status| {
+        status["health"] == "healthy" && is_calm(status) && now().is_disjoint(&before)
+    });
+    agent.stop(Signal::SIGTERM);
+    site.assert_gone();
+}
