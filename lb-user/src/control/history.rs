@@ -62,6 +62,8 @@ pub enum DecisionKind {
     DrainTimedOut,
     /// A container could not be stopped or removed.
     StopFailed,
+    /// A container could not be frozen, or thawed.
+    FreezeFailed,
     /// The kernel's maps could not be written.
     PublishFailed,
     /// More are wanted than the host has processors for.
@@ -107,6 +109,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::DrainCancelled => "drain cancelled",
             DecisionKind::DrainTimedOut => "drain timed out",
             DecisionKind::StopFailed => "stop failed",
+            DecisionKind::FreezeFailed => "freeze failed",
             DecisionKind::PublishFailed => "publish failed",
             DecisionKind::HostSaturated => "host saturated",
             DecisionKind::MetricMissing => "metric missing",

@@ -21,6 +21,7 @@ use super::{
     publish::{self, FrontendWish, Registry},
     report::{Inheritance, Report, Way},
     sys,
+    wakes::Wakes,
 };
 use crate::{
     config::{At, Family, Hook, TcAttach},
@@ -264,6 +265,14 @@ impl Datapath {
     /// Returns where programs are attached.
     pub fn doors(&self) -> Vec<Door> {
         self.doors.values().cloned().collect()
+    }
+
+    /// Opens what tells of flows that begin at backends that are asleep.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn wakes(&self) -> Result<Wakes, DatapathError> {
+        Wakes::open(&self.pins)
     }
 
     /// Writes the sign of life and the report.

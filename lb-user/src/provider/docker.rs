@@ -31,7 +31,7 @@ use futures_util::{
 };
 use tokio::sync::mpsc;
 
-use super::{Provider, ProviderError, ProviderEvent};
+use super::{Process, Provider, ProviderError, ProviderEvent};
 use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting};
 
 mod fleet;
@@ -350,14 +350,15 @@ impl Provider for DockerProvider {
         Box::pin(self.engine.remove(id))
     }
 
-    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
+    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<Process>> {
         Box::pin(async move {
             // Process ids of an engine elsewhere mean nothing here.
             if !self.engine.endpoint.starts_with("unix:") {
                 return None;
             }
             let state = self.engine.inspect(&id.0).await.ok()?.state?;
-            state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
+            let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)?;
+            Some(Process { pid, is_paused: state.paused == Some(true) })
         })
     }
 
