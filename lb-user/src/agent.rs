@@ -757,7 +757,15 @@ pub async fn detach(instance: &str, containers: bool) -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(DatapathError::NotRoot.into());
     }
+    let frozen = loader::frozen(instance);
     let found = loader::remove_leftovers(instance)?;
+    for (id, freezer) in frozen.into_iter().filter(|(_, freezer)| freezer.is_frozen()) {
+        match freezer.thaw() {
+            Ok(()) => println!("instance {instance}: {id} is thawed"),
+            // It may have ended in this moment.
+            Err(error) => tracing::warn!("{id}: {}", chain(&error)),
+        }
+    }
     if found {
         println!("instance {instance}: hooks and maps are removed");
     } else {

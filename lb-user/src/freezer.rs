@@ -67,8 +67,11 @@ pub enum FreezerError {
 /// # Errors
 /// [`FreezerError::Missing`].
 pub fn check() -> Result<(), FreezerError> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    match mount_of(&mounts, "cgroup", Some("freezer")).or_else(|| mount_of(&mounts, "cgroup2", None)) {
+    check_in(&fs::read_to_string("/proc/self/mounts").unwrap_or_default())
+}
+
+fn check_in(mounts: &str) -> Result<(), FreezerError> {
+    match mount_of(mounts, "cgroup", Some("freezer")).or_else(|| mount_of(mounts, "cgroup2", None)) {
         Some(_) => Ok(()),
         None => Err(FreezerError::Missing),
     }
@@ -185,6 +188,13 @@ mod tests {
         for (groups, mounts, expected) in cases {
             assert_eq!(Freezer::find(groups, mounts), expected, "{groups}");
         }
+    }
+
+    #[test]
+    fn a_host_without_a_freezer_is_told_so() {
+        assert!(check_in(HYBRID).is_ok() && check_in(UNIFIED).is_ok());
+        let error = check_in("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n").unwrap_err().to_string();
+        assert!(error.starts_with("containers cannot be frozen here"), "{error}");
     }
 
     fn folder(name: &str) -> PathBuf {

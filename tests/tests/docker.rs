@@ -18,6 +18,8 @@ use nix::sys::signal::Signal;
 
 #[path = "docker/orders.rs"]
 mod orders;
+#[path = "docker/frost.rs"]
+mod frost;
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -53,6 +55,11 @@ fn main() -> ExitCode {
             "a_dry_run_tells_what_a_run_would_do_and_does_nothing",
             orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
         ),
+        case("who_is_asked_for_nothing_sleeps_and_wakes", frost::who_is_asked_for_nothing_sleeps_and_wakes),
+        case("a_burst_is_answered_out_of_the_reserve", frost::a_burst_is_answered_out_of_the_reserve),
+        case("a_killed_agent_leaves_nobody_asleep", frost::a_killed_agent_leaves_nobody_asleep),
+        case("what_is_left_frozen_is_told_and_thawed", frost::what_is_left_frozen_is_told_and_thawed),
+        case("who_is_frozen_can_be_taken_away", frost::who_is_frozen_can_be_taken_away),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
         case("images_and_networks_are_checked_before", images_and_networks_are_checked_before),

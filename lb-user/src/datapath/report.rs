@@ -182,6 +182,8 @@ pub struct Inheritance {
     pub backends: Vec<BackendReport>,
     /// Where programs are attached.
     pub doors: Vec<Door>,
+    /// Containers that may be frozen, and where they are thawed.
+    pub frozen: BTreeMap<ContainerId, Freezer>,
     /// When the first agent of the instance started, in seconds of Unix time.
     pub started_unix: Option<u64>,
     /// The age of the instance when the report was written, in milliseconds.
@@ -260,6 +262,7 @@ impl Inheritance {
             frontends: each(&report["frontends"]),
             backends: each(&report["backends"]),
             doors: each(&report["doors"]),
+            frozen: BTreeMap::deserialize(&report["frozen"]).unwrap_or_default(),
             started_unix: report["started_unix"].as_u64(),
             age_ms: report["age_ms"].as_u64().unwrap_or(0),
             services,

@@ -177,6 +177,9 @@ impl Reading {
             }));
         }
         problems.extend(self.report.problems.iter().cloned());
+        if !is_alive(self.record.pid) {
+            problems.extend(self.left_frozen());
+        }
         let load = self.report.services.iter().find_map(|service| service.control.load);
         Ok(Snapshot {
             instance: instance.to_owned(),
@@ -197,6 +200,17 @@ impl Reading {
             },
             decisions,
             problems,
+        })
+    }
+
+    /// Says which containers stand still although there is no agent.
+    fn left_frozen(&self) -> impl Iterator<Item = String> {
+        let frozen = self.report.frozen.iter().filter(|(_, freezer)| freezer.is_frozen()).map(|(id, _)| id);
+        frozen.map(|id| {
+            let backends = self.report.services.iter().flat_map(|service| &service.control.backends);
+            let known = backends.into_iter().find(|backend| backend.id == *id);
+            let name = known.map_or_else(|| id.to_string(), |backend| backend.name.to_string());
+            format!("{name} is frozen, and there is no agent to thaw it: start lb-user run again, or `lb-user detach`")
         })
     }
 
