@@ -3,6 +3,7 @@
 use super::*;
 
 mod demand;
+mod frost;
 mod orders;
 
 /// A controller with a clock. Backends are called `a`, `b`, `c` … by their ordinals.
