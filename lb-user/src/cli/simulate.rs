@@ -139,9 +139,8 @@ impl SimulateArgs {
         if self.min == 0 {
             return Err(ConfigError::MinZero);
         }
-        let bounds = match Bounds::new(self.min, self.max) {
-            Ok(bounds) => bounds,
-            Err(_) => return Err(ConfigError::MinOverMax { min: self.min, max: self.max, max_given: true }),
+        let Ok(bounds) = Bounds::new(self.min, self.max) else {
+            return Err(ConfigError::MinOverMax { min: self.min, max: self.max, max_given: true });
         };
         let out_of_range = |given: Duration, least: Duration| ConfigError::DurationRange {
             given: format!("{given:?}"),

@@ -65,7 +65,7 @@ pub fn a_flood_wakes_a_backend_but_now_and_then() {
 
     let wakes = object.wakes().len() as u128;
     assert!((1..=most).contains(&wakes), "{wakes} in {most} ms, of 2000 SYNs");
-    assert_eq!(object.count(Event::Woken.index()) as u128, wakes);
+    assert_eq!(u128::from(object.count(Event::Woken.index())), wakes);
 }
 
 pub fn wakings_that_nobody_reads_end_nothing() {
