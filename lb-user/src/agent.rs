@@ -643,17 +643,19 @@ impl Agent {
     /// Writes the sign of life and what `status` shows.
     fn report(&mut self) {
         (self.reported, self.is_report_old) = (Instant::now(), false);
+        let services: Vec<ServiceReport> =
+            self.in_order().map(|(name, service)| self.service_report(name, service)).collect();
         let report = Report {
+            frozen: self.frozen(&services),
+            services,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix: self.started_unix,
             agent_started_unix: self.agent_started_unix,
             age_ms: self.now().elapsed().as_millis() as u64,
-            services: self.in_order().map(|(name, service)| self.service_report(name, service)).collect(),
             frontends: self.datapath.registry.frontends(),
             backends: self.datapath.registry.backends().cloned().collect(),
             cpu_percent: self.container_cpu.percent_of_host(),
             doors: self.datapath.doors(),
-            frozen: self.frozen(),
             problems: self.network.problems().iter().chain(self.problems.values()).cloned().collect(),
         };
         if let Err(error) = self.datapath.write_report(&report, self.config.interval) {

@@ -8,6 +8,7 @@ use super::{Agent, chain};
 use crate::{
     config::ServiceName,
     control::{BackendState, ContainerId, Event},
+    datapath::report::ServiceReport,
     freezer::Freezer,
     provider::Process,
 };
@@ -38,10 +39,9 @@ impl Agent {
         self.services.values().any(|service| of(service).iter().any(is_it))
     }
 
-    /// Returns what may be frozen, for the report.
-    pub(super) fn frozen(&self) -> BTreeMap<ContainerId, Freezer> {
-        let now = self.now();
-        let backends = self.services.values().flat_map(|service| service.controller.snapshot(now).backends);
+    /// Returns what of these may be frozen, for the report.
+    pub(super) fn frozen(&self, services: &[ServiceReport]) -> BTreeMap<ContainerId, Freezer> {
+        let backends = services.iter().flat_map(|service| &service.control.backends);
         let cold = backends.filter(|backend| is_cold(backend.state));
         cold.filter_map(|backend| Some((backend.id.clone(), self.freezers.get(&backend.id)?.clone()))).collect()
     }

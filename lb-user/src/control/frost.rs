@@ -269,7 +269,10 @@ impl Controller {
                 if backend.freeze.due() < now + REST {
                     backend.freeze.sent(REST, now);
                 }
-                backend.probe_afresh(now);
+                // Why another one was thawed stands in its checks.
+                if backend.state == State::Ready {
+                    backend.probe_afresh(now);
+                }
                 if self.called.remove(id) {
                     backend.leave_reserve(now);
                 }

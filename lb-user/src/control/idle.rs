@@ -11,9 +11,6 @@ use super::settings::Scaling;
 use super::time::Timestamp;
 use super::{Controller, Phase};
 
-/// After so long without a look nothing is known about the time between.
-const GAP: Duration = Duration::from_secs(10);
-
 /// When somebody was there last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Idle {
@@ -27,10 +24,11 @@ impl Idle {
         self.busy = self.busy.max(now);
     }
 
-    /// Notes how many connections have begun, if that is known, and returns for how long nobody has come.
-    fn look(&mut self, arrivals: Option<f64>, now: Timestamp) -> Duration {
+    /// Notes how many connections have begun, if that is known, and returns for how long nobody has come. After a gap,
+    /// nothing is known about the time between.
+    fn look(&mut self, arrivals: Option<f64>, gap: Duration, now: Timestamp) -> Duration {
         let before = std::mem::replace(&mut self.looked, now);
-        if arrivals != Some(0.0) || now.since(before) > GAP {
+        if arrivals != Some(0.0) || now.since(before) > gap {
             self.busy = now;
         }
         now.since(self.busy)
@@ -40,15 +38,15 @@ impl Idle {
 impl Controller {
     /// Lets the service fall asleep where nobody has come for long enough.
     pub(super) fn doze_off(&mut self, measures: &Measures, now: Timestamp) {
-        let quiet = self.idle.look(measures.arrivals, now);
+        let (window, gap) = match self.settings.scaling {
+            Scaling::Auto(law) => (law.down_window, law.gap()),
+            Scaling::Demand(law) => (law.down_window, law.gap()),
+            Scaling::Fixed => return,
+        };
+        let quiet = self.idle.look(measures.arrivals, gap, now);
         if measures.arrivals.is_some_and(|arrivals| arrivals > 0.0) {
             self.wake_up("clients have come".into(), now);
         }
-        let window = match self.settings.scaling {
-            Scaling::Auto(law) => law.down_window,
-            Scaling::Demand(law) => law.down_window,
-            Scaling::Fixed => return,
-        };
         let may_sleep = self.bounds().is_some_and(|bounds| bounds.min() == 0);
         let is_seen = self.demand.is_swept(now);
         if self.phase != Phase::Running || !may_sleep || self.wish != 1 || !is_seen || quiet < window {
@@ -78,6 +76,8 @@ pub(super) const ASLEEP: &str = "asleep until somebody comes";
 mod tests {
     use super::*;
 
+    const GAP: Duration = Duration::from_secs(5);
+
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
     }
@@ -88,12 +88,12 @@ mod tests {
         let quiet: Vec<u64> = [Some(0.0), Some(0.0), Some(1.0), Some(0.0), None, Some(0.0)]
             .into_iter()
             .zip(1..)
-            .map(|(arrivals, second)| idle.look(arrivals, at(second)).as_secs())
+            .map(|(arrivals, second)| idle.look(arrivals, GAP, at(second)).as_secs())
             .collect();
 
         assert_eq!(quiet, [1, 2, 0, 1, 0, 1]);
-        assert_eq!(idle.look(Some(0.0), at(100)).as_secs(), 0, "the machine slept");
+        assert_eq!(idle.look(Some(0.0), GAP, at(100)).as_secs(), 0, "the machine slept");
         idle.somebody_came(at(101));
-        assert_eq!(idle.look(Some(0.0), at(103)).as_secs(), 2);
+        assert_eq!(idle.look(Some(0.0), GAP, at(103)).as_secs(), 2);
     }
 }

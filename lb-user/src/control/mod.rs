@@ -920,7 +920,13 @@ impl Controller {
         let starts: Vec<u32> = plan.start.into_iter().take(room).collect();
         if !starts.is_empty() {
             let active = self.backends.values().filter(|backend| backend.is_active()).count() + self.pending.len();
-            let reason = format!("{} wanted, {active} there or on their way: {} more", self.wish, starts.len());
+            let wanted = match self.settings.warm {
+                0 => format!("{} wanted", self.standing_wish()),
+                warm => format!("{} wanted and {warm} in reserve", self.standing_wish()),
+            };
+            let warm = self.backends.values().filter(|backend| backend.state == State::Warm).count();
+            let there = active + warm;
+            let reason = format!("{wanted}, {there} there or on their way: {} more", starts.len());
             self.remark(DecisionKind::Start, reason, now);
         }
         for ordinal in starts {

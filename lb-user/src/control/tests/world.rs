@@ -264,10 +264,7 @@ impl World {
                 self.notice(after, Event::BackendGone { id, cause: GoneCause::Removed });
             }
             (2, Some(id)) => self.containers.get_mut(&id).expect("it is there").healthy ^= true,
-            (3, Some(id)) => {
-                self.frozen.remove(&id);
-                self.notice(after, Event::BackendGone { id, cause: GoneCause::Paused });
-            }
+            (3, Some(id)) => self.notice(after, Event::BackendGone { id, cause: GoneCause::Paused }),
             (4, Some(id)) => {
                 let real = self.containers.get_mut(&id).expect("it is there");
                 let v4 = real.sighting.address.and_then(|address| address.of_family(Family::V4));
@@ -377,6 +374,8 @@ impl World {
                 self.proven.extend(passed.map(|(family, _)| (id.clone(), *family)));
             }
             Event::BackendGone { id, cause } if *cause != GoneCause::Paused => self.note_gone(id),
+            // The engine's from now on, to thaw as well.
+            Event::BackendGone { id, cause: GoneCause::Paused } => _ = self.frozen.remove(id),
             Event::BackendSeen(sighting) => self.note_seen(sighting),
             Event::Resynced(sightings) => {
                 sightings.iter().for_each(|sighting| self.note_seen(sighting));

@@ -277,3 +277,18 @@ fn whoever_is_left_serving_is_not_left_asleep() {
 
     assert_eq!(script.tell(Event::StopRequested), [thaw(1), Command::Finish]);
 }
+
+#[test]
+fn who_cannot_be_reached_while_it_sleeps_comes_back_by_its_checks() {
+    let mut script = asleep();
+    let lost = Event::BackendUnreachable { id: id("a"), error: "its device is gone".into() };
+
+    assert_eq!(script.at(40_000).effect(lost).first(), Some(&thaw(1)));
+    script.confirm(4);
+    assert!(script.at(40_001).tell(thawed(1)).contains(&probe(1)));
+    script.at(40_002).effect(passed(1));
+    script.at(42_002).tick();
+    script.at(42_003).effect(passed(1));
+
+    assert_eq!(script.states(), [BackendState::Ready]);
+}
