@@ -84,7 +84,7 @@ pub fn who_is_asked_for_nothing_sleeps_and_wakes() {
     let container = wait_asleep(&agent, &site);
     let mut times = Vec::new();
     for cycle in 0..cycles {
-        match cycle % 4 {
+        match cycle % 10 {
             // Many at once, and new ones all the while.
             1 => {
                 let report = site.wrk(2, true).wait_with_output().expect("wrk ends");
@@ -133,7 +133,8 @@ pub fn a_burst_is_answered_out_of_the_reserve() {
     let mut times = Vec::new();
     for cycle in 0..cycles {
         let before = site.containers();
-        assert_eq!(before.iter().filter(|container| is_frozen(container)).count(), 1);
+        let frozen = || before.iter().filter(|container| is_frozen(container)).count();
+        wait_until("the reserve is frozen", Duration::from_secs(5), || frozen() == 1);
         let (address, first) = (site.address(), site.host());
         let (held, took) = lab::inside(&site.client(), || {
             let began = Instant::now();
@@ -145,7 +146,8 @@ pub fn a_burst_is_answered_out_of_the_reserve() {
                 if !answer.contains(&first) {
                     return (held, began.elapsed());
                 }
-                assert!(began.elapsed() < Duration::from_secs(20), "nobody comes to help\n{}", agent.log());
+                // A host that others use up is given no more, whatever there is in reserve.
+                assert!(began.elapsed() < Duration::from_secs(60), "nobody comes to help\n{}", agent.log());
             }
         });
         times.push(took);
@@ -162,8 +164,8 @@ pub fn a_burst_is_answered_out_of_the_reserve() {
         median(times)
     );
     let log = agent.log();
-    let moment = |word: &str| log.lines().find(|line| line.contains(word)).map(|line| line[..27].to_owned());
-    eprintln!("scaled up at {:?}, in rotation at {:?}", moment("scale up"), moment("2 in rotation"));
+    let told = log.lines().filter(|line| line.contains("scale up") || line.contains("2 in rotation"));
+    told.for_each(|line| eprintln!("{}", &line[..line.len().min(150)]));
 
     // The reserve follows SIGTERM like the others.
     let began = Instant::now();
@@ -183,7 +185,7 @@ pub fn a_killed_agent_leaves_nobody_asleep() {
         });
         let both = site.containers();
         assert_eq!(both.len(), 2, "adopted, not replaced");
-        assert!(both.iter().all(|one| is_frozen(one)));
+        wait_until("both are frozen", Duration::from_secs(5), || both.iter().all(|one| is_frozen(one)));
         assert!(container.is_empty() || both.contains(&container));
         agent.crash();
         times.push(first_request(&site));
@@ -255,7 +257,7 @@ pub fn who_is_frozen_can_be_taken_away() {
         });
         let containers = site.containers();
         assert!(containers.len() == 2 && containers.is_disjoint(without), "{containers:?}");
-        assert!(containers.iter().all(|one| is_frozen(one)), "{}", agent.log());
+        wait_until("both are frozen", Duration::from_secs(5), || containers.iter().all(|one| is_frozen(one)));
         containers
     };
     let first = both(&BTreeSet::new());
