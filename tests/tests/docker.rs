@@ -16,10 +16,10 @@ use lb_tests::{
 };
 use nix::sys::signal::Signal;
 
-#[path = "docker/orders.rs"]
-mod orders;
 #[path = "docker/frost.rs"]
 mod frost;
+#[path = "docker/orders.rs"]
+mod orders;
 
 const TOOLS: &[Need] = &[
     Need::Root,
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
         ),
         case("who_is_asked_for_nothing_sleeps_and_wakes", frost::who_is_asked_for_nothing_sleeps_and_wakes),
-        case("a_burst_is_answered_out_of_the_reserve", frost::a_burst_is_answered_out_of_the_reserve),
+        case("the_reserve_serves_before_anything_is_started", frost::the_reserve_serves_before_anything_is_started),
         case("a_killed_agent_leaves_nobody_asleep", frost::a_killed_agent_leaves_nobody_asleep),
         case("what_is_left_frozen_is_told_and_thawed", frost::what_is_left_frozen_is_told_and_thawed),
         case("who_is_frozen_can_be_taken_away", frost::who_is_frozen_can_be_taken_away),

@@ -49,7 +49,9 @@ impl Controller {
         }
         let may_sleep = self.bounds().is_some_and(|bounds| bounds.min() == 0);
         let is_seen = self.demand.is_swept(now);
-        if self.phase != Phase::Running || !may_sleep || self.wish != 1 || !is_seen || quiet < window {
+        // An operator's count stands, and where fewer are not to be wanted, none is fewer than one.
+        let is_let = self.orders.gate(1, 0) == 0;
+        if self.phase != Phase::Running || !may_sleep || self.wish != 1 || !is_seen || quiet < window || !is_let {
             return;
         }
         self.wish = 0;
