@@ -87,6 +87,11 @@ pub mod map {
     /// `device (u32) → 1` (u32): those that send back what an XDP program tells them to. Hash. Writer: agent. Full: a device
     /// that is not in it leaves the answers to TC.
     pub const XDP_ANSWERS: &str = "XDP_ANSWERS";
+    /// `BackendId → when it was last woken` (u64, [`KtimeNs`](super::KtimeNs)). Array. Writer: datapath.
+    pub const WOKEN: &str = "WOKEN";
+    /// [`Wake`](super::Wake)s, in the order in which they came. Ring buffer. Writer: datapath; reader: agent. Full: the next
+    /// is counted and left out, as hundreds are waiting already; the agent's sweep finds the connection as well.
+    pub const WAKES: &str = "WAKES";
     /// `0 → Lifetimes`. Array of one. Writer: agent.
     pub const LIFETIMES: &str = "LIFETIMES";
     /// `0 → AgentRecord`. Array of one. Writer: agent.
@@ -95,7 +100,7 @@ pub mod map {
     pub const REPORT: &str = "REPORT";
 
     /// All of them, in the order in which `detach` removes their pins.
-    pub const ALL: [&str; 33] = [
+    pub const ALL: [&str; 35] = [
         ADDRESSES,
         LOCAL_BACKENDS,
         FRONTENDS,
@@ -126,6 +131,8 @@ pub mod map {
         COOKIES,
         COOKIE_RATES,
         XDP_ANSWERS,
+        WOKEN,
+        WAKES,
         LIFETIMES,
         AGENT,
         REPORT,
@@ -198,6 +205,8 @@ pub const MAX_RATES: u32 = 65_536;
 pub const MAX_COOKIE_RATES: u32 = 262_144;
 /// Devices at which XDP answers.
 pub const MAX_XDP_ANSWERS: u32 = 1024;
+/// Bytes of `WAKES`: as few as there may be, 256 of them.
+pub const WAKES_BYTES: u32 = 4096;
 /// Pages in one half of the report.
 pub const REPORT_PAGES: u32 = 512;
 /// Bytes in one page of the report.
@@ -797,6 +806,8 @@ pub const BACKEND_XDP_REDIRECT: u8 = 1;
 pub const BACKEND_LEAVING: u8 = 2;
 /// Flag of [`Backend`]: it knows every client by the host's address, to which its replies come from anywhere.
 pub const BACKEND_SNAT: u8 = 4;
+/// Flag of [`Backend`]: it is frozen, or about to be: a flow that begins has to be told, [`Wake`].
+pub const BACKEND_ASLEEP: u8 = 8;
 
 impl Backend {
     /// Makes an active backend; the parts that concern its link are set by [`Backend::reached_by`].
@@ -881,6 +892,13 @@ impl Backend {
         self
     }
 
+    /// Says that it is frozen, or about to be.
+    #[must_use]
+    pub const fn asleep(mut self) -> Self {
+        self.flags |= BACKEND_ASLEEP;
+        self
+    }
+
     /// Returns the same id, free: no flow of the present generation is served any longer.
     #[must_use]
     pub const fn freed(mut self) -> Self {
@@ -912,6 +930,12 @@ impl Backend {
         self.flags & BACKEND_LEAVING != 0
     }
 
+    /// Returns whether it is frozen, or about to be.
+    #[inline(always)]
+    pub const fn is_asleep(&self) -> bool {
+        self.flags & BACKEND_ASLEEP != 0
+    }
+
     /// Returns 1 if packets are redirected to it, and 0 if they are left to the kernel's routing, or end here. Computed
     /// without a branch, which the verifier would follow through all that comes after.
     #[inline(always)]
@@ -932,6 +956,19 @@ impl Backend {
     pub const fn takes_xdp(&self) -> bool {
         self.flags & BACKEND_XDP_REDIRECT != 0
     }
+}
+
+/// A flow has begun at a backend that is asleep.
+///
+/// # Shape
+/// `0` backend 4, `4` generation 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wake {
+    /// The backend.
+    pub backend: BackendId,
+    /// Its generation.
+    pub generation: u32,
 }
 
 /// Time of `CLOCK_MONOTONIC`, in nanoseconds, at the resolution of the kernel's tick.
@@ -1513,6 +1550,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<FlowKey>() == 40 && offset_of!(FlowKey, proto) == 36);
     assert!(size_of::<Frontend>() == 32 && offset_of!(Frontend, max_connections) == 24 && size_of::<Slot>() == 8);
+    assert!(size_of::<Wake>() == 8 && offset_of!(Wake, generation) == 4);
     assert!(size_of::<Tally>() == 16 && offset_of!(Frontend, roll) == 28);
     assert!(size_of::<AffinityKey>() == 20 && size_of::<AffinityEntry>() == 16);
     assert!(size_of::<Backend>() == 64 && offset_of!(Backend, port) == 44 && offset_of!(Backend, mac) == 48);
@@ -1532,6 +1570,7 @@ mod pod {
     use super::{
         AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
         Frontend, Guard, Handshakes, Lifetimes, LocalFlow, LocalKey, RateKey, ReplyEntry, Slot, Source, Tally, Traffic,
+        Wake,
     };
 
     macro_rules! pod {
@@ -1561,7 +1600,8 @@ mod pod {
         Slot,
         Source,
         Tally,
-        Traffic
+        Traffic,
+        Wake
     );
 }
 

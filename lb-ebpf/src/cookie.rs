@@ -580,6 +580,16 @@ mod tests {
             let [active, held] = self.under_way.get();
             self.under_way.set([active + 1, held]);
         }
+        fn rouse(&self, _id: BackendId) {}
+        fn woken(&self, _id: BackendId) -> Option<Shared<KtimeNs>> {
+            None
+        }
+        fn wake(&self, _wake: &crate::abi::Wake) -> bool {
+            false
+        }
+        fn count_atomically(&self, event: Event) {
+            self.count(event);
+        }
         fn held(&self, _id: BackendId) {
             let [active, held] = self.under_way.get();
             self.under_way.set([active, held + 1]);

@@ -37,5 +37,6 @@ pub mod sched;
 pub mod tables;
 pub mod tcp_state;
 pub mod verdict;
+pub mod wake;
 pub mod wire;
 pub mod yardstick;

@@ -452,6 +452,8 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
 #[inline(always)]
 fn note_repetition<T: Tables>(id: BackendId, tables: &T) {
     tables.count(Event::SynRetransmitted);
+    // Should the first have found no room to wake it.
+    tables.rouse(id);
     if let Some(handshakes) = tables.handshakes(id) {
         handshakes.count_retransmitted();
     }

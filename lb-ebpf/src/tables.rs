@@ -6,7 +6,7 @@ use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry,
         FragmentKey, Frontend, FrontendId, Guard, Handshakes, KtimeNs, Port, Proto, RateKey, ReplyEntry, Slot, Tally,
-        Traffic,
+        Traffic, Wake,
     },
     cookie::Question,
     tcp_state::{Seen, State},
@@ -468,8 +468,14 @@ pub trait Tables {
     fn tally(&self, id: BackendId) -> Option<Tally>;
     /// Returns whether a sweep has been of late: without one, what ends unseen is counted for ever.
     fn is_swept(&self, now: KtimeNs) -> bool;
-    /// Notes that a connection begins.
+    /// Notes that a connection begins, and wakes its backend.
     fn begun(&self, id: BackendId);
+    /// The same as [`kept`](Self::kept) for [`wake::rouse`](crate::wake::rouse).
+    fn rouse(&self, id: BackendId);
+    /// Returns when a backend was last woken.
+    fn woken(&self, id: BackendId) -> Option<Shared<KtimeNs>>;
+    /// Tells the agent; returns whether there was room.
+    fn wake(&self, wake: &Wake) -> bool;
     /// Notes that one that has begun is held, [`Tally`].
     fn held(&self, id: BackendId);
     /// Notes that a connection is over that was held.
@@ -500,6 +506,8 @@ pub trait Tables {
     fn is_syn_cookie(&self, netns: u32) -> bool;
     /// Counts an event.
     fn count(&self, event: Event);
+    /// The same where another program may come between.
+    fn count_atomically(&self, event: Event);
     /// Returns a number that no client can foresee.
     fn random(&self) -> u32;
 

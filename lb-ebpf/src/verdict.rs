@@ -157,6 +157,10 @@ reasons! {
         /// While cookies are acknowledged, a segment of no flow did not acknowledge one, or its port is taken on the
         /// backend's side.
         CookieRefused = 11 "cookie_refused",
+        /// A flow that begins has woken a backend that is asleep.
+        Woken = 12 "woken",
+        /// It has not, as too many wakings wait for the agent: the agent's sweep finds the flow.
+        WakeLost = 13 "wake_lost",
     }
 }
 

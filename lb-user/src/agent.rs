@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! interval  ─▶ load sample, sign of life ┐
+//! kernel    ─▶ who is woken               │
 //! providers ─▶ containers come and go    │   control::Controller   ┌─▶ provider: start, stop, remove
 //! sweeper   ─▶ connections per backend   ├─▶ (event, now) ─▶ … ────┼─▶ health + links: probe
 //! probes, starts, stops ─▶ answers       │   one for each service  └─▶ datapath: publish
@@ -28,6 +29,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
+mod frost;
 mod measure;
 pub(crate) mod network;
 mod orders;
@@ -47,9 +49,11 @@ use crate::{
         pins,
         report::{Report, ServiceReport},
     },
+    freezer::Freezer,
     metrics::{LoadSource as _, container_cpu::ContainerCpu, host_cpu::HostCpu, pressure::Pressure},
-    provider::{EVENT_BACKLOG, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
+    provider::{EVENT_BACKLOG, Process, Provider, ProviderEvent, docker::Fleet, fixed::FixedProvider},
     server::{Asking, Journal, Server, journal::What, views::Instance},
+    watchdog::Watchdog,
 };
 pub use rehearse::rehearse;
 
@@ -143,6 +147,8 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
         sweeper,
         host_cpu,
         container_cpu: ContainerCpu::default(),
+        freezers: BTreeMap::new(),
+        watchdog: Watchdog::default(),
         pressure: Pressure::default(),
         started_unix,
         agent_started_unix: unix_now(),
@@ -190,6 +196,9 @@ struct Agent {
     sweeper: Sweeper,
     host_cpu: HostCpu,
     container_cpu: ContainerCpu,
+    /// How containers are frozen, as far as it is known.
+    freezers: BTreeMap<ContainerId, Freezer>,
+    watchdog: Watchdog,
     pressure: Pressure,
     answers: mpsc::UnboundedSender<Answer>,
     /// How the configuration is read again, if it can be.
@@ -228,7 +237,7 @@ enum Answer {
     /// A probe's result, with the way if it was looked for.
     Probed { service: ServiceName, id: ContainerId, outcome: Result<Examined, String> },
     /// The first process of a container.
-    Process { id: ContainerId, pid: u32 },
+    Process { id: ContainerId, process: Process },
     /// The interfaces and addresses as they are.
     Looked(Result<Network>),
     /// The configuration, read again.
@@ -371,6 +380,7 @@ impl Agent {
         mut signals: Signals,
         first: Vec<(ServiceName, Event)>,
     ) -> Result<()> {
+        let mut wakes = self.datapath.wakes()?;
         let mut ticks = interval(self.config.interval);
         let mut sweeps = interval(self.config.interval.min(SWEEPS));
         let mut network_checks = interval(NETWORK_CHECK);
@@ -385,6 +395,7 @@ impl Agent {
             let report_due = self.report_due();
             let events = tokio::select! {
                 biased;
+                woken = wakes.next() => self.on_wakes(woken.context("follow the wakings")?),
                 Some(told) = self.told.recv() => self.on_told(told)?,
                 Some(answer) = inbox.recv() => self.on_answer(answer),
                 swept = self.sweeper.next() => self.on_sweep(swept?),
@@ -392,7 +403,7 @@ impl Agent {
                 Some(asking) = self.asks.recv() => self.on_ask(asking),
                 _ = sweeps.tick() => { self.sweeper.request(self.now(), self.datapath.retiring()); Vec::new() }
                 _ = ticks.tick() => self.on_tick(),
-                _ = network_checks.tick() => { self.look_at_network(); Vec::new() }
+                _ = network_checks.tick() => { self.look_after_frost(); self.look_at_network(); Vec::new() }
                 _ = notices.tick(), if self.asked > 0 => { self.tell_drain(); Vec::new() }
                 () = sleep_until(deadline.into()) => self.to_all(&Event::Tick),
                 () = sleep_until(report_due.into()) => Vec::new(),
@@ -534,8 +545,8 @@ impl Agent {
         if sighting.running && !self.container_cpu.follows(&sighting.id) {
             let (provider, id, answers) = (service.provider.clone(), sighting.id.clone(), self.answers.clone());
             tokio::spawn(async move {
-                if let Some(pid) = provider.process(&id).await {
-                    let _nobody_listens = answers.send(Answer::Process { id, pid });
+                if let Some(process) = provider.process(&id).await {
+                    let _nobody_listens = answers.send(Answer::Process { id, process });
                 }
             });
         }
@@ -555,8 +566,8 @@ impl Agent {
                 let probed = Event::BackendProbed { id, outcome };
                 moved.into_iter().chain([probed]).map(|event| (name.clone(), event)).collect()
             }
-            Answer::Process { id, pid } => {
-                self.container_cpu.follow(id, pid);
+            Answer::Process { id, process } => {
+                self.on_process(id, process);
                 Vec::new()
             }
             Answer::Looked(network) => {
@@ -639,12 +650,15 @@ impl Agent {
     /// Writes the sign of life and what `status` shows.
     fn report(&mut self) {
         (self.reported, self.is_report_old) = (Instant::now(), false);
+        let services: Vec<ServiceReport> =
+            self.in_order().map(|(name, service)| self.service_report(name, service)).collect();
         let report = Report {
+            frozen: self.frozen(&services),
+            services,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix: self.started_unix,
             agent_started_unix: self.agent_started_unix,
             age_ms: self.now().elapsed().as_millis() as u64,
-            services: self.in_order().map(|(name, service)| self.service_report(name, service)).collect(),
             frontends: self.datapath.registry.frontends(),
             backends: self.datapath.registry.backends().cloned().collect(),
             cpu_percent: self.container_cpu.percent_of_host(),
@@ -752,7 +766,15 @@ pub async fn detach(instance: &str, containers: bool) -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err(DatapathError::NotRoot.into());
     }
+    let frozen = loader::frozen(instance);
     let found = loader::remove_leftovers(instance)?;
+    for (id, freezer) in frozen.into_iter().filter(|(_, freezer)| freezer.is_frozen()) {
+        match freezer.thaw() {
+            Ok(()) => println!("instance {instance}: {id} is thawed"),
+            // It may have ended in this moment.
+            Err(error) => tracing::warn!("{id}: {}", chain(&error)),
+        }
+    }
     if found {
         println!("instance {instance}: hooks and maps are removed");
     } else {

@@ -31,6 +31,7 @@ use crate::{
     doctor,
     health::HealthCheck,
     status::Exit,
+    watchdog,
 };
 
 mod check;
@@ -217,6 +218,9 @@ pub enum Verb {
     /// Remove an instance from the kernel, whatever state a crash left
     #[command(after_long_help = DETACH_EXAMPLES)]
     Detach(DetachArgs),
+    /// Thaw what sleeps when the agent that started this has ended
+    #[command(name = watchdog::VERB, hide = true)]
+    Watchdog,
 }
 
 /// What can be said to `run`.
@@ -353,7 +357,10 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "DUR", value_parser = value::parse_memory, help_heading = SCHEDULING)]
     pub slow_start: Option<Duration>,
 
-    /// Fewest containers [default: 2]
+    /// Fewest containers; with 0, the last one is frozen while nobody comes, and thawed by the first who does [default: 2]
+    ///
+    /// It is frozen when no connection has begun for the scale-down window and none is under way, through its control group; its
+    /// kernel goes on accepting connections, and none is lost up to the backlog of its listener. Its memory stays in use.
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub min: Option<u32>,
 
@@ -362,6 +369,12 @@ pub struct ServiceArgs {
     /// With --discover: how many are taken of those that others start, by default 64.
     #[arg(long, value_name = "N", help_heading = SCALING)]
     pub max: Option<u32>,
+
+    /// Containers that are kept frozen beside those that serve, to be thawed where more are wanted [default: 0]
+    ///
+    /// One that is thawed serves within milliseconds; others are started behind it. They use memory, and no CPU.
+    #[arg(long, value_name = "N", help_heading = SCALING)]
+    pub warm: Option<u32>,
 
     /// Scale by this; may be repeated [default: arrivals and container-cpu]
     ///
@@ -716,7 +729,7 @@ mod tests {
         let contract = [
             (
                 "run",
-                "--image --publish --backend --instance --min --max --metric --target-cpu --interval --scale-up-window",
+                "--image --publish --backend --instance --min --max --warm --metric --target-cpu --interval --scale-up-window",
             ),
             (
                 "run",

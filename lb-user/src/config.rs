@@ -263,6 +263,15 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// Returns what of the settings needs containers that can be frozen, for people.
+    pub fn freezes(&self) -> Option<&'static str> {
+        match (self.scaling.warm, self.scaling.min) {
+            (0, 0) => Some("--min 0"),
+            (0, _) => None,
+            (_, _) => Some("--warm"),
+        }
+    }
+
     /// Tells where a container's share of the host, which stands in for `--cpus`, is likely not what it can use.
     pub fn note_on_share(&self, processors: usize) -> Option<String> {
         let Following::Demand(targets) = &self.scaling.following else { return None };
@@ -289,6 +298,7 @@ impl Docker {
         let scaling = Scaling {
             min: 1,
             max: 1,
+            warm: 0,
             following: Following::HostCpu(Percent::WHOLE),
             up_window: Duration::ZERO,
             down_window: Duration::ZERO,
@@ -309,10 +319,12 @@ impl Docker {
 /// How the number of containers follows demand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scaling {
-    /// The fewest: `1 <= min <= max`.
+    /// The fewest: `min <= max`. With zero, the last one sleeps while nobody comes.
     pub min: u32,
-    /// The most: `min <= max <= MAX_BACKENDS_PER_FRONTEND`.
+    /// The most: `1 <= max <= MAX_BACKENDS_PER_FRONTEND`.
     pub max: u32,
+    /// How many more are kept frozen: `warm <= max`.
+    pub warm: u32,
     /// What it follows.
     pub following: Following,
     /// How long more have to be wanted before one is started.

@@ -12,6 +12,7 @@ use lb_user::{
     operate::{self, OperateError},
     simulate,
     status::{self, Exit},
+    watchdog,
 };
 
 fn main() -> ExitCode {
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
             },
             Err(code) => code,
         },
+        Verb::Watchdog => watchdog::run(),
         Verb::Detach(arguments) => wait_for(agent::detach(arguments.instance.as_str(), arguments.containers)),
     }
 }

@@ -78,7 +78,8 @@ impl Ours {
     /// Returns a backend as it is published.
     pub fn member(&self, at: SocketAddrV4, way: &Way) -> Member {
         let endpoints = BTreeMap::from([(self.frontend.clone(), at.into())]);
-        Member { container: ContainerId(at.to_string()), endpoints, way: way.clone(), weight: 1, tenths: WHOLE }
+        let (container, way) = (ContainerId(at.to_string()), way.clone());
+        Member { container, endpoints, way, weight: 1, tenths: WHOLE, asleep: false }
     }
 
     /// Publishes; returns how long it took.

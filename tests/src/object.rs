@@ -9,7 +9,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
-        Array, HashMap, MapData, PerCpuArray, PerCpuValues,
+        Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
@@ -18,7 +18,7 @@ use aya::{
 use lb_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, Backend, BackendId, Endpoint, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
     Frontend, FrontendId, Guard, HandOff, Handshakes, KtimeNs, Lifetimes, MAX_COUNTERS, MAX_FRONTENDS, Port, Proto,
-    RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map, program,
+    RateKey, ReplyEntry, SOURCE_BITS, Scheduler, Slot, SlotRange, Source, Tally, Traffic, Wake, map, program,
 };
 
 use crate::frames::Side;
@@ -157,10 +157,13 @@ impl Object {
                 let mut tallies: Array<&mut MapData, Tally> = self.map(name);
                 tallies.set(id, Tally::default(), 0).unwrap();
             }
+            let mut woken: Array<&mut MapData, KtimeNs> = self.map(map::WOKEN);
+            woken.set(id, 0, 0).unwrap();
             self.clear_counted::<Traffic>(map::BACKEND_STATS, id);
             self.clear_counted::<Handshakes>(map::HANDSHAKES, id);
         }
         self.backends.clear();
+        self.wakes();
         self.sweep_at(0);
         let mut cursors: Array<&mut MapData, u64> = self.map(map::CURSORS);
         for id in 0..MAX_FRONTENDS {
@@ -349,6 +352,28 @@ impl Object {
             backends.get(&id, 0).unwrap()
         };
         self.write_backend(id, backend.leaving());
+    }
+
+    /// Marks a backend as one that is asleep.
+    pub fn sleep(&mut self, id: BackendId) {
+        let backend = {
+            let backends: Array<&mut MapData, Backend> = self.map(map::BACKENDS);
+            backends.get(&id, 0).unwrap()
+        };
+        self.write_backend(id, backend.asleep());
+    }
+
+    /// Returns which backends were woken since the last call, by id and generation.
+    pub fn wakes(&mut self) -> Vec<(BackendId, u32)> {
+        let map = self.ebpf.as_mut().expect("it is not put away").map_mut(map::WAKES).expect("it is in the object");
+        let mut ring = RingBuf::try_from(map).unwrap();
+        let mut wakes = Vec::new();
+        while let Some(item) = ring.next() {
+            let word = |from: usize| u32::from_ne_bytes(item[from..from + 4].try_into().unwrap());
+            assert_eq!(item.len(), size_of::<Wake>());
+            wakes.push((word(0), word(4)));
+        }
+        wakes
     }
 
     /// Gives a frontend a scheduler by a number that no version has used.

@@ -3,7 +3,7 @@
 use lb_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, Guard, HandOff, Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, NETNS_HERE,
-    Port, Proto, RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, map,
+    Port, Proto, RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, Wake, map,
 };
 use lb_ebpf::tcp_state::State;
 
@@ -57,6 +57,11 @@ fn a_frontend_is_a_slot_range_in_one_word_and_how_to_choose() {
 }
 
 #[test]
+fn a_wake_is_of_a_backend_and_its_generation() {
+    assert_eq!(bytes(&Wake { backend: 7, generation: 5 }), [7_u32.to_ne_bytes(), 5_u32.to_ne_bytes()].concat());
+}
+
+#[test]
 fn a_tally_is_what_has_begun_and_what_is_held() {
     assert_eq!(bytes(&Tally { active: 7, held: 5 }), [7_u64.to_ne_bytes(), 5_u64.to_ne_bytes()].concat());
 }
@@ -78,6 +83,7 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         .taking_xdp()
         .leaving()
         .hiding_clients()
+        .asleep()
         .listening_in(6);
 
     let parts: [&[u8]; 12] = [
@@ -90,7 +96,7 @@ fn a_backend_has_its_parts_where_they_are_documented() {
         &[1, 1],
         &[1, 2, 3, 4, 5, 6],
         &[6, 5, 4, 3, 2, 1],
-        &[7],
+        &[15],
         &[0],
         &7_u16.to_ne_bytes(),
     ];

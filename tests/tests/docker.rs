@@ -18,6 +18,8 @@ use nix::sys::signal::Signal;
 
 #[path = "docker/discovery.rs"]
 mod discovery;
+#[path = "docker/frost.rs"]
+mod frost;
 #[path = "docker/orders.rs"]
 mod orders;
 #[path = "docker/rollout.rs"]
@@ -58,6 +60,11 @@ fn main() -> ExitCode {
             orders::a_dry_run_tells_what_a_run_would_do_and_does_nothing,
         ),
         case("containers_of_the_hosts_own_network_are_balanced", containers_of_the_hosts_own_network_are_balanced),
+        case("who_is_asked_for_nothing_sleeps_and_wakes", frost::who_is_asked_for_nothing_sleeps_and_wakes),
+        case("the_reserve_serves_before_anything_is_started", frost::the_reserve_serves_before_anything_is_started),
+        case("a_killed_agent_leaves_nobody_asleep", frost::a_killed_agent_leaves_nobody_asleep),
+        case("what_is_left_frozen_is_told_and_thawed", frost::what_is_left_frozen_is_told_and_thawed),
+        case("who_is_frozen_can_be_taken_away", frost::who_is_frozen_can_be_taken_away),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case(
             "containers_of_others_are_found_by_their_labels",

@@ -104,7 +104,8 @@ impl Served {
             datapath.serve(std::slice::from_ref(&wish)).expect("the frontend is served");
             let members = ways.into_iter().map(|(at, way)| {
                 let endpoints = BTreeMap::from([(wish.name.clone(), SocketAddrV4::new(at, PORT).into())]);
-                Member { container: ContainerId(at.to_string()), endpoints, way, weight: 1, tenths: WHOLE }
+                let container = ContainerId(at.to_string());
+                Member { container, endpoints, way, weight: 1, tenths: WHOLE, asleep: false }
             });
             (datapath, members.collect())
         });

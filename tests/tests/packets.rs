@@ -26,6 +26,8 @@ mod schedulers;
 mod snat;
 #[path = "packets/v6.rs"]
 mod v6;
+#[path = "packets/wake.rs"]
+mod wake;
 #[path = "packets/way.rs"]
 mod way;
 
@@ -103,6 +105,9 @@ fn main() -> ExitCode {
         case("clients_of_ipv6_are_hidden", snat::clients_of_ipv6_are_hidden),
         case("a_reply_to_the_port_of_a_frontend_is_no_clients", snat::a_reply_to_the_port_of_a_frontend_is_no_clients),
         case("routing_hides_nobody", snat::routing_hides_nobody),
+        case("who_begins_wakes_a_backend_that_is_asleep", wake::who_begins_wakes_a_backend_that_is_asleep),
+        case("a_flood_wakes_a_backend_but_now_and_then", wake::a_flood_wakes_a_backend_but_now_and_then),
+        case("wakings_that_nobody_reads_end_nothing", wake::wakings_that_nobody_reads_end_nothing),
         case("a_flood_pushes_out_no_proven_flow", a_flood_pushes_out_no_proven_flow),
         case("a_full_table_of_flows_still_serves", a_full_table_of_flows_still_serves),
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),

@@ -13,11 +13,13 @@ use lb_ebpf::{
     pipeline,
     sched::NOBODY,
     tables::Insert,
+    wake,
 };
 
 use super::{
     atomic,
     maps::{self, TABLES},
+    now,
 };
 
 /// [`pipeline::kept`].
@@ -135,13 +137,22 @@ pub unsafe extern "C" fn forget_connection(key: *const FlowKey) -> u32 {
     0
 }
 
-/// Counts a connection that begins. Returns zero.
+/// Counts a connection that begins, and wakes its backend. Returns zero.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tally_begun(id: BackendId) -> u32 {
     if let Some((active, _)) = maps::tally_counters(id) {
         atomic::increment(active);
     }
+    wake::rouse(id, now(), &TABLES);
+    0
+}
+
+/// [`wake::rouse`]. Returns zero.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn rouse_backend(id: BackendId) -> u32 {
+    wake::rouse(id, now(), &TABLES);
     0
 }
 

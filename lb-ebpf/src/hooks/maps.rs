@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::bpf_get_prandom_u32,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use lb_ebpf::{
     abi::{
@@ -16,7 +16,7 @@ use lb_ebpf::{
         LocalKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_BACKENDS, MAX_COOKIE_RATES, MAX_COUNTERS, MAX_DATAGRAMS,
         MAX_FRAGMENTS, MAX_FRONTENDS, MAX_HALF_OPEN, MAX_LOCAL_FLOWS, MAX_LOCAL_NETNS, MAX_RATES, MAX_SLOTS,
         MAX_SOURCES, MAX_XDP_ANSWERS, Proto, REPORT_PAGES, RateKey, ReplyEntry, ReportPage, SOURCE_BITS, Slot, Source,
-        Tally, Traffic,
+        Tally, Traffic, WAKES_BYTES, Wake,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
     tcp_state::State,
@@ -88,6 +88,10 @@ static COOKIES: Array<KtimeNs> = Array::with_max_entries(MAX_FRONTENDS, 0);
 static COOKIE_RATES: Array<KtimeNs> = Array::with_max_entries(MAX_COOKIE_RATES, 0);
 #[map]
 static XDP_ANSWERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_XDP_ANSWERS, BPF_F_NO_PREALLOC);
+#[map]
+static WOKEN: Array<KtimeNs> = Array::with_max_entries(MAX_BACKENDS, 0);
+#[map]
+static WAKES: RingBuf = RingBuf::with_byte_size(WAKES_BYTES, 0);
 #[map]
 static LIFETIMES: Array<Lifetimes> = Array::with_max_entries(1, 0);
 #[map]
@@ -273,6 +277,21 @@ impl<L: Listeners> Tables for KernelTables<L> {
     }
 
     #[inline(always)]
+    fn rouse(&self, id: BackendId) {
+        apart::rouse_backend(id);
+    }
+
+    #[inline(always)]
+    fn woken(&self, id: BackendId) -> Option<Shared<KtimeNs>> {
+        WOKEN.get_ptr_mut(id).and_then(shared)
+    }
+
+    #[inline(always)]
+    fn wake(&self, wake: &Wake) -> bool {
+        WAKES.output::<Wake>(wake, 0).is_ok()
+    }
+
+    #[inline(always)]
     fn held(&self, id: BackendId) {
         apart::tally_held(id);
     }
@@ -346,6 +365,11 @@ impl<L: Listeners> Tables for KernelTables<L> {
     #[inline(always)]
     fn count(&self, event: Event) {
         count(event.index());
+    }
+
+    #[inline(always)]
+    fn count_atomically(&self, event: Event) {
+        count_atomically(event.index());
     }
 
     #[inline(always)]

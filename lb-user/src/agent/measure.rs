@@ -7,7 +7,10 @@ use lb_ebpf::abi::{BackendId, Handshakes};
 use super::{Agent, chain};
 use crate::{
     config::{Following, ServiceName, Source},
-    control::{BackendState, CpuLoad, CpuUsed, Event, Measures, law::HostUse},
+    control::{
+        BackendState, CpuLoad, CpuUsed, Event, Measures,
+        law::{HostUse, Targets},
+    },
     datapath::DatapathError,
     metrics::{arrivals::Arrivals, latency::Latency},
 };
@@ -27,13 +30,14 @@ struct Counted {
 }
 
 impl Agent {
-    /// Measures the demand for every service that scales by it. The containers' CPU was sampled a moment ago, and so was
+    /// Measures the demand for every service that scales by it, or sleeps without it. The containers' CPU was sampled a moment ago, and so was
     /// the load of the host if it is known.
     pub(super) fn measure(&mut self, load: Option<CpuLoad>) -> Vec<(ServiceName, Event)> {
         let by_demand = |source: &Source| match source {
             Source::Docker(docker) => match &docker.scaling.following {
                 Following::Demand(targets) => Some(**targets),
-                Following::HostCpu(_) => None,
+                // Whether anybody comes, though the law does not ask.
+                Following::HostCpu(_) => (docker.scaling.min == 0).then(Targets::default),
             },
             Source::Static { .. } | Source::Discovered(_) => None,
         };

@@ -142,6 +142,8 @@ impl Agent {
         let provider = service.provider.clone();
         match command {
             Command::Publish(publication) => return self.publish(name, &publication),
+            Command::Thaw { id } => return self.thaw(id),
+            Command::Freeze { id } => return self.freeze(name, id),
             Command::Probe { id } => self.probe(name, id),
             Command::Start { ordinal } => {
                 self.beside(name, async move {
@@ -175,7 +177,7 @@ impl Agent {
         Vec::new()
     }
 
-    fn beside(&self, name: &ServiceName, work: impl Future<Output = Event> + Send + 'static) {
+    pub(super) fn beside(&self, name: &ServiceName, work: impl Future<Output = Event> + Send + 'static) {
         let (answers, name) = (self.answers.clone(), name.clone());
         tokio::spawn(async move {
             // The loop has ended if nobody listens; then nobody wants to know.
@@ -236,7 +238,7 @@ impl Agent {
         for id in &publication.ready {
             let is_deaf = |address: IpAddr| publication.deaf.contains(&(id.clone(), Family::of(address)));
             match service.member(registry, id, is_deaf, publication.warming.get(id).copied()) {
-                Ok(member) => ready.push(member),
+                Ok(member) => ready.push(Member { asleep: publication.asleep.contains(id), ..member }),
                 Err(error) => {
                     unreachable.insert(id.clone(), error);
                 }
@@ -321,7 +323,8 @@ impl Service {
         if endpoints.is_empty() {
             return Err(format!("{id}: no frontend has clients that could be led to {address}"));
         }
-        Ok(Member { container: id.clone(), endpoints, way, weight: self.weight(id), tenths: tenths.unwrap_or(WHOLE) })
+        let (weight, tenths) = (self.weight(id), tenths.unwrap_or(WHOLE));
+        Ok(Member { container: id.clone(), endpoints, way, weight, tenths, asleep: false })
     }
 
     /// Returns a backend's weight; our own containers are all alike.

@@ -100,25 +100,30 @@ async fn listed(provider: &Arc<dyn Provider>) -> Result<Vec<Sighting>> {
 fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> String) -> String {
     let running = sightings.iter().filter(|sighting| sighting.running).count();
     let outdated = sightings.iter().filter(|sighting| sighting.running && sighting.outdated).count();
+    let warm = settings.warm;
     let mut controller = Controller::new(settings);
     let now = Timestamp::ZERO;
     let commands = controller.handle(Event::Resynced(sightings), now);
     let report = controller.snapshot(now);
-    let mut parts = vec![format!("{running} there, {} wanted", report.desired)];
-    let missing = (report.desired as usize).saturating_sub(running);
+    let reserve = if warm > 0 { format!(" and {warm} in reserve") } else { String::new() };
+    let mut parts = vec![format!("{running} there, {} wanted{reserve}", report.desired)];
+    let wanted = (report.desired + warm) as usize;
+    let missing = wanted.saturating_sub(running);
     let starts = commands.iter().filter_map(|command| match command {
         Command::Start { ordinal } => Some(name(*ordinal)),
         Command::Publish(_)
         | Command::Stop { .. }
         | Command::Remove { .. }
         | Command::Probe { .. }
+        | Command::Freeze { .. }
+        | Command::Thaw { .. }
         | Command::Finish => None,
     });
     let first = list(starts);
     if missing > 0 {
         parts.push(format!("would start {missing} (at first {first})"));
     }
-    let excess = running.saturating_sub(report.desired as usize);
+    let excess = running.saturating_sub(wanted);
     if excess > 0 {
         parts.push(format!("would drain and stop {excess}"));
     }

@@ -191,7 +191,9 @@ async fn prepare(
             (before, after) => before == after,
         });
         let outcome: anyhow::Result<Option<Arc<dyn Provider>>> = match is_same {
-            true => service.complete(&service.families.clone()).map(|()| None).map_err(Into::into),
+            true => service::check_frost(service)
+                .and_then(|()| service.complete(&service.families.clone()).map_err(Into::into))
+                .map(|()| None),
             false => provider(&config, service, &mut fleet).await.map(Some),
         };
         match outcome {

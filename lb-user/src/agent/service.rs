@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{ENGINE_DELAY, measure::Meters, perform::Places};
@@ -23,6 +23,7 @@ use crate::{
         publish::{Member, Registry},
         report::Past,
     },
+    freezer,
     provider::{
         Provider, ProviderEvent,
         docker::{DiscoverySettings, DockerProvider, DockerSettings, Fleet, offer::Expected},
@@ -160,8 +161,9 @@ impl Service {
 
     /// Returns what its controller has to be told after `config` has changed.
     pub fn reconfiguration(&self, run: &RunConfig, reason: String) -> Reconfiguration {
-        let Settings { scaling, most, on_change, drain_timeout, slow_start, probe_interval, stop_patience, .. } =
-            settings(&self.config, run);
+        let Settings {
+            scaling, most, on_change, drain_timeout, slow_start, warm, probe_interval, stop_patience, ..
+        } = settings(&self.config, run);
         let (keep, unlisted) = (run.keep && !self.is_removed, BTreeSet::new());
         Reconfiguration {
             reason,
@@ -170,6 +172,7 @@ impl Service {
             on_change,
             drain_timeout,
             slow_start,
+            warm,
             probe_interval,
             stop_patience,
             keep,
@@ -264,6 +267,7 @@ pub async fn provider(
     if !nix::unistd::Uid::effective().is_root() {
         return Err(DatapathError::NotRoot.into());
     }
+    check_frost(service)?;
     let fleet = match fleet {
         Some(fleet) => fleet,
         None => {
@@ -304,6 +308,20 @@ pub fn discovery_settings(service: &config::Service, discovery: &config::Discove
     let has_ports = service.publish.iter().all(|publish| publish.container_port.is_some());
     let expected = Expected { network: discovery.network.clone(), has_ports };
     DiscoverySettings { service: service.name.as_str().to_owned(), expected }
+}
+
+/// Makes sure that containers can be frozen, if any are to be.
+///
+/// # Errors
+/// What asks for it, and why it cannot be.
+pub fn check_frost(service: &config::Service) -> Result<()> {
+    match &service.source {
+        Source::Docker(docker) => match docker.freezes() {
+            Some(option) => freezer::check().with_context(|| option),
+            None => Ok(()),
+        },
+        Source::Static { .. } | Source::Discovered(_) => Ok(()),
+    }
 }
 
 /// Returns what a service's containers look like.
@@ -353,6 +371,10 @@ pub fn settings(service: &config::Service, run: &RunConfig) -> Settings {
         on_change,
         drain_timeout: service.drain_timeout,
         slow_start: service.slow_start.unwrap_or_default(),
+        warm: match &service.source {
+            Source::Docker(docker) => docker.scaling.warm,
+            Source::Static { .. } | Source::Discovered(_) => 0,
+        },
         probe_interval: service.health_interval,
         keep: run.keep,
         stop_patience: stop_grace(service).saturating_add(ENGINE_DELAY),
@@ -427,6 +449,7 @@ pub fn take_over(settings: &mut Settings, past: Past) {
     settings.adopted_desired = past.desired;
     settings.adopted_crash_loop = past.crash_loop;
     settings.adopted_warming = past.warming;
+    settings.adopted_warm = past.warm;
 }
 
 /// Returns whether a backend is a container, and not a static backend.
@@ -495,7 +518,8 @@ mod tests {
             let mut config = parse(&text).unwrap_or_else(|mistakes| panic!("{text}{mistakes:?}"));
             config.services[0].complete(&[Family::V4, Family::V6]).unwrap();
             let endpoints = held.iter().map(|&(name, at)| (name.to_owned(), at.parse().unwrap())).collect();
-            let member = Member { container: "c".into(), endpoints, way: way.clone(), weight: 1, tenths: WHOLE };
+            let (weight, tenths) = (1, WHOLE);
+            let member = Member { container: "c".into(), endpoints, way: way.clone(), weight, tenths, asleep: false };
             [Family::V4, Family::V6].map(|family| is_wanted(&member, &config.services[0], family))
         };
         let (v4, v6) = (("80/tcp", "198.18.2.2:5000"), ("[::]:80/tcp", "[2001:db8::2]:5000"));

@@ -298,11 +298,12 @@ impl ServiceArgs {
         if max == 0 {
             return Err((ConfigError::MaxZero, "max", 0));
         }
-        if min == 0 {
-            return Err((ConfigError::MinZero, "min", 0));
-        }
         if min > max {
             return Err((ConfigError::MinOverMax { min, max, max_given: self.max.is_some() }, "min", 0));
+        }
+        let warm = self.warm.unwrap_or(0);
+        if warm > max {
+            return Err((ConfigError::WarmOverMax { warm, max }, "warm", 0));
         }
         if max > MAX_BACKENDS_PER_FRONTEND {
             return Err((ConfigError::TooManyContainers { max }, "max", 0));
@@ -320,6 +321,7 @@ impl ServiceArgs {
         Ok(Scaling {
             min,
             max,
+            warm,
             following,
             up_window: self.scale_up_window.unwrap_or(up_window),
             down_window: self.scale_down_window.unwrap_or(down_window),
@@ -418,6 +420,7 @@ impl ServiceArgs {
         [
             ("--min", self.min.is_some()),
             ("--max", self.max.is_some()),
+            ("--warm", self.warm.is_some()),
             ("--metric", !self.metric.is_empty()),
             ("--target-cpu", self.target_cpu.is_some()),
             ("--scale-up-window", self.scale_up_window.is_some()),
@@ -834,7 +837,7 @@ mod tests {
             ),
             ("--publish [2001:db8::1]:80 --backend [2001:db8::1]:80", "backend [2001:db8::1]:80 is a frontend itself"),
             ("--image a --publish 80:5000 --max 0", "--max 0 would leave nobody to answer: at least 1"),
-            ("--image a --publish 80:5000 --min 0", "--min 0 would leave nobody to answer: at least 1"),
+            ("--image a --publish 80:5000 --max 3 --warm 4", "--warm 4 exceeds --max 3"),
             ("--image a --publish 80:5000 --min 5 --max 4", "--min 5 exceeds --max 4: raise --max or lower --min"),
             ("--image a --publish 80:5000 --min 11", "--min 11 exceeds --max 10 (the default): raise --max or lower"),
             ("--image a --publish 80:5000 --max 1025", "--max 1025 is too many: at most 1024 containers"),

@@ -136,10 +136,11 @@ impl SimulateArgs {
     }
 
     fn scenario_and_law(&self) -> Result<(Scenario, Law), ConfigError> {
-        let bounds = match Bounds::new(self.min, self.max) {
-            Ok(bounds) => bounds,
-            Err(_) if self.min == 0 => return Err(ConfigError::MinZero),
-            Err(_) => return Err(ConfigError::MinOverMax { min: self.min, max: self.max, max_given: true }),
+        if self.min == 0 {
+            return Err(ConfigError::MinZero);
+        }
+        let Ok(bounds) = Bounds::new(self.min, self.max) else {
+            return Err(ConfigError::MinOverMax { min: self.min, max: self.max, max_given: true });
         };
         let out_of_range = |given: Duration, least: Duration| ConfigError::DurationRange {
             given: format!("{given:?}"),
@@ -219,7 +220,7 @@ mod tests {
         let rows = [
             ("--shape circle", "there is no shape \"circle\": write step"),
             ("--shape step --trace a.csv", "cannot be used with"),
-            ("--min 0", "--min 0 would leave nobody"),
+            ("--min 0", "--min 0 is decided beside the law"),
             ("--min 3 --max 2", "--min 3 exceeds --max 2"),
             ("--duration 1s", "1s is out of range"),
             ("--cost 0s", "0ns is out of range"),

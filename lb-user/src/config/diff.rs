@@ -127,6 +127,7 @@ fn service_keys(from: &Service, to: &Service) -> Vec<&'static str> {
         keys.extend(differing([
             ("image", from.image != to.image),
             ("min", from.scaling.min != to.scaling.min),
+            ("warm", from.scaling.warm != to.scaling.warm),
             ("max", from.scaling.max != to.scaling.max),
             ("target-cpu", has_other_targets(&from.scaling, &to.scaling)),
             ("metrics", has_other_metrics(&from.scaling, &to.scaling)),

@@ -165,8 +165,8 @@ pub enum ConfigError {
     TooManyBackends { count: usize },
 
     // Scaling.
-    /// No backends at least.
-    #[error("--min 0 would leave nobody to answer: at least 1")]
+    /// No backends at least, where the law is asked alone.
+    #[error("--min 0 is decided beside the law, by nobody coming: at least 1 here")]
     MinZero,
     /// No backends at most.
     #[error("--max 0 would leave nobody to answer: at least 1")]
@@ -174,6 +174,9 @@ pub enum ConfigError {
     /// More at least than at most.
     #[error("--min {min} exceeds --max {max}{}: raise --max or lower --min", if *max_given { "" } else { " (the default)" })]
     MinOverMax { min: u32, max: u32, max_given: bool },
+    /// A greater reserve than could ever serve.
+    #[error("--warm {warm} exceeds --max {max}: no more can be wanted at once")]
+    WarmOverMax { warm: u32, max: u32 },
     /// More containers than a frontend may have.
     #[error("--max {max} is too many: at most {MAX_BACKENDS_PER_FRONTEND} containers")]
     TooManyContainers { max: u32 },

@@ -79,9 +79,11 @@ pub fn suppose(record: &Record, all: &[Supposition]) -> Result<Law, ConfigError>
             }
         }
     }
+    if min == 0 {
+        return Err(ConfigError::MinZero);
+    }
     law.bounds = match Bounds::new(min, max) {
         Ok(bounds) => bounds,
-        Err(_) if min == 0 => return Err(ConfigError::MinZero),
         Err(_) => return Err(ConfigError::MinOverMax { min, max, max_given: true }),
     };
     Ok(law)
@@ -129,7 +131,7 @@ mod tests {
             ("target-cpu=90", "arrivals at 90% leaves no room"),
             ("container-cpu=100", "container-cpu at 100% leaves no room"),
             ("min=9", "--min 9 exceeds --max 8"),
-            ("min=0", "--min 0 would leave nobody"),
+            ("min=0", "--min 0 is decided beside the law"),
         ];
         for (words, expected) in rows {
             let error = told(words).unwrap_err();

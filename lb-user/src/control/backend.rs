@@ -12,6 +12,9 @@
 //!                         Stopping ── ended ──▶ Dead ── removed ──▶ forgotten
 //! ```
 //!
+//! Beside them stands the reserve, `Warm`: one that passes its checks when enough are ready, or that has drained, is frozen and
+//! has no slot; it goes to `Ready` by being thawed. What is frozen of those that are ready is told apart by its [`Frost`].
+//!
 //! A container that ends by itself goes to `Dead` from wherever it is. A backend keeps its flows in every state but
 //! `Dead`; it gets new connections in `Ready` alone.
 
@@ -22,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::addresses::{Addresses, Family};
 use super::event::{BackendName, ContainerId, Sighting, Terms};
 use super::families::{Families, Heard, Shift, Verdict};
+use super::frost::Frost;
 use super::passive::Answers;
 use super::retry::Errand;
 use super::settings::Settings;
@@ -41,6 +45,10 @@ pub enum BackendState {
     Starting,
     /// It gets new connections.
     Ready,
+    /// It is frozen in its slots, and thawed when somebody comes.
+    Idle,
+    /// It is frozen, and outside of the slots, until it is needed.
+    Warm,
     /// It fails its checks or is paused; it keeps its flows.
     Unhealthy,
     /// It is on its way out and keeps its flows.
@@ -56,6 +64,7 @@ pub enum BackendState {
 pub(super) enum State {
     Starting,
     Ready,
+    Warm,
     Unhealthy,
     Draining(Drain),
     Stopping(Errand),
@@ -91,6 +100,8 @@ pub(super) enum Held {
 pub(super) enum DrainCause {
     /// More backends than wanted: the only drain that can be cancelled.
     Excess,
+    /// The reserve has no use for it.
+    Superfluous,
     /// It failed its checks for too long, or was not ready in time.
     Failing,
     /// The agent ends.
@@ -160,6 +171,10 @@ pub(super) struct Backend {
     /// Live connections at the last sweep.
     pub flows: u64,
     pub last_error: Option<String>,
+    /// Whether it is frozen.
+    pub frost: Frost,
+    /// When it may be frozen.
+    pub freeze: Errand,
     health: Health,
     families: Families,
 }
@@ -185,6 +200,8 @@ impl Backend {
             held: Held::Nothing,
             flows: 0,
             last_error: None,
+            frost: Frost::Awake,
+            freeze: Errand::new(now),
             health: Health::new(now),
             families: Families::default(),
         }
@@ -254,7 +271,7 @@ impl Backend {
         if moved {
             self.held = Held::Nothing;
             match &mut self.state {
-                State::Ready | State::Unhealthy => self.enter(State::Starting, now),
+                State::Ready | State::Warm | State::Unhealthy => self.enter(State::Starting, now),
                 State::Draining(drain) => drain.was_ready = false,
                 State::Starting | State::Stopping(_) | State::Dead(_) => {}
             }
@@ -277,6 +294,10 @@ impl Backend {
             State::Unhealthy => {
                 self.health.fell.get_or_insert(now);
                 self.health.passes = 0;
+            }
+            State::Warm => {
+                self.ready_since.get_or_insert(now);
+                (self.last_error, self.held, self.flows) = (None, Held::Nothing, 0);
             }
             State::Draining(_) | State::Stopping(_) | State::Dead(_) => {}
         }
@@ -317,7 +338,7 @@ impl Backend {
     pub fn failing_since(&self) -> Option<Timestamp> {
         match self.state {
             State::Ready | State::Unhealthy => self.health.fell.max(self.health.fell.and(self.families.aside_until())),
-            State::Starting | State::Draining(_) | State::Stopping(_) | State::Dead(_) => None,
+            State::Starting | State::Warm | State::Draining(_) | State::Stopping(_) | State::Dead(_) => None,
         }
     }
 
@@ -339,7 +360,7 @@ impl Backend {
     /// Returns when the next probe is due, or when one in flight counts as lost.
     pub fn probe_due(&self) -> Option<Timestamp> {
         self.address?;
-        self.is_active().then(|| match self.health.in_flight {
+        (self.is_active() && !self.frost.is_cold()).then(|| match self.health.in_flight {
             Some(sent) => sent + PROBE_PATIENCE,
             None => self.health.next,
         })
@@ -347,6 +368,23 @@ impl Backend {
 
     pub fn probe_sent(&mut self, now: Timestamp) {
         self.health.in_flight = Some(now);
+    }
+
+    /// Forgets the probe that is under way: whoever is frozen answers none.
+    pub fn forget_probe(&mut self) {
+        self.health.in_flight = None;
+    }
+
+    /// Forgets what checks have shown, and has it checked at once: its health is known from before it was frozen.
+    pub fn probe_afresh(&mut self, now: Timestamp) {
+        self.health = Health::new(now);
+    }
+
+    /// Goes from the reserve into the slots.
+    pub fn leave_reserve(&mut self, now: Timestamp) {
+        self.probe_afresh(now);
+        self.warming_since = Some(now);
+        self.enter(State::Ready, now);
     }
 
     /// Takes an outcome. An outcome that nobody waits for (repeated, or older than the state) changes nothing.
@@ -410,6 +448,7 @@ impl Backend {
             }
             State::Starting
             | State::Ready
+            | State::Warm
             | State::Unhealthy
             | State::Draining(_)
             | State::Stopping(_)
@@ -422,6 +461,9 @@ impl Backend {
         self.flows = flows;
         if let (State::Draining(drain), Held::Flows { since }) = (&mut self.state, self.held) {
             drain.clear = flows == 0 && began >= since + settle;
+        }
+        if let Frost::Dozing { since: Some(since), clear } = &mut self.frost {
+            *clear = flows == 0 && began >= *since + settle;
         }
     }
 
@@ -495,7 +537,9 @@ impl Backend {
                 Held::Flows { since } => Some(since.max(self.since) + timeout),
                 Held::Nothing | Held::Slot => None,
             },
-            State::Starting | State::Ready | State::Unhealthy | State::Stopping(_) | State::Dead(_) => None,
+            State::Starting | State::Ready | State::Warm | State::Unhealthy | State::Stopping(_) | State::Dead(_) => {
+                None
+            }
         }
     }
 
@@ -508,7 +552,9 @@ impl Backend {
             State::Draining(drain) => {
                 !self.may_have_flows() || drain.clear || self.drain_deadline(timeout).is_some_and(|at| at <= now)
             }
-            State::Starting | State::Ready | State::Unhealthy | State::Stopping(_) | State::Dead(_) => false,
+            State::Starting | State::Ready | State::Warm | State::Unhealthy | State::Stopping(_) | State::Dead(_) => {
+                false
+            }
         }
     }
 
@@ -516,7 +562,9 @@ impl Backend {
     pub fn summary(&self) -> BackendState {
         match self.state {
             State::Starting => BackendState::Starting,
+            State::Ready if self.frost.is_cold() => BackendState::Idle,
             State::Ready => BackendState::Ready,
+            State::Warm => BackendState::Warm,
             State::Unhealthy => BackendState::Unhealthy,
             State::Draining(_) => BackendState::Draining,
             State::Stopping(_) => BackendState::Stopping,

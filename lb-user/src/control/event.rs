@@ -235,6 +235,35 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// [`Command::Freeze`] succeeded.
+    Frozen {
+        /// Which.
+        id: ContainerId,
+    },
+    /// [`Command::Freeze`] failed; the container may be frozen or not.
+    FreezeFailed {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        error: String,
+    },
+    /// [`Command::Thaw`] succeeded.
+    Thawed {
+        /// Which.
+        id: ContainerId,
+    },
+    /// [`Command::Thaw`] failed.
+    ThawFailed {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        error: String,
+    },
+    /// A flow has begun at a backend that is published as asleep.
+    Woken {
+        /// Which.
+        id: ContainerId,
+    },
     /// The provider cannot be reached.
     ProviderLost {
         /// Why.
@@ -261,6 +290,8 @@ pub struct Publication {
     pub deaf: BTreeSet<(ContainerId, Family)>,
     /// Of ready ones, those that get a part of their share of new connections only, in tenths.
     pub warming: BTreeMap<ContainerId, u32>,
+    /// Of ready ones, those that are frozen or about to be: the datapath tells when a flow begins there.
+    pub asleep: BTreeSet<ContainerId>,
     /// Not in the slots; their flows go on.
     pub draining: Vec<ContainerId>,
 }
@@ -287,6 +318,16 @@ pub enum Command {
     Start {
         /// Which.
         ordinal: u32,
+    },
+    /// Freeze a container, which has no flows. Answer: [`Event::Frozen`] or [`Event::FreezeFailed`].
+    Freeze {
+        /// Which.
+        id: ContainerId,
+    },
+    /// Thaw a container: somebody may be waiting. Answer: [`Event::Thawed`] or [`Event::ThawFailed`].
+    Thaw {
+        /// Which.
+        id: ContainerId,
     },
     /// Check a backend's health once. Answer: [`Event::BackendProbed`].
     Probe {

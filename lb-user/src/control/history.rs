@@ -68,6 +68,8 @@ pub enum DecisionKind {
     RolloutAborted,
     /// A container could not be stopped or removed.
     StopFailed,
+    /// A container could not be frozen, or thawed.
+    FreezeFailed,
     /// The kernel's maps could not be written.
     PublishFailed,
     /// More are wanted than the host has processors for.
@@ -116,6 +118,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::Rollout => "rollout",
             DecisionKind::RolloutAborted => "rollout aborted",
             DecisionKind::StopFailed => "stop failed",
+            DecisionKind::FreezeFailed => "freeze failed",
             DecisionKind::PublishFailed => "publish failed",
             DecisionKind::HostSaturated => "host saturated",
             DecisionKind::MetricMissing => "metric missing",

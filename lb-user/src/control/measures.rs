@@ -69,6 +69,11 @@ impl Demand {
         self.state.cooldowns()
     }
 
+    /// Returns whether connections were counted a moment ago.
+    pub fn is_swept(&self, now: Timestamp) -> bool {
+        self.swept.is_some_and(|swept| now.since(swept) <= SWEEP_AGE)
+    }
+
     /// Returns what a connection costs, in seconds of CPU.
     pub fn cost(&self) -> Option<f64> {
         self.state.cost()
@@ -78,10 +83,12 @@ impl Demand {
 impl Controller {
     /// Decides by what was measured.
     pub(super) fn measured(&mut self, measures: &Measures, now: Timestamp) {
+        self.doze_off(measures, now);
         let Scaling::Demand(law) = self.settings.scaling else { return };
         if self.phase != Phase::Running {
             return;
         }
+        let law = law::Law { bounds: law.bounds.awake(), ..law };
         let inputs = self.inputs(measures, now);
         let record = law::consider(&law, &inputs, &mut self.demand.state, now);
         let target = self.orders.gate(self.wish, record.verdict.target);
@@ -91,6 +98,9 @@ impl Controller {
         }
         let before = self.demand.record.replace(record.clone());
         let verdict = record.verdict.clone();
+        if self.is_asleep() {
+            return;
+        }
         if target != self.wish {
             let from = std::mem::replace(&mut self.wish, target);
             let kind = if target > from { DecisionKind::ScaleUp } else { DecisionKind::ScaleDown };
@@ -132,16 +142,18 @@ impl Controller {
                 part: slow_start::part(backend.tenths(self.settings.slow_start, now)),
             }
         });
-        let is_fresh = self.demand.swept.is_some_and(|swept| now.since(swept) <= SWEEP_AGE);
         Inputs {
-            current: self.wish,
+            current: self.wish.max(1),
             ready: ready().count() as u32,
             host: measures.host,
             cpu: cpu.collect(),
             aside: aside().map(cores).collect(),
             beside: others.filter_map(cores).filter(|cores| cores.is_finite()).sum(),
             arrivals: measures.arrivals,
-            connections: is_fresh.then(|| ready().chain(aside()).map(|backend| backend.flows as f64).sum()),
+            connections: self
+                .demand
+                .is_swept(now)
+                .then(|| ready().chain(aside()).map(|backend| backend.flows as f64).sum()),
             handshakes: measures.handshakes,
             pressure: measures.pressure,
         }
@@ -152,6 +164,6 @@ impl Controller {
 fn is_aside(backend: &Backend) -> bool {
     match backend.state {
         State::Unhealthy | State::Draining(_) => backend.has_been_ready(),
-        State::Starting | State::Ready | State::Stopping(_) | State::Dead(_) => false,
+        State::Starting | State::Ready | State::Warm | State::Stopping(_) | State::Dead(_) => false,
     }
 }

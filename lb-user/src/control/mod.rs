@@ -7,7 +7,7 @@
 //! [`Command::Stop`]. A container that dies leaves the publication in the same breath.
 //!
 //! Every event is handled in two steps: it is noted, and then [`Controller::settle`] brings everything that is due into
-//! a fixed order: publication, stops, removals, starts, probes. So the order of commands never depends on which event
+//! a fixed order: thaws, publication, stops, removals, starts, freezes, probes. So the order of commands never depends on which event
 //! made them due. A command may fail or be repeated; its failure is an event.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,9 @@ mod crash_loop;
 mod discovery;
 mod event;
 mod families;
+mod frost;
 mod history;
+mod idle;
 pub mod law;
 mod load;
 mod measures;
@@ -56,7 +58,9 @@ use backend::{Backend, DrainCause, Held, State, Turn};
 use crash_loop::SHORT_LIFE;
 use discovery::LeftOut;
 use families::Shift;
+use frost::Frost;
 use history::History;
+use idle::Idle;
 use policy::{Bounds, Law};
 use publisher::Publisher;
 use reconcile::FirstToGo;
@@ -83,6 +87,8 @@ pub struct Controller {
     memory: policy::Memory,
     demand: measures::Demand,
     orders: Orders,
+    /// When somebody was there last.
+    idle: Idle,
     backends: BTreeMap<ContainerId, Backend>,
     pending: BTreeMap<u32, Timestamp>,
     crash_loop: CrashLoop,
@@ -91,6 +97,10 @@ pub struct Controller {
     news: Vec<Decision>,
     changes: Vec<Change>,
     kept_last: BTreeSet<ContainerId>,
+    /// Who of the reserve is on its way into the slots.
+    called: BTreeSet<ContainerId>,
+    /// Containers that could not be frozen, and why.
+    freeze_errors: BTreeMap<ContainerId, String>,
     provider_error: Option<String>,
     start_error: Option<String>,
     /// Containers that were gone before the answer to their start had come.
@@ -111,8 +121,8 @@ impl Controller {
     pub fn new(mut settings: Settings) -> Self {
         let wish = match settings.scaling {
             Scaling::Fixed => 0,
-            Scaling::Auto(law) => law.bounds.min(),
-            Scaling::Demand(law) => law.bounds.min(),
+            Scaling::Auto(law) => law.bounds.awake().min(),
+            Scaling::Demand(law) => law.bounds.awake().min(),
         };
         let demand = measures::Demand::new(settings.adopted_cost, settings.adopted_cooldowns);
         let orders = match settings.scaling {
@@ -133,12 +143,15 @@ impl Controller {
             memory: policy::Memory::default(),
             demand,
             orders,
+            idle: Idle::default(),
             backends: BTreeMap::new(),
             pending: BTreeMap::new(),
             crash_loop,
             news: Vec::new(),
             changes: Vec::new(),
             kept_last: BTreeSet::new(),
+            called: BTreeSet::new(),
+            freeze_errors: BTreeMap::new(),
             provider_error: None,
             start_error: None,
             stillborn: BTreeMap::new(),
@@ -172,14 +185,15 @@ impl Controller {
                 State::Starting if self.is_auto() => Some(backend.since + settings.start_timeout),
                 State::Stopping(errand) | State::Dead(errand) => Some(errand.due()),
                 State::Draining(_) => backend.drain_deadline(settings.drain_timeout),
-                State::Starting | State::Ready | State::Unhealthy => {
+                State::Starting | State::Ready | State::Warm | State::Unhealthy => {
                     backend.failing_since().map(|fell| fell + settings.unhealthy_limit)
                 }
             };
             let share = backend.next_share(settings.slow_start, self.settled);
-            timed.into_iter().chain(backend.probe_due()).chain(share)
+            timed.into_iter().chain(backend.probe_due()).chain(share).chain(backend.frost_due())
         };
-        let starts = (self.phase == Phase::Running && self.missing() > 0).then(|| self.crash_loop.wait_until());
+        let is_missing = self.phase == Phase::Running && self.is_auto() && !self.plan(self.settled).start.is_empty();
+        let starts = is_missing.then(|| self.crash_loop.wait_until());
         let pending = self.pending.values().map(|&sent| sent + START_PATIENCE).min();
         self.backends
             .values()
@@ -252,6 +266,7 @@ impl Controller {
         }
         problems.extend(self.left_out_told());
         problems.extend(self.provider_error.iter().map(|error| format!("{error}; nothing is started or stopped")));
+        problems.extend(self.frost_problems());
         problems.extend(self.publisher.error().map(|error| format!("publish: {error}")));
         if let Some(error) = &self.start_error
             && self.crash_loop.failures() > 0
@@ -293,10 +308,11 @@ impl Controller {
         self.backends.values().filter(|backend| backend.state == State::Ready).count()
     }
 
-    /// Returns how many backends are wanted and neither there nor on their way.
-    fn missing(&self) -> usize {
-        let active = self.backends.values().filter(|backend| backend.is_active()).count();
-        (self.goal() as usize).saturating_sub(active + self.pending.len())
+    /// Returns what has to come and to go, so that as many backends count as are wanted.
+    fn plan(&self, now: Timestamp) -> reconcile::Plan {
+        let wanted = (self.goal(), self.settings.warm);
+        let first = if self.distrusts_new() { FirstToGo::New } else { FirstToGo::Outdated };
+        reconcile::plan(wanted, first, &self.backends, &self.pending, self.settings.unhealthy_limit, now)
     }
 
     fn record(&mut self, kind: DecisionKind, from: u32, reason: String, now: Timestamp) {
@@ -344,8 +360,16 @@ impl Controller {
                     self.remark(DecisionKind::PublishFailed, error, now);
                 }
             }
+            Event::Frozen { id } => self.froze(&id, Ok(()), now),
+            Event::FreezeFailed { id, error } => self.froze(&id, Err(error), now),
+            Event::Thawed { id } => self.thawed(&id, Ok(()), now),
+            Event::ThawFailed { id, error } => self.thawed(&id, Err(error), now),
+            Event::Woken { id } => self.woken(&id, now),
             Event::Swept { began, flows, answers } => {
                 self.demand.swept = Some(now);
+                if flows.values().any(|count| *count > 0) {
+                    self.wake_up("connections are under way".into(), now);
+                }
                 for backend in self.backends.values_mut() {
                     let count = flows.get(&backend.id).copied().unwrap_or(0);
                     backend.swept(count, began, self.settings.settle);
@@ -400,9 +424,11 @@ impl Controller {
     fn sampled(&mut self, load: CpuLoad, now: Timestamp) {
         self.load = Some(load);
         let Some(law) = self.law() else { return };
-        if self.phase != Phase::Running {
+        // Others' load wakes nobody.
+        if self.phase != Phase::Running || self.is_asleep() {
             return;
         }
+        let law = Law { bounds: law.bounds.awake(), ..law };
         let proposal = policy::decide(&law, &mut self.memory, load.share(), self.wish, now);
         let target = self.orders.gate(self.wish, proposal.target);
         if target == self.wish {
@@ -453,6 +479,7 @@ impl Controller {
         self.forget_aborted_rollout();
         self.settings.drain_timeout = new.drain_timeout;
         self.settings.slow_start = new.slow_start;
+        self.settings.warm = new.warm;
         self.settings.probe_interval = new.probe_interval;
         self.settings.stop_patience = new.stop_patience;
         self.settings.keep = new.keep;
@@ -542,11 +569,14 @@ impl Controller {
             self.phase = Phase::Running;
             self.adopt_leaving(now);
             if let Some(bounds) = self.bounds() {
-                let active = self.backends.values().filter(|backend| backend.is_active()).count() as u32;
+                let is_wanted =
+                    |backend: &&Backend| backend.is_active() && !self.settings.adopted_warm.contains(&backend.id);
+                let active = self.backends.values().filter(is_wanted).count() as u32;
                 // A law that is not followed has left a count that stands, however many of it have died meanwhile.
                 let former = self.orders.paused().and(self.settings.adopted_desired);
-                self.wish = former.unwrap_or_else(|| bounds.clamp(active));
+                self.wish = former.unwrap_or_else(|| bounds.awake().clamp(active));
                 self.keep_to_bounds();
+                self.idle.somebody_came(now);
             }
             if self.stop_awaits_list {
                 self.stop_requested(now);
@@ -591,13 +621,23 @@ impl Controller {
             }
             return;
         };
-        let (was_active, is_new) = (backend.is_active(), !backend.outdated);
+        let (was_active, is_new) = (backend.is_active() || backend.state == State::Warm, !backend.outdated);
+        // What has ended is not frozen, and what the engine has paused is the engine's to thaw.
+        backend.frost = Frost::Awake;
         let what = format!("{}: {cause}", backend.name);
         if cause == GoneCause::Paused {
             // One that is on its way out goes on: it exists, and so do its flows.
             if was_active {
                 backend.last_error = Some(cause.to_string());
-                backend.enter(State::Unhealthy, now);
+                match backend.state {
+                    State::Warm => backend.begin_drain(DrainCause::Superfluous, now),
+                    State::Starting
+                    | State::Ready
+                    | State::Unhealthy
+                    | State::Draining(_)
+                    | State::Stopping(_)
+                    | State::Dead(_) => backend.enter(State::Unhealthy, now),
+                }
                 self.remark(DecisionKind::Unhealthy, what, now);
             }
             return;
@@ -607,13 +647,16 @@ impl Controller {
         match backend.state {
             // Its stop is under way, and its answer to come.
             State::Stopping(_) if cause != GoneCause::Removed => return,
-            State::Starting | State::Ready | State::Unhealthy | State::Draining(_) if cause != GoneCause::Removed => {
+            State::Starting | State::Ready | State::Warm | State::Unhealthy | State::Draining(_)
+                if cause != GoneCause::Removed =>
+            {
                 backend.last_error = Some(cause.to_string());
                 backend.enter(State::Dead(Errand::new(now + REMOVE_DELAY)), now);
             }
             State::Dead(_) if cause != GoneCause::Removed => return,
             State::Starting
             | State::Ready
+            | State::Warm
             | State::Unhealthy
             | State::Draining(_)
             | State::Stopping(_)
@@ -644,6 +687,11 @@ impl Controller {
             Turn::None => {}
             Turn::BecameReady => {
                 self.kept_last.remove(id);
+                if self.is_for_reserve(id)
+                    && let Some(backend) = self.backends.get_mut(id)
+                {
+                    backend.enter(State::Warm, now);
+                }
             }
             Turn::Recovered => {
                 self.kept_last.remove(id);
@@ -655,6 +703,11 @@ impl Controller {
     fn published(&mut self, generation: u64, now: Timestamp) {
         let Some(confirmed) = self.publisher.confirm(generation) else { return };
         let ready: BTreeSet<&ContainerId> = confirmed.ready.iter().collect();
+        for id in &confirmed.asleep {
+            if let Some(Backend { frost: Frost::Dozing { since, .. }, .. }) = self.backends.get_mut(id) {
+                since.get_or_insert(now);
+            }
+        }
         for backend in self.backends.values_mut().filter(|backend| !ready.contains(&backend.id)) {
             backend.confirmed_out(now);
         }
@@ -671,6 +724,8 @@ impl Controller {
             self.note_end(&backend);
         }
         self.kept_last.remove(id);
+        self.called.remove(id);
+        self.freeze_errors.remove(id);
     }
 
     fn stop_requested(&mut self, now: Timestamp) {
@@ -718,7 +773,11 @@ impl Controller {
         let mut commands = Vec::new();
         self.settled = now;
         if self.finished {
-            return vec![Command::Finish];
+            // What is left serving is not left asleep: there will be nobody to wake it.
+            let is_idle = |backend: &&Backend| backend.state == State::Ready && backend.frost.is_cold();
+            let idle = self.backends.values().filter(is_idle);
+            let thaws = idle.map(|backend| Command::Thaw { id: backend.id.clone() });
+            return thaws.chain([Command::Finish]).collect();
         }
         if self.phase == Phase::Starting {
             return commands;
@@ -730,9 +789,13 @@ impl Controller {
         self.arrange(now, &mut commands);
         let starts = std::mem::take(&mut commands);
         self.release(now);
+        let (thaws, freezes): (Vec<Command>, Vec<Command>) =
+            self.frost(now).into_iter().partition(|command| matches!(command, Command::Thaw { .. }));
+        commands.extend(thaws);
         self.publish(now, &mut commands);
         self.dismiss(now, &mut commands);
         commands.extend(starts);
+        commands.extend(freezes);
         self.probe(now, &mut commands);
         if self.phase == Phase::Stopping && self.backends.is_empty() && self.pending.is_empty() {
             self.finished = true;
@@ -871,9 +934,7 @@ impl Controller {
         }
         self.roll_out(now);
 
-        let goal = self.goal();
-        let first = if self.distrusts_new() { FirstToGo::New } else { FirstToGo::Outdated };
-        let plan = reconcile::plan(goal, first, &self.backends, &self.pending, limit, now);
+        let (is_distrusted, plan) = (self.distrusts_new(), self.plan(now));
         for id in plan.cancel {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             let was_ready = matches!(&backend.state, State::Draining(drain) if drain.was_ready);
@@ -881,12 +942,14 @@ impl Controller {
             let reason = format!("{} is needed again", backend.name);
             self.remark(DecisionKind::DrainCancelled, reason, now);
         }
+        self.call(plan.call, now);
+        self.trim_reserve(now);
         for id in plan.drain {
             let active = self.backends.values().filter(|backend| backend.is_active()).count();
             let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.begin_drain(DrainCause::Excess, now);
             let reason = match backend.flows {
-                _ if first == FirstToGo::New && !backend.outdated => {
+                _ if is_distrusted && !backend.outdated => {
                     format!(
                         "{} is of the settings whose rollout was aborted, and {} are wanted",
                         backend.name, self.wish
@@ -907,12 +970,19 @@ impl Controller {
         let starts: Vec<u32> = plan.start.into_iter().take(room).collect();
         if !starts.is_empty() {
             let active = self.backends.values().filter(|backend| backend.is_active()).count() + self.pending.len();
-            let beside = match goal - self.wish {
+            let wish = self.standing_wish();
+            let reserve = match self.settings.warm {
+                0 => String::new(),
+                warm => format!(" and {warm} in reserve"),
+            };
+            let beside = match self.goal() - wish {
                 0 => String::new(),
                 more => format!(", and {more} beside them to replace others"),
             };
-            let (wish, more) = (self.wish, starts.len());
-            let reason = format!("{wish} wanted{beside}, {active} there or on their way: {more} more");
+            let warm = self.backends.values().filter(|backend| backend.state == State::Warm).count();
+            let there = active + warm;
+            let reason =
+                format!("{wish} wanted{reserve}{beside}, {there} there or on their way: {} more", starts.len());
             self.remark(DecisionKind::Start, reason, now);
         }
         for ordinal in starts {
@@ -925,7 +995,9 @@ impl Controller {
     fn drain_all(&mut self, now: Timestamp) {
         for backend in self.backends.values_mut() {
             match &mut backend.state {
-                State::Starting | State::Ready | State::Unhealthy => backend.begin_drain(DrainCause::Shutdown, now),
+                State::Starting | State::Ready | State::Warm | State::Unhealthy => {
+                    backend.begin_drain(DrainCause::Shutdown, now);
+                }
                 State::Draining(drain) if drain.cause == DrainCause::Unlisted => {}
                 State::Draining(drain) => drain.cause = DrainCause::Shutdown,
                 State::Stopping(_) | State::Dead(_) => {}
@@ -969,6 +1041,15 @@ impl Controller {
             let cut = matches!(&backend.state, State::Draining(drain) if !drain.clear) && backend.may_have_flows();
             let reason = format!("{} is stopped with {} connections left", backend.name, backend.flows);
             let flows = backend.flows;
+            let was_excess = matches!(&backend.state,
+                State::Draining(drain) if drain.cause == DrainCause::Excess && drain.was_ready);
+            if was_excess && !cut && backend.fits_reserve() && self.reserve_is_short() {
+                if let Some(backend) = self.backends.get_mut(&id) {
+                    backend.enter(State::Warm, now);
+                }
+                continue;
+            }
+            let Some(backend) = self.backends.get_mut(&id) else { continue };
             backend.enter(State::Stopping(Errand::new(now)), now);
             if cut && flows > 0 {
                 self.remark(DecisionKind::DrainTimedOut, reason, now);
@@ -992,6 +1073,7 @@ impl Controller {
         let mut ready = Vec::new();
         let mut deaf = BTreeSet::new();
         let warming = self.warming(now);
+        let mut asleep = BTreeSet::new();
         let mut draining = Vec::new();
         let mut ordered: Vec<&Backend> = self.backends.values().collect();
         ordered.sort_by(|one, other| (one.ordinal, &one.id).cmp(&(other.ordinal, &other.id)));
@@ -999,6 +1081,9 @@ impl Controller {
             match backend.state {
                 State::Ready => {
                     ready.push(backend.id.clone());
+                    if backend.frost.is_told() {
+                        asleep.insert(backend.id.clone());
+                    }
                     let unserved = backend.families().filter(|(_, serves)| !serves);
                     deaf.extend(unserved.map(|(family, _)| (backend.id.clone(), family)));
                 }
@@ -1007,10 +1092,15 @@ impl Controller {
                 {
                     draining.push(backend.id.clone());
                 }
-                State::Starting | State::Unhealthy | State::Draining(_) | State::Stopping(_) | State::Dead(_) => {}
+                State::Starting
+                | State::Warm
+                | State::Unhealthy
+                | State::Draining(_)
+                | State::Stopping(_)
+                | State::Dead(_) => {}
             }
         }
-        if let Some(publication) = self.publisher.offer(ready, deaf, warming, draining, now) {
+        if let Some(publication) = self.publisher.offer(ready, deaf, warming, asleep, draining, now) {
             for id in &publication.ready {
                 if let Some(backend) = self.backends.get_mut(id) {
                     backend.offered_slot();
@@ -1027,8 +1117,10 @@ impl Controller {
         }
         for backend in self.backends.values_mut() {
             let id = backend.id.clone();
+            // Whoever is frozen cannot end by itself.
+            let is_cold = backend.frost.is_cold() && !backend.frost.is_given_up() && !self.forced;
             match &mut backend.state {
-                State::Stopping(errand) if errand.due() <= now => {
+                State::Stopping(errand) if errand.due() <= now && !is_cold => {
                     errand.sent(self.settings.stop_patience, now);
                     commands.push(Command::Stop { id });
                 }
@@ -1038,6 +1130,7 @@ impl Controller {
                 }
                 State::Starting
                 | State::Ready
+                | State::Warm
                 | State::Unhealthy
                 | State::Draining(_)
                 | State::Stopping(_)

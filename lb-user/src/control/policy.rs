@@ -37,7 +37,8 @@ const FALL_MARGIN: f64 = 0.25;
 /// After so many intervals without a sample nothing is known about the time between.
 const GAP_INTERVALS: u32 = 5;
 
-/// The smallest and the largest count of backends: `1 <= min <= max`.
+/// The smallest and the largest count of backends: `min <= max`, and `1 <= max`. Where the smallest is zero, the last one
+/// sleeps while nobody comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     min: u32,
@@ -47,9 +48,9 @@ pub struct Bounds {
 /// Why two numbers are no [`Bounds`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundsError {
-    /// The smallest count is zero: nobody would answer.
-    #[error("the minimum has to be at least 1")]
-    NoMinimum,
+    /// The largest count is zero: nobody would answer.
+    #[error("the maximum has to be at least 1")]
+    NoMaximum,
     /// The smallest count exceeds the largest.
     #[error("the minimum {min} exceeds the maximum {max}")]
     Crossed {
@@ -64,10 +65,10 @@ impl Bounds {
     /// Returns the bounds `min..=max`.
     ///
     /// # Errors
-    /// Where `min` is zero or exceeds `max`.
+    /// Where `max` is zero, or less than `min`.
     pub fn new(min: u32, max: u32) -> Result<Self, BoundsError> {
-        if min == 0 {
-            return Err(BoundsError::NoMinimum);
+        if max == 0 {
+            return Err(BoundsError::NoMaximum);
         }
         if min > max {
             return Err(BoundsError::Crossed { min, max });
@@ -83,6 +84,12 @@ impl Bounds {
     /// Returns the largest count.
     pub fn max(self) -> u32 {
         self.max
+    }
+
+    /// Returns the bounds of those that are awake: there is one at least.
+    #[must_use]
+    pub fn awake(self) -> Self {
+        Bounds { min: self.min.max(1), max: self.max }
     }
 
     /// Draws a count into the bounds.
@@ -386,7 +393,8 @@ mod tests {
 
     #[test]
     fn bounds_are_in_order() {
-        assert_eq!(Bounds::new(0, 3), Err(BoundsError::NoMinimum));
+        assert_eq!(Bounds::new(0, 0), Err(BoundsError::NoMaximum));
+        assert_eq!(Bounds::new(0, 3).map(Bounds::awake), Bounds::new(1, 3));
         assert_eq!(Bounds::new(4, 3), Err(BoundsError::Crossed { min: 4, max: 3 }));
         assert!(
             TargetLoad::new(0.0).is_none() && TargetLoad::new(1.1).is_none() && TargetLoad::new(f64::NAN).is_none()

@@ -20,6 +20,8 @@ pub(super) struct Publisher {
     open: Option<Open>,
     confirmed: Option<Publication>,
     confirmed_generation: Option<u64>,
+    /// Whom the datapath may hold: what was confirmed, and whatever was sent since.
+    held: BTreeSet<ContainerId>,
     error: Option<String>,
 }
 
@@ -33,7 +35,14 @@ struct Open {
 
 impl Publisher {
     pub fn new(generation: u64) -> Self {
-        Publisher { generation, open: None, confirmed: None, confirmed_generation: None, error: None }
+        Publisher {
+            generation,
+            open: None,
+            confirmed: None,
+            confirmed_generation: None,
+            held: BTreeSet::new(),
+            error: None,
+        }
     }
 
     /// Returns the publication that should be sent for this wish, if any. A wish that differs from one that failed does
@@ -43,12 +52,13 @@ impl Publisher {
         ready: Vec<ContainerId>,
         deaf: BTreeSet<(ContainerId, Family)>,
         warming: BTreeMap<ContainerId, u32>,
+        asleep: BTreeSet<ContainerId>,
         draining: Vec<ContainerId>,
         now: Timestamp,
     ) -> Option<Publication> {
         let same = |publication: &Publication| {
-            (&publication.ready, &publication.deaf, &publication.warming, &publication.draining)
-                == (&ready, &deaf, &warming, &draining)
+            let Publication { generation: _, ready: r, deaf: d, warming: w, asleep: a, draining: l } = publication;
+            (r, d, w, a, l) == (&ready, &deaf, &warming, &asleep, &draining)
         };
         let errand = match &self.open {
             Some(open) if now < open.errand.due() && (open.on_its_way || same(&open.publication)) => return None,
@@ -57,7 +67,8 @@ impl Publisher {
             None => Errand::new(now),
         };
         self.generation += 1;
-        let publication = Publication { generation: self.generation, ready, deaf, warming, draining };
+        let publication = Publication { generation: self.generation, ready, deaf, warming, asleep, draining };
+        self.held.extend(publication.ready.iter().chain(&publication.draining).cloned());
         let mut open = Open { publication: publication.clone(), errand, on_its_way: true };
         open.errand.sent(PATIENCE, now);
         self.open = Some(open);
@@ -69,6 +80,7 @@ impl Publisher {
         let open = self.open.take_if(|open| open.on_its_way && open.publication.generation == generation)?;
         self.error = None;
         self.confirmed_generation = Some(generation);
+        self.held = open.publication.ready.iter().chain(&open.publication.draining).cloned().collect();
         Some(self.confirmed.insert(open.publication))
     }
 
@@ -89,6 +101,11 @@ impl Publisher {
     /// Forgets what was confirmed, so that the same wish is published again: what it means has changed.
     pub fn renew(&mut self) {
         self.confirmed = None;
+    }
+
+    /// Whether the datapath may hold anything of a backend.
+    pub fn holds(&self, id: &ContainerId) -> bool {
+        self.held.contains(id)
     }
 
     /// Returns when to try again, where something is open.
@@ -122,7 +139,8 @@ mod tests {
 
     fn offer(publisher: &mut Publisher, ready: &[&str], at_ms: u64) -> Option<u64> {
         let (deaf, warming) = (BTreeSet::new(), BTreeMap::new());
-        let offered = publisher.offer(ids(ready), deaf, warming, Vec::new(), Timestamp::from_millis(at_ms));
+        let offered =
+            publisher.offer(ids(ready), deaf, warming, BTreeSet::new(), Vec::new(), Timestamp::from_millis(at_ms));
         offered.map(|publication| publication.generation)
     }
 
@@ -147,6 +165,7 @@ mod tests {
         offer(&mut publisher, &["a"], 0);
 
         assert!(publisher.fail(1, "no memory", Timestamp::from_millis(10)));
+        assert!(publisher.holds(&"a".into()), "who knows");
         assert!(!publisher.fail(1, "no memory", Timestamp::from_millis(10)));
         assert!(publisher.confirm(1).is_none());
         assert_eq!(offer(&mut publisher, &["a"], 109), None);
@@ -157,6 +176,7 @@ mod tests {
         assert_eq!(publisher.error(), Some("no memory"));
         assert!(publisher.confirm(3).is_some());
         assert_eq!(publisher.error(), None);
+        assert!(publisher.holds(&"b".into()) && !publisher.holds(&"a".into()));
     }
 
     #[test]
@@ -188,7 +208,7 @@ mod tests {
         let mut offer = |tenths, at_ms| {
             let warming = BTreeMap::from([(ContainerId::from("a"), tenths)]);
             let now = Timestamp::from_millis(at_ms);
-            let offered = publisher.offer(ids(&["a"]), BTreeSet::new(), warming, Vec::new(), now);
+            let offered = publisher.offer(ids(&["a"]), BTreeSet::new(), warming, BTreeSet::new(), Vec::new(), now);
             offered.map(|publication| publisher.confirm(publication.generation).map(|p| p.warming.clone()))
         };
 

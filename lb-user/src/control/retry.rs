@@ -37,6 +37,11 @@ impl Errand {
         self.due
     }
 
+    /// Returns how many times in a row it has failed.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Notes that the command was sent; an answer that takes longer than `patience` counts as lost.
     pub fn sent(&mut self, patience: Duration, now: Timestamp) {
         self.due = now + patience;

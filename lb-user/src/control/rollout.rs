@@ -62,9 +62,11 @@ impl Controller {
     pub(super) fn goal(&self) -> u32 {
         match &self.rollout {
             Rollout::Active(active) if self.phase == Phase::Running => {
-                self.wish + active.parallel.min(self.old().count() as u32)
+                self.standing_wish() + active.parallel.min(self.old().count() as u32)
             }
-            Rollout::Active(_) | Rollout::None | Rollout::Asked { .. } | Rollout::Aborted { .. } => self.wish,
+            Rollout::Active(_) | Rollout::None | Rollout::Asked { .. } | Rollout::Aborted { .. } => {
+                self.standing_wish()
+            }
         }
     }
 
@@ -197,7 +199,7 @@ impl Controller {
             (is_ready, backend.flows, std::cmp::Reverse((backend.created, backend.ordinal)))
         };
         let next = self.old().min_by_key(order)?;
-        (new + old > self.wish as usize).then(|| next.id.clone())
+        (new + old > self.standing_wish() as usize).then(|| next.id.clone())
     }
 
     /// Returns how far the rollout is.

@@ -62,6 +62,8 @@ pub struct Settings {
     pub start_timeout: Duration,
     /// How long a backend may fail its checks before it is replaced.
     pub unhealthy_limit: Duration,
+    /// How many containers are kept frozen, beside those that serve.
+    pub warm: u32,
     /// How many containers may be in creation at once.
     pub start_limit: u32,
     /// Backends that are in the kernel's slots already, with their addresses there: they are ready when first seen at
@@ -69,6 +71,8 @@ pub struct Settings {
     pub adopted_ready: BTreeMap<ContainerId, Addresses>,
     /// Since when the shares of those have been growing, where they have.
     pub adopted_warming: BTreeMap<ContainerId, Timestamp>,
+    /// Containers that a former agent kept in reserve: they do not count as those that are wanted.
+    pub adopted_warm: BTreeSet<ContainerId>,
     /// Backends that are in no slot, but to which the kernel still leads flows: they keep them until they are drained.
     pub adopted_flows: BTreeSet<ContainerId>,
     /// Backends that the kernel serves and that nobody will show: they get no new connections, and keep the others until
@@ -109,6 +113,8 @@ pub struct Reconfiguration {
     pub drain_timeout: Duration,
     /// See [`Settings::slow_start`].
     pub slow_start: Duration,
+    /// See [`Settings::warm`].
+    pub warm: u32,
     /// See [`Settings::probe_interval`].
     pub probe_interval: Duration,
     /// See [`Settings::stop_patience`].
@@ -137,9 +143,11 @@ impl Settings {
             rise_again: 2,
             start_timeout: Duration::from_secs(30),
             unhealthy_limit: Duration::from_secs(30),
+            warm: 0,
             start_limit: 4,
             adopted_ready: BTreeMap::new(),
             adopted_warming: BTreeMap::new(),
+            adopted_warm: BTreeSet::new(),
             adopted_flows: BTreeSet::new(),
             adopted_leaving: BTreeMap::new(),
             adopted_generation: 0,

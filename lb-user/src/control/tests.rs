@@ -46,6 +46,7 @@ fn reconfigured(scaling: Scaling) -> Reconfiguration {
         scaling,
         drain_timeout: settings.drain_timeout,
         slow_start: settings.slow_start,
+        warm: settings.warm,
         probe_interval: settings.probe_interval,
         stop_patience: settings.stop_patience,
         keep: false,

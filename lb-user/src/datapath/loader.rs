@@ -21,10 +21,12 @@ use super::{
     publish::{self, FrontendWish, Registry},
     report::{Inheritance, Report, Way},
     sys,
+    wakes::Wakes,
 };
 use crate::{
     config::{At, Family, Hook, TcAttach},
     control::ContainerId,
+    freezer::Freezer,
 };
 
 /// What a datapath is opened with.
@@ -266,6 +268,14 @@ impl Datapath {
         self.doors.values().cloned().collect()
     }
 
+    /// Opens what tells of flows that begin at backends that are asleep.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn wakes(&self) -> Result<Wakes, DatapathError> {
+        Wakes::open(&self.pins)
+    }
+
     /// Writes the sign of life and the report.
     ///
     /// # Errors
@@ -402,6 +412,12 @@ pub fn load_object(instance: &str, max_flows: Option<u32>, pins: Option<&Pins>) 
     let mark = note_mark(instance);
     loader.override_global("NOTE_MARK", &mark, true);
     loader.load(OBJECT).map_err(load_error)
+}
+
+/// Returns the containers that an agent may have left frozen, as far as it has reported.
+pub fn frozen(instance: &str) -> BTreeMap<ContainerId, Freezer> {
+    let report = Maps::open(&Pins::of(instance)).and_then(|maps| maps.read_report());
+    report.map(|(_, text)| Inheritance::parse(&text).frozen).unwrap_or_default()
 }
 
 /// Removes whatever an instance has left, in whatever state a crash left it. Returns whether there was anything.

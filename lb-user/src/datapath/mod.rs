@@ -24,6 +24,7 @@ pub mod report;
 pub mod sockets;
 pub mod sweep;
 mod sys;
+pub mod wakes;
 
 pub use loader::{Datapath, Opening};
 pub use maps::Maps;

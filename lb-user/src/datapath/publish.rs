@@ -77,6 +77,8 @@ pub struct Member {
     pub weight: u32,
     /// How many tenths of its share of new connections it gets.
     pub tenths: u32,
+    /// Whether a flow that begins there has to be told.
+    pub asleep: bool,
 }
 
 /// Who fills the slots of a frontend, and what that depends on beside the backends.
@@ -289,7 +291,7 @@ impl Registry {
         };
         let endpoints = std::iter::once(first).chain(of).filter_map(named).collect();
         let (way, weight) = (first.way.clone(), first.weight);
-        Some(Member { container: id.clone(), endpoints, way, weight, tenths: 1 })
+        Some(Member { container: id.clone(), endpoints, way, weight, tenths: 1, asleep: false })
     }
 
     /// Returns the containers of a service that get new connections.
@@ -354,8 +356,8 @@ impl Registry {
                 {
                     // Another way to the same server is no other server: its connections go on.
                     Some(known) => {
-                        let told = (&known.way, known.weight, known.leaving);
-                        let changed = told != (&member.way, member.weight, !is_ready);
+                        let told = (&known.way, known.weight, known.leaving, known.asleep);
+                        let changed = told != (&member.way, member.weight, !is_ready, member.asleep);
                         (known.id, known.generation, changed || self.unwritten.contains(&known.id))
                     }
                     None => {
@@ -374,6 +376,7 @@ impl Registry {
                         way: member.way.clone(),
                         weight: member.weight,
                         leaving: !is_ready,
+                        asleep: member.asleep,
                     });
                 }
                 kept.insert(id);
@@ -678,6 +681,7 @@ fn entry(backend: &BackendReport) -> Backend {
         (Some(netns), _) => entry.listening_in(netns),
         (None, _) => entry,
     };
+    let entry = if backend.asleep { entry.asleep() } else { entry };
     if backend.leaving { entry.leaving() } else { entry }
 }
 
@@ -719,7 +723,7 @@ mod tests {
 
     fn member(container: &str, endpoint: &str) -> Member {
         let endpoints = [("80/tcp".to_owned(), endpoint.parse().unwrap())].into();
-        Member { container: container.into(), endpoints, way: way(), weight: 1, tenths: 10 }
+        Member { container: container.into(), endpoints, way: way(), weight: 1, tenths: 10, asleep: false }
     }
 
     /// Returns a plain frontend's entry.

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     config::{Guard, Snat},
-    control::{ContainerId, ControlReport, CrashLoop, Decision, Family, Orders, Timestamp, law::Cooldowns},
+    control::{
+        BackendState, ContainerId, ControlReport, CrashLoop, Decision, Family, Orders, Timestamp, law::Cooldowns,
+    },
+    freezer::Freezer,
 };
 
 /// The report: JSON in the map `REPORT`.
@@ -40,6 +43,9 @@ pub struct Report {
     pub cpu_percent: BTreeMap<ContainerId, f64>,
     /// Where programs are attached.
     pub doors: Vec<Door>,
+    /// Containers that may be frozen, and where they are thawed.
+    #[serde(default)]
+    pub frozen: BTreeMap<ContainerId, Freezer>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
 }
@@ -99,6 +105,9 @@ pub struct BackendReport {
     /// Whether it is out of the slots, and keeps the connections that it has.
     #[serde(default)]
     pub leaving: bool,
+    /// Whether it is frozen or about to be: a flow that begins there is told.
+    #[serde(default)]
+    pub asleep: bool,
 }
 
 fn one() -> u32 {
@@ -173,6 +182,8 @@ pub struct Inheritance {
     pub backends: Vec<BackendReport>,
     /// Where programs are attached.
     pub doors: Vec<Door>,
+    /// Containers that may be frozen, and where they are thawed.
+    pub frozen: BTreeMap<ContainerId, Freezer>,
     /// When the first agent of the instance started, in seconds of Unix time.
     pub started_unix: Option<u64>,
     /// The age of the instance when the report was written, in milliseconds.
@@ -200,6 +211,8 @@ pub struct Past {
     pub crash_loop: Option<CrashLoop>,
     /// Since when the shares of containers have been growing that have become ready.
     pub warming: BTreeMap<ContainerId, Timestamp>,
+    /// Containers that were kept in reserve.
+    pub warm: BTreeSet<ContainerId>,
 }
 
 /// What of [`crate::control::BackendReport`] is taken over.
@@ -207,6 +220,13 @@ pub struct Past {
 struct Warming {
     id: ContainerId,
     warming_since: Timestamp,
+}
+
+/// The same of the reserve.
+#[derive(Deserialize)]
+struct Kept {
+    id: ContainerId,
+    state: BackendState,
 }
 
 impl Inheritance {
@@ -225,6 +245,11 @@ impl Inheritance {
                 .into_iter()
                 .map(|Warming { id, warming_since }| (id, warming_since))
                 .collect(),
+            warm: each(&control["backends"])
+                .into_iter()
+                .filter(|kept: &Kept| kept.state == BackendState::Warm)
+                .map(|kept| kept.id)
+                .collect(),
         };
         let services = match report["services"].as_array() {
             Some(services) => services
@@ -237,6 +262,7 @@ impl Inheritance {
             frontends: each(&report["frontends"]),
             backends: each(&report["backends"]),
             doors: each(&report["doors"]),
+            frozen: BTreeMap::deserialize(&report["frozen"]).unwrap_or_default(),
             started_unix: report["started_unix"].as_u64(),
             age_ms: report["age_ms"].as_u64().unwrap_or(0),
             services,

@@ -1,6 +1,6 @@
 //! System calls that no library offers: bpf(2) for replacing a pinned link's program whatever its type, for ending a pinned
 //! link, for asking what is attached to a control group, and for reading, writing and deleting whole batches of a map; ioctl(2)
-//! for what a device does with VLAN tags.
+//! for what a device does with VLAN tags; and the watch of a descriptor that is another type's.
 //!
 //! # Source
 //! include/uapi/linux/bpf.h, `union bpf_attr`, Linux 5.7 (BPF_LINK_UPDATE), 5.9 (BPF_LINK_DETACH), 5.6 (batches);
@@ -16,7 +16,11 @@ use std::{
     path::Path,
 };
 
-use aya::Pod;
+use aya::{
+    Pod,
+    maps::{MapData, RingBuf},
+};
+use tokio::io::unix::AsyncFd;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
@@ -243,6 +247,18 @@ pub fn delete<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Watches a ring buffer for what comes.
+///
+/// # Errors
+/// What the kernel says.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring owns its descriptor, names no other, and closes it when it is dropped.
+    Ok(unsafe { AsyncFd::register(ring) }?)
 }
 
 /// Returns whether a device takes the VLAN tag (802.1Q) off a packet and tells it beside, where XDP does not see it. Of two

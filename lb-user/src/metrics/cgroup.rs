@@ -95,7 +95,8 @@ impl Group {
     }
 }
 
-fn group_with<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
+/// Returns the group of a controller, in `/proc/PID/cgroup`.
+pub(crate) fn group_with<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
     groups.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -103,7 +104,8 @@ fn group_with<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
     })
 }
 
-fn mount_of<'a>(mounts: &'a str, kind: &str, option: Option<&str>) -> Option<&'a Path> {
+/// Returns where control groups of a kind, with an option, are mounted.
+pub(crate) fn mount_of<'a>(mounts: &'a str, kind: &str, option: Option<&str>) -> Option<&'a Path> {
     mounts.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(' ').collect();
         let (path, found, options) = (fields.get(1)?, fields.get(2)?, fields.get(3)?);
@@ -113,7 +115,7 @@ fn mount_of<'a>(mounts: &'a str, kind: &str, option: Option<&str>) -> Option<&'a
 }
 
 /// A container shares the root group, or none, only if it is no container of its own.
-fn below(mount: &Path, group: &str) -> Option<PathBuf> {
+pub(crate) fn below(mount: &Path, group: &str) -> Option<PathBuf> {
     let group = group.trim_start_matches('/');
     (!group.is_empty()).then(|| mount.join(group))
 }

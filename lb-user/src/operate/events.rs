@@ -133,6 +133,8 @@ fn moved(step: &Step) -> String {
     let state = |state: BackendState| match state {
         BackendState::Starting => "starting",
         BackendState::Ready => "ready",
+        BackendState::Idle => "idle",
+        BackendState::Warm => "warm",
         BackendState::Unhealthy => "unhealthy",
         BackendState::Draining => "draining",
         BackendState::Stopping => "stopping",

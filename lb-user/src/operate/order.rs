@@ -67,7 +67,13 @@ async fn until(line: &Line, name: &str, count: u32, last: &mut String) -> Result
 /// Says how far a service is.
 fn progress(service: &Service) -> String {
     let scaling = &service.scaling;
-    let others = [(scaling.starting, "starting"), (scaling.unhealthy, "unhealthy"), (scaling.draining, "draining")];
+    let others = [
+        (scaling.idle, "idle"),
+        (scaling.warm, "warm"),
+        (scaling.starting, "starting"),
+        (scaling.unhealthy, "unhealthy"),
+        (scaling.draining, "draining"),
+    ];
     let others: String =
         others.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!(", {number} {what}")).collect();
     format!("{} of {} ready{others}", scaling.ready, scaling.desired)

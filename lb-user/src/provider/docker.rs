@@ -31,7 +31,7 @@ use futures_util::{
 };
 use tokio::sync::mpsc;
 
-use super::{Provider, ProviderError, ProviderEvent};
+use super::{Process, Provider, ProviderError, ProviderEvent};
 use crate::control::{Addresses, BackendName, ContainerId, Family, Sighting, Terms};
 
 mod discover;
@@ -352,7 +352,7 @@ impl Provider for DockerProvider {
         Box::pin(self.engine.remove(id))
     }
 
-    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
+    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<Process>> {
         Box::pin(self.engine.process(id))
     }
 
@@ -444,14 +444,15 @@ impl Engine {
         self.ask("list containers of others".to_owned(), READ_LIMIT, answer).await
     }
 
-    /// Returns the id of a container's first process on this host.
-    async fn process(&self, id: &ContainerId) -> Option<u32> {
+    /// Returns a container's first process on this host.
+    async fn process(&self, id: &ContainerId) -> Option<Process> {
         // Process ids of an engine elsewhere mean nothing here.
         if !self.endpoint.starts_with("unix:") {
             return None;
         }
         let state = self.inspect(&id.0).await.ok()?.state?;
-        state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
+        let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)?;
+        Some(Process { pid, is_paused: state.paused == Some(true) })
     }
 
     async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, ProviderError> {

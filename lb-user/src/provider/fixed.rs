@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use futures_util::future::{self, BoxFuture};
 use tokio::sync::mpsc;
 
-use super::{Provider, ProviderError, ProviderEvent};
+use super::{Process, Provider, ProviderError, ProviderEvent};
 use crate::control::{BackendName, ContainerId, Sighting, Terms};
 
 /// The provider of a fixed list of backends.
@@ -52,7 +52,7 @@ impl Provider for FixedProvider {
         Box::pin(future::ready(Err(refusal)))
     }
 
-    fn process<'a>(&'a self, _id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
+    fn process<'a>(&'a self, _id: &'a ContainerId) -> BoxFuture<'a, Option<Process>> {
         Box::pin(future::ready(None))
     }
 

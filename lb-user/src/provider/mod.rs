@@ -31,8 +31,8 @@ pub trait Provider: Send + Sync {
     /// Removes a container at once, by force if it still runs. One that is gone already is a success.
     fn remove<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), ProviderError>>;
 
-    /// Returns the id of a backend's first process on this host; `None` if there is none that could be seen from here.
-    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>>;
+    /// Returns a backend's first process on this host; `None` if there is none that could be seen from here.
+    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<Process>>;
 
     /// Starts to watch and returns the events, the first of which is a [`ProviderEvent::Resynced`] (or a
     /// [`ProviderEvent::Lost`]). The watch ends when the receiver is dropped.
@@ -40,6 +40,15 @@ pub trait Provider: Send + Sync {
     /// # Panics
     /// Outside a tokio runtime.
     fn events(&self) -> mpsc::Receiver<ProviderEvent>;
+}
+
+/// The first process of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id on this host.
+    pub pid: u32,
+    /// Whether the provider has paused it, by itself or for others.
+    pub is_paused: bool,
 }
 
 /// What a provider tells about its containers.

@@ -111,7 +111,10 @@ impl Snapshot {
     /// Returns everything that is wrong, one sentence each: what the snapshot itself shows, then its `problems`.
     pub fn findings(&self) -> Vec<String> {
         let ready = |frontend: &&snapshot::Frontend| {
-            frontend.backends.iter().any(|backend| backend.slot && backend.state == BackendState::Ready)
+            frontend
+                .backends
+                .iter()
+                .any(|backend| backend.slot && matches!(backend.state, BackendState::Ready | BackendState::Idle))
         };
         // One without addresses is on its way out: it has connections, and gets no more.
         let is_leaving = |frontend: &&snapshot::Frontend| frontend.addresses.is_empty();

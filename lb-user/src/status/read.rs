@@ -178,6 +178,9 @@ impl Reading {
             }));
         }
         problems.extend(self.report.problems.iter().cloned());
+        if !is_alive(self.record.pid) {
+            problems.extend(self.left_frozen());
+        }
         let load = self.report.services.iter().find_map(|service| service.control.load);
         Ok(Snapshot {
             instance: instance.to_owned(),
@@ -198,6 +201,17 @@ impl Reading {
             },
             decisions,
             problems,
+        })
+    }
+
+    /// Says which containers stand still although there is no agent.
+    fn left_frozen(&self) -> impl Iterator<Item = String> {
+        let frozen = self.report.frozen.iter().filter(|(_, freezer)| freezer.is_frozen()).map(|(id, _)| id);
+        frozen.map(|id| {
+            let backends = self.report.services.iter().flat_map(|service| &service.control.backends);
+            let known = backends.into_iter().find(|backend| backend.id == *id);
+            let name = known.map_or_else(|| id.to_string(), |backend| backend.name.to_string());
+            format!("{name} is frozen, and there is no agent to thaw it: start lb-user run again, or `lb-user detach`")
         })
     }
 
@@ -319,6 +333,8 @@ impl Reading {
             state: match known.state {
                 control::BackendState::Starting => BackendState::Starting,
                 control::BackendState::Ready => BackendState::Ready,
+                control::BackendState::Idle => BackendState::Idle,
+                control::BackendState::Warm => BackendState::Warm,
                 control::BackendState::Unhealthy => BackendState::Unhealthy,
                 control::BackendState::Draining | control::BackendState::Stopping => BackendState::Draining,
                 control::BackendState::Dead => BackendState::Stopped,
@@ -379,6 +395,8 @@ pub fn service(told: &ServiceReport, frontends: Vec<String>, since_ms: u64) -> S
             starting: count(control::BackendState::Starting),
             draining: count(control::BackendState::Draining),
             unhealthy: count(control::BackendState::Unhealthy),
+            idle: count(control::BackendState::Idle),
+            warm: count(control::BackendState::Warm),
             target_cpu_percent: told.target_cpu_percent,
             metrics: told.metrics.clone(),
             standing: control.standing.clone(),
@@ -429,6 +447,8 @@ impl Scaling {
             starting: sum(|scaling| scaling.starting),
             draining: sum(|scaling| scaling.draining),
             unhealthy: sum(|scaling| scaling.unhealthy),
+            idle: sum(|scaling| scaling.idle),
+            warm: sum(|scaling| scaling.warm),
             target_cpu_percent: None,
             metrics: None,
             standing: None,
@@ -493,7 +513,7 @@ mod tests {
 
     fn scaling(max: Option<u32>, ready: u32) -> Scaling {
         let standing = Some("enough".to_owned());
-        let (starting, draining, unhealthy, target_cpu_percent) = (0, 1, 0, Some(70.0));
+        let (starting, draining, unhealthy, idle, warm, target_cpu_percent) = (0, 1, 0, 0, 2, Some(70.0));
         let metrics = Some("host-cpu (70%)".to_owned());
         Scaling {
             min: max,
@@ -503,6 +523,8 @@ mod tests {
             starting,
             draining,
             unhealthy,
+            idle,
+            warm,
             target_cpu_percent,
             metrics,
             standing,
@@ -525,6 +547,7 @@ mod tests {
     fn the_scaling_of_several_services_is_their_sum() {
         let sum = Scaling::of_all(&[&scaling(Some(4), 3), &scaling(Some(6), 2)]);
         assert_eq!((sum.min, sum.max, sum.desired, sum.ready, sum.draining), (Some(10), Some(10), 6, 5, 2));
+        assert_eq!((sum.idle, sum.warm), (0, 4));
         assert_eq!((sum.target_cpu_percent, sum.standing), (None, None));
         assert!(sum.paused_in && !sum.paused_out);
 

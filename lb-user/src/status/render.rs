@@ -155,7 +155,13 @@ pub(super) fn orders(scaling: &Scaling) -> Option<String> {
 
 /// Returns how many backends there are: `4 of 5 backends ready, 1 starting`.
 fn backends(scaling: &Scaling) -> String {
-    let others = [(scaling.starting, "starting"), (scaling.draining, "draining"), (scaling.unhealthy, "unhealthy")];
+    let others = [
+        (scaling.idle, "idle"),
+        (scaling.warm, "warm"),
+        (scaling.starting, "starting"),
+        (scaling.draining, "draining"),
+        (scaling.unhealthy, "unhealthy"),
+    ];
     let others: String =
         others.iter().filter(|(number, _)| *number > 0).map(|(number, state)| format!(", {number} {state}")).collect();
     format!("{} of {} backends ready{others}", scaling.ready, scaling.desired)
@@ -313,6 +319,8 @@ fn state(backend: &Backend) -> Cell {
         (BackendState::Starting, _) => ("starting", Color::Yellow),
         (BackendState::Ready, true) => ("ready", Color::Green),
         (BackendState::Ready, false) => ("ready, no slot", Color::Yellow),
+        (BackendState::Idle, _) => ("idle", Color::Cyan),
+        (BackendState::Warm, _) => ("warm", Color::Cyan),
         (BackendState::Draining, _) => ("draining", Color::Yellow),
         (BackendState::Unhealthy, _) => ("unhealthy", Color::Red),
         (BackendState::Stopped, _) => ("stopped", Color::DarkGrey),

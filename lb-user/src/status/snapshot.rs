@@ -153,6 +153,12 @@ pub struct Scaling {
     pub draining: u32,
     /// How many fail their health checks.
     pub unhealthy: u32,
+    /// How many sleep in rotation until somebody comes.
+    #[serde(default)]
+    pub idle: u32,
+    /// How many are kept frozen beside those that serve.
+    #[serde(default)]
+    pub warm: u32,
     /// The CPU load of the host at which `max` are wanted, above 0 to 100; null where that is not what is followed, and for
     /// several services together.
     pub target_cpu_percent: Option<f64>,
@@ -330,6 +336,10 @@ pub enum BackendState {
     Starting,
     /// In rotation.
     Ready,
+    /// In rotation, and frozen: thawed when somebody comes.
+    Idle,
+    /// Kept frozen, to be thawed and come into rotation when more are wanted.
+    Warm,
     /// Out of rotation, finishing its connections.
     Draining,
     /// Out of rotation, failing its health checks.

@@ -53,6 +53,8 @@ fn service(name: &str, ready: u32, frontends: &[&str]) -> Service {
             starting: 0,
             draining: 1,
             unhealthy: 0,
+            idle: 0,
+            warm: 0,
             target_cpu_percent: Some(100.0),
             metrics: Some("host-cpu (100%)".into()),
             standing: Some("a load of 37 % asks for 4, and 4 there are".into()),
@@ -91,6 +93,8 @@ fn healthy() -> Snapshot {
             starting: 0,
             draining: 1,
             unhealthy: 0,
+            idle: 0,
+            warm: 0,
             target_cpu_percent: Some(100.0),
             metrics: Some("host-cpu (100%)".into()),
             standing: Some("a load of 37 % asks for 4, and 4 there are".into()),
@@ -375,11 +379,13 @@ fn every_name_in_the_document_is_the_documented_one() {
         names(all(&[
             BackendState::Starting,
             BackendState::Ready,
+            BackendState::Idle,
+            BackendState::Warm,
             BackendState::Draining,
             BackendState::Unhealthy,
             BackendState::Stopped
         ])),
-        ["starting", "ready", "draining", "unhealthy", "stopped"]
+        ["starting", "ready", "idle", "warm", "draining", "unhealthy", "stopped"]
     );
     assert_eq!(
         names(all(&[Reach::Veth, Reach::Neighbour, Reach::Routed, Reach::Local])),

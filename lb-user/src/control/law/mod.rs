@@ -176,7 +176,7 @@ impl Law {
     }
 
     /// Returns the time between two ticks after which the windows start afresh.
-    fn gap(&self) -> Duration {
+    pub(super) fn gap(&self) -> Duration {
         self.interval.saturating_mul(GAP_INTERVALS).max(LEAST_GAP)
     }
 

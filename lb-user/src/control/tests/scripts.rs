@@ -4,6 +4,7 @@ use super::*;
 
 mod demand;
 mod discovery;
+mod frost;
 mod orders;
 mod rollout;
 
@@ -152,7 +153,14 @@ fn answered(began: u64, answers: &[(u32, [u64; 3])]) -> Event {
 fn publish(generation: u64, ready: &[u32], draining: &[u32]) -> Command {
     let ids = |ordinals: &[u32]| ordinals.iter().map(|&ordinal| id(&name(ordinal))).collect();
     let (deaf, warming) = (BTreeSet::new(), BTreeMap::new());
-    Command::Publish(Publication { generation, ready: ids(ready), deaf, warming, draining: ids(draining) })
+    Command::Publish(Publication {
+        generation,
+        ready: ids(ready),
+        deaf,
+        warming,
+        asleep: BTreeSet::new(),
+        draining: ids(draining),
+    })
 }
 
 fn start(ordinal: u32) -> Command {

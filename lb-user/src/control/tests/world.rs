@@ -91,6 +91,17 @@ struct World {
     image_is_bad: bool,
     /// The fewest that may be in the slots, where nothing but a rollout takes any out of them.
     least_ready: usize,
+    /// Whose processes stand still.
+    frozen: BTreeSet<ContainerId>,
+    /// The flows that the controller was last told of.
+    told_flows: BTreeMap<ContainerId, u64>,
+    /// Since when the datapath tells who comes.
+    asleep_since: BTreeMap<ContainerId, Timestamp>,
+    /// Of those, to whom nobody had come by a sweep that could have found out.
+    was_told_asleep: BTreeSet<ContainerId>,
+    /// The reserve, and the one in peace.
+    warm: u32,
+    wanted_warm: u32,
     finished: bool,
     /// The last events and commands, shown when something does not hold.
     trace: VecDeque<String>,
@@ -109,7 +120,7 @@ impl Drop for World {
 
 impl World {
     fn new(seed: u64, settings: Settings, max: u32) -> Self {
-        let scaling = settings.scaling;
+        let (scaling, warm) = (settings.scaling, settings.warm);
         let mut world = World {
             scaling,
             controller: Controller::new(settings),
@@ -128,6 +139,7 @@ impl World {
                 ready: Vec::new(),
                 deaf: BTreeSet::new(),
                 warming: BTreeMap::new(),
+                asleep: BTreeSet::new(),
                 draining: Vec::new(),
             },
             out_since: BTreeMap::new(),
@@ -139,6 +151,12 @@ impl World {
             load_percent: 0.0,
             image_is_bad: false,
             least_ready: 0,
+            frozen: BTreeSet::new(),
+            told_flows: BTreeMap::new(),
+            asleep_since: BTreeMap::new(),
+            was_told_asleep: BTreeSet::new(),
+            warm,
+            wanted_warm: warm,
             finished: false,
             trace: VecDeque::new(),
         };
@@ -181,7 +199,7 @@ impl World {
             self.mischief();
         }
         if self.fault_one_in > 0 && self.chance.one_in(20) {
-            self.load_percent = self.chance.below(101) as f64;
+            self.load_percent = if self.chance.one_in(3) { 0.0 } else { self.chance.below(101) as f64 };
         }
         match self.is_faulty() && self.chance.one_in(3) {
             true => self.tell(Event::LoadUnavailable { reason: "no numbers".into() }),
@@ -193,7 +211,11 @@ impl World {
         // Where new ones come, any number; elsewhere fewer and fewer, and some that never end.
         let mut flows = BTreeMap::new();
         for id in self.published.ready.clone() {
-            flows.insert(id, self.chance.below(50));
+            let count = if self.load_percent == 0.0 { 0 } else { self.chance.below(50) };
+            if count > 0 && self.published.asleep.contains(&id) && !self.is_faulty() {
+                self.tell(Event::Woken { id: id.clone() });
+            }
+            flows.insert(id, count);
         }
         for id in self.published.draining.clone() {
             let left = self.flows.get(&id).copied().unwrap_or(0);
@@ -280,6 +302,10 @@ impl World {
                 self.tell(Event::Ordered(Order::Rollout { parallel }));
             }
             (17, _) => self.tell(Event::Ordered(Order::AbortRollout)),
+            (18, _) => {
+                self.warm = self.chance.below(4) as u32;
+                self.reconfigure(Scaling::Auto(law(0, most)));
+            }
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));
@@ -316,12 +342,14 @@ impl World {
             assert!((min..=max).contains(&desired), "{desired} is beside {min} to {max}");
         } else if before.orders.manual.is_none() && !is_order {
             assert!(orders.paused_in.is_none() || desired >= before.desired, "scale-in is paused");
-            assert!(orders.paused_out.is_none() || desired <= before.desired, "scale-out is paused");
+            // Whoever comes to one that sleeps is answered nevertheless.
+            let is_allowed = desired <= before.desired.max(1);
+            assert!(orders.paused_out.is_none() || is_allowed, "scale-out is paused");
         }
     }
 
     fn reconfigure(&mut self, scaling: Scaling) {
-        self.tell(Event::Reconfigured(Box::new(reconfigured(scaling))));
+        self.tell(Event::Reconfigured(Box::new(Reconfiguration { warm: self.warm, ..reconfigured(scaling) })));
     }
 
     /// What is there is of a former image from now on.
@@ -359,6 +387,7 @@ impl World {
     fn end(&mut self, id: &ContainerId) {
         if let Some(real) = self.containers.get_mut(id) {
             real.sighting.running = false;
+            self.frozen.remove(id);
         }
     }
 
@@ -371,6 +400,8 @@ impl World {
                 self.proven.extend(passed.map(|(family, _)| (id.clone(), *family)));
             }
             Event::BackendGone { id, cause } if *cause != GoneCause::Paused => self.note_gone(id),
+            // The engine's from now on, to thaw as well.
+            Event::BackendGone { id, cause: GoneCause::Paused } => _ = self.frozen.remove(id),
             Event::BackendSeen(sighting) => self.note_seen(sighting),
             Event::Resynced(sightings) => {
                 sightings.iter().for_each(|sighting| self.note_seen(sighting));
@@ -379,6 +410,17 @@ impl World {
                 self.pending.remove(ordinal);
             }
             Event::Swept { began, flows, answers: _ } => {
+                self.told_flows.clone_from(flows);
+                let Publication { ready, draining, .. } = &self.published;
+                self.told_flows.retain(|id, _| ready.contains(id) || draining.contains(id));
+                for id in &self.published.asleep {
+                    let since = self.asleep_since.get(id).copied().unwrap_or(Timestamp::ZERO);
+                    if flows.get(id).copied().unwrap_or(0) == 0 && *began >= since + Duration::from_secs(1) {
+                        self.was_told_asleep.insert(id.clone());
+                    } else {
+                        self.was_told_asleep.remove(id);
+                    }
+                }
                 for (id, out) in &self.out_since {
                     let clear = flows.get(id).copied().unwrap_or(0) == 0 && *began >= *out + Duration::from_secs(1);
                     if clear {
@@ -437,8 +479,41 @@ impl World {
             Command::Start { ordinal } => self.start(ordinal),
             Command::Stop { id } => self.stop(id),
             Command::Remove { id } => self.remove(id),
+            Command::Freeze { id } => self.freeze(id),
+            Command::Thaw { id } => self.thaw(id),
             Command::Finish => self.finished = true,
         }
+    }
+
+    /// Freezes a container, or not, or only seems to; what has flows is never asked to.
+    fn freeze(&mut self, id: ContainerId) {
+        assert_eq!(self.told_flows.get(&id).copied().unwrap_or(0), 0, "{id} is frozen with flows");
+        if self.published.ready.contains(&id) {
+            assert!(self.published.asleep.contains(&id), "{id} is frozen, and nobody would be told who comes");
+            assert!(self.was_told_asleep.contains(&id), "{id} is frozen before a sweep that could have found a flow");
+        }
+        if !self.is_faulty() || self.chance.one_in(2) {
+            self.frozen.insert(id.clone());
+        }
+        let is_lost = self.is_faulty() && self.chance.one_in(3);
+        if is_lost {
+            return;
+        }
+        let after = self.chance.below(20);
+        let event = match self.is_faulty() || !self.frozen.contains(&id) {
+            true => Event::FreezeFailed { id, error: "a disk is slow".into() },
+            false => Event::Frozen { id },
+        };
+        self.plan(after, event);
+    }
+
+    fn thaw(&mut self, id: ContainerId) {
+        if self.is_faulty() {
+            self.tell(Event::ThawFailed { id, error: "no such file".into() });
+            return;
+        }
+        self.frozen.remove(&id);
+        self.tell(Event::Thawed { id });
     }
 
     fn publish(&mut self, publication: Publication) {
@@ -468,12 +543,21 @@ impl World {
         for id in self.published.ready.iter().filter(|id| publication.draining.contains(id)) {
             self.out_since.entry(id.clone()).or_insert(now);
         }
+        self.was_told_asleep.retain(|id| publication.asleep.contains(id));
+        for id in &publication.asleep {
+            if !self.published.asleep.contains(id) {
+                self.asleep_since.insert(id.clone(), now);
+            }
+        }
+        // Of whoever is in neither list, the flows have ended.
+        self.told_flows.retain(|id, _| publication.ready.contains(id) || publication.draining.contains(id));
         self.published = publication;
         self.tell(Event::Published { generation });
     }
 
     fn probe(&mut self, id: ContainerId) {
-        let passes = self.containers.get(&id).is_some_and(|real| real.healthy && real.sighting.running);
+        let passes = self.containers.get(&id).is_some_and(|real| real.healthy && real.sighting.running)
+            && !self.frozen.contains(&id);
         let outcome = if self.is_faulty() { Err("no way".to_owned()) } else { Ok(self.ask(&id, passes)) };
         if !(self.is_faulty() && self.chance.one_in(4)) {
             let after = self.chance.below(30);
@@ -558,16 +642,22 @@ impl World {
         self.notice(after, Event::BackendGone { id, cause: GoneCause::Removed });
     }
 
+    /// Returns whose processes stand still.
+    fn frozen(&self) -> BTreeSet<ContainerId> {
+        self.frozen.iter().filter(|id| self.containers.contains_key(*id)).cloned().collect()
+    }
+
     /// Ends all faults.
-    fn calm(&mut self) {
+    fn calm(&mut self, load_percent: f64) {
         self.fault_one_in = 0;
         self.tell(Event::Ordered(Order::Auto));
         self.tell(Event::Ordered(Order::Resume(Directions::Both)));
-        let new = Reconfiguration { on_change: OnChange::Rollout, ..reconfigured(self.scaling) };
+        self.warm = self.wanted_warm;
+        let new = Reconfiguration { on_change: OnChange::Rollout, warm: self.warm, ..reconfigured(self.scaling) };
         self.tell(Event::Reconfigured(Box::new(new)));
         self.bring_engine_back(1);
         self.containers.values_mut().for_each(|real| real.healthy = true);
-        self.load_percent = 35.0;
+        self.load_percent = load_percent;
     }
 }
 
@@ -584,12 +674,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn when_the_trouble_ends_everything_wanted_is_there(seed: u64, min in 1..4_u32, more in 0..8_u32) {
-        let max = min + more;
+    fn when_the_trouble_ends_everything_wanted_is_there(seed: u64, min in 0..4_u32, more in 1..8_u32, warm in 0..3_u32) {
+        let (max, warm) = (min + more, warm.min(min + more));
         let slow_start = Duration::from_secs(seed % 3 * 20);
-        let mut world = World::new(seed, Settings { slow_start, ..Settings::new(any_law(seed, min, max)) }, max);
+        let mut world = World::new(seed, Settings { slow_start, warm, ..Settings::new(any_law(seed, min, max)) }, max);
         world.run(Timestamp::ZERO + TROUBLE);
-        world.calm();
+        world.calm(35.0);
         world.run(Timestamp::ZERO + TROUBLE + Duration::from_secs(60));
         // What was on its way when the trouble ended may have failed it.
         world.tell(Event::Ordered(Order::Rollout { parallel: 2 }));
@@ -600,10 +690,14 @@ proptest! {
         let report = world.controller.snapshot(world.now);
         let ready: Vec<&ContainerId> =
             report.backends.iter().filter(|backend| backend.state == BackendState::Ready).map(|backend| &backend.id).collect();
-        prop_assert_eq!(report.backends.len(), ready.len(), "nothing is left half-way: {:?}", report.backends);
+        let kept: BTreeSet<ContainerId> =
+            report.backends.iter().filter(|backend| backend.state == BackendState::Warm).map(|backend| backend.id.clone()).collect();
+        prop_assert_eq!(report.backends.len(), ready.len() + kept.len(), "nothing is left half-way: {:?}", report.backends);
+        prop_assert_eq!((kept.len() as u32, world.frozen()), (warm, kept.clone()), "the reserve, and nobody else, is frozen");
         prop_assert_eq!(ready.len() as u32, report.desired);
         prop_assert!(report.desired >= min && report.desired <= max);
-        prop_assert_eq!(world.containers.keys().collect::<Vec<_>>(), world.published.ready.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+        let there: BTreeSet<&ContainerId> = world.published.ready.iter().chain(&kept).collect();
+        prop_assert_eq!(world.containers.keys().collect::<BTreeSet<_>>(), there);
         prop_assert_eq!(&world.published.deaf, &BTreeSet::new(), "each family is served again");
         prop_assert_eq!(report.problems, Vec::<String>::new());
         prop_assert!(world.containers.values().all(|real| !real.sighting.outdated), "what was outdated is replaced");
@@ -611,12 +705,36 @@ proptest! {
     }
 
     #[test]
+    fn when_nobody_comes_any_more_the_last_one_sleeps(seed: u64, max in 1..6_u32, warm in 0..3_u32) {
+        let warm = warm.min(max);
+        let mut world = World::new(seed, Settings { warm, ..Settings::new(any_law(seed, 0, max)) }, max);
+        world.run(Timestamp::ZERO + TROUBLE);
+        world.calm(0.0);
+        world.run(Timestamp::ZERO + TROUBLE + PEACE);
+
+        let report = world.controller.snapshot(world.now);
+        let of = |state| report.backends.iter().filter(|backend| backend.state == state).count();
+        let counts = (report.desired, of(BackendState::Idle), of(BackendState::Warm), report.backends.len());
+        prop_assert_eq!(counts, (0, 1, warm as usize, 1 + warm as usize), "{:?}", report.backends);
+        prop_assert_eq!(world.containers.keys().cloned().collect::<BTreeSet<_>>(), world.frozen());
+        prop_assert_eq!(world.published.ready.len(), 1, "it is in its slots");
+        prop_assert_eq!(&world.published.asleep, &world.published.ready.iter().cloned().collect::<BTreeSet<_>>());
+
+        let id = world.published.ready[0].clone();
+        world.load_percent = 5.0;
+        world.tell(Event::Woken { id: id.clone() });
+        prop_assert!(!world.frozen.contains(&id) && world.published.asleep.is_empty(), "whoever comes is served at once");
+        prop_assert_eq!(world.controller.snapshot(world.now).desired, 1);
+    }
+
+    #[test]
     fn whatever_happens_the_end_leaves_nothing(seed: u64, max in 1..8_u32, seconds in 1..120_u64) {
-        let mut world = World::new(seed, Settings::new(any_law(seed, 1, max)), max);
+        let warm = (seed % 3) as u32;
+        let mut world = World::new(seed, Settings { warm, ..Settings::new(any_law(seed, 0, max)) }, max);
         world.run(Timestamp::ZERO + Duration::from_secs(seconds));
         world.tell(Event::StopRequested);
         world.run(world.now + Duration::from_secs(60));
-        world.calm();
+        world.calm(35.0);
         world.run(world.now + PEACE);
 
         prop_assert!(world.finished, "{:?}", world.controller.snapshot(world.now).backends);

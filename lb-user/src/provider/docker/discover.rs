@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     control::{Addresses, ContainerId, Family, Sighting, Terms},
-    provider::{Provider, ProviderError, ProviderEvent},
+    provider::{Process, Provider, ProviderError, ProviderEvent},
 };
 
 /// What a service that takes containers of others expects of them.
@@ -154,7 +154,7 @@ impl Provider for DiscoveryProvider {
         Box::pin(future::ready(Err(Self::refusal(format!("remove container {id}")))))
     }
 
-    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<u32>> {
+    fn process<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Option<Process>> {
         Box::pin(self.engine.process(id))
     }
 

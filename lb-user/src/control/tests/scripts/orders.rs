@@ -205,7 +205,12 @@ fn who_fails_its_checks_is_replaced_though_scale_in_is_paused() {
                     script.effect(outcome);
                 }
                 Command::Publish(publication) => _ = script.confirm(publication.generation),
-                Command::Start { .. } | Command::Stop { .. } | Command::Remove { .. } | Command::Finish => {}
+                Command::Start { .. }
+                | Command::Stop { .. }
+                | Command::Remove { .. }
+                | Command::Freeze { .. }
+                | Command::Thaw { .. }
+                | Command::Finish => {}
             }
         }
     }

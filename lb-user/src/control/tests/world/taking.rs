@@ -101,7 +101,11 @@ impl Taking {
                         events.push_back(Event::BackendProbed { id, outcome });
                     }
                     Command::Finish => {}
-                    other @ (Command::Start { .. } | Command::Stop { .. } | Command::Remove { .. }) => {
+                    other @ (Command::Start { .. }
+                    | Command::Stop { .. }
+                    | Command::Remove { .. }
+                    | Command::Freeze { .. }
+                    | Command::Thaw { .. }) => {
                         panic!("{other:?} of containers that others run")
                     }
                 }

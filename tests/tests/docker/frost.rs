@@ -1,0 +1,288 @@
+//! Containers that are frozen: the last one while nobody comes, and the reserve.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use lb_tests::{
+    agent::{self, Agent, assert_no_failure, detach},
+    lab::{self, run, wait_until},
+    site::{Site, docker},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::ask;
+
+/// So many milliseconds are hardly ever exceeded by a wake on a busy machine with two processors; an agent that is waited for,
+/// or a SYN that is repeated, takes a second.
+const SOON: Duration = Duration::from_millis(300);
+
+/// Returns whether a container's control group is frozen, by the kernel's word.
+fn is_frozen(container: &str) -> bool {
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", container]);
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", pid.trim())).unwrap_or_default();
+    let group = |name: &str| {
+        groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (_, of, path) = (fields.next()?, fields.next()?, fields.next()?);
+            (of == name).then(|| path.to_owned())
+        })
+    };
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+    match group("freezer") {
+        Some(path) => read(format!("/sys/fs/cgroup/freezer{path}/freezer.state")).trim() == "FROZEN",
+        None => read(format!("/sys/fs/cgroup{}/cgroup.events", group("").unwrap_or_default())).contains("frozen 1"),
+    }
+}
+
+fn only(site: &Site) -> String {
+    let containers = site.containers();
+    assert_eq!(containers.len(), 1, "{containers:?}");
+    containers.into_iter().next().expect("one")
+}
+
+fn wait_asleep(agent: &Agent, site: &Site) -> String {
+    agent.wait_for("nobody comes, so the only one sleeps", Duration::from_secs(40), |status| {
+        // And not what a former agent has left.
+        status["agent"]["pid"] == agent.pid() && status["scaling"]["idle"] == 1 && status["scaling"]["desired"] == 0
+    });
+    let status = agent.status();
+    assert_eq!((&status["health"], status["scaling"]["ready"].as_u64()), (&"healthy".into(), Some(0)), "{status:#}");
+    let backend = &status["frontends"][0]["backends"][0];
+    assert_eq!((&backend["state"], &backend["slot"]), (&"idle".into(), &true.into()), "{status:#}");
+    let container = only(site);
+    wait_until("the kernel says so, too", Duration::from_secs(2), || is_frozen(&container));
+    container
+}
+
+/// Asks as the client on a new connection; returns how long that took.
+fn first_request(site: &Site) -> Duration {
+    let address = site.address();
+    lab::inside(&site.client(), || {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(&address).expect("its kernel answers");
+        ask(&mut stream).expect("it is answered");
+        began.elapsed()
+    })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+pub fn who_is_asked_for_nothing_sleeps_and_wakes() {
+    let cycles = std::env::var("LB_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(4);
+    let site = Site::new(11);
+    let mut agent = site.start(&["--min", "0", "--max", "2"]);
+    agent.wait_ready(1);
+    let container = wait_asleep(&agent, &site);
+    let mut times = Vec::new();
+    for cycle in 0..cycles {
+        match cycle % 10 {
+            // Many at once, and new ones all the while.
+            1 => {
+                let report = site.wrk(2, true).wait_with_output().expect("wrk ends");
+                assert!(assert_no_failure(&String::from_utf8_lossy(&report.stdout)) > 100);
+            }
+            // A process on this host.
+            3 => {
+                let url = format!("http://127.0.0.1:{}/", site.port());
+                let began = Instant::now();
+                let answer = run(std::process::Command::new("curl").args(["-s", "-m", "3", &url]));
+                assert!(answer.contains("Hello") && began.elapsed() < SOON, "{:?}: {answer}", began.elapsed());
+            }
+            _ => {
+                let took = first_request(&site);
+                assert!(took < SOON, "{took:?}\n{}", agent.log());
+                times.push(took);
+            }
+        }
+        agent
+            .wait_for("it is awake", Duration::from_secs(5), |status| status["scaling"]["desired"].as_u64() >= Some(1));
+        assert!(!is_frozen(&container));
+        assert_eq!(wait_asleep(&agent, &site), container, "the same, thawed and frozen again");
+    }
+    eprintln!("first requests of a frozen service: median {:?} of {}, {times:?}", median(times.clone()), times.len());
+    let events = agent.status()["verdicts"]["events"].clone();
+    assert!(events["woken"].as_u64() >= Some(cycles) && events["wake_lost"] == 0, "{events}");
+
+    let began = Instant::now();
+    agent.stop(Signal::SIGTERM);
+    assert!(began.elapsed() < Duration::from_secs(8), "thawed first, or it could not end before it is killed");
+    site.assert_gone();
+}
+
+pub fn the_reserve_serves_before_anything_is_started() {
+    let cycles: u64 = std::env::var("LB_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(2);
+    let site = Site::new(12);
+    let mut agent = site.start(&["--min", "1", "--max", "2", "--warm", "1"]);
+    let settled = |ready: u64| {
+        agent.wait_for("there is one in reserve", Duration::from_secs(60), |status| {
+            let count = |state: &str| status["scaling"][state].as_u64();
+            (count("ready"), count("warm"), count("starting"), count("draining"))
+                == (Some(ready), Some(1), Some(0), Some(0))
+        });
+    };
+    // By hand, as a host that others use up is given no more by demand, whatever there is in reserve.
+    let scale = |count: &str| {
+        let output = agent::lb_user(&["scale", count, "--instance", site.instance()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    settled(1);
+    let mut times = Vec::new();
+    for cycle in 0..cycles {
+        let before = site.containers();
+        let frozen = || before.iter().filter(|container| is_frozen(container)).count();
+        wait_until("the reserve is frozen", Duration::from_secs(5), || frozen() == 1);
+        let (address, first) = (site.address(), site.host());
+        let began = Instant::now();
+        scale("2");
+        let took = lab::inside(&site.client(), || {
+            loop {
+                let mut stream = TcpStream::connect(&address).expect("it listens");
+                if !answer(&mut stream).contains(&first) {
+                    return began.elapsed();
+                }
+                assert!(began.elapsed() < Duration::from_secs(20), "nobody comes to help\n{}", agent.log());
+            }
+        });
+        assert!(took < SOON, "cycle {cycle}: {took:?}\n{}", agent.log());
+        times.push(took);
+        settled(2);
+        assert_eq!(site.containers().intersection(&before).count(), 2, "cycle {cycle}: it was there already");
+        // One that drains is kept instead of another; of the two, one is one too many.
+        scale("1");
+        settled(1);
+        wait_until("two are left", Duration::from_secs(20), || site.containers().len() == 2);
+    }
+    let told = format!("{times:?}");
+    eprintln!("from the order of another to its first answer: median {:?}, {told}", median(times));
+
+    // The reserve follows SIGTERM like the others.
+    let began = Instant::now();
+    agent.stop(Signal::SIGTERM);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    site.assert_gone();
+}
+
+/// Asks on a connection, and returns the answer.
+fn answer(stream: &mut TcpStream) -> String {
+    use std::io::{Read as _, Write as _};
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").expect("it is open");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.contains("Hello"), "{answer}");
+    answer
+}
+
+pub fn a_killed_agent_leaves_nobody_asleep() {
+    let site = Site::new(13);
+    let mut times = Vec::new();
+    let mut container = String::new();
+    for _ in 0..3 {
+        let agent = site.start(&["--min", "0", "--max", "2", "--warm", "1"]);
+        agent.wait_for("one sleeps, and one is in reserve", Duration::from_secs(60), |status| {
+            let (idle, warm) = (&status["scaling"]["idle"], &status["scaling"]["warm"]);
+            status["agent"]["pid"] == agent.pid() && *idle == 1 && *warm == 1
+        });
+        let both = site.containers();
+        assert_eq!(both.len(), 2, "adopted, not replaced");
+        wait_until("both are frozen", Duration::from_secs(5), || both.iter().all(|one| is_frozen(one)));
+        assert!(container.is_empty() || both.contains(&container));
+        agent.crash();
+        times.push(first_request(&site));
+        let awake: Vec<&String> = both.iter().filter(|one| !is_frozen(one)).collect();
+        assert_eq!(awake.len(), 1, "who has a slot; the reserve gets no connections");
+        container.clone_from(awake[0]);
+    }
+    eprintln!("from the kill of the agent to an answer: {times:?}");
+    assert!(times.iter().all(|took| *took < SOON), "{times:?}");
+
+    let status = agent::status(site.instance());
+    assert!(status["problems"].to_string().contains("is frozen"), "the reserve is told of: {status:#}");
+    // Asked to end and to keep everything, the agent leaves nobody asleep either.
+    let mut agent = site.start(&["--min", "0", "--max", "2", "--keep"]);
+    wait_asleep(&agent, &site);
+    agent.stop(Signal::SIGTERM);
+    assert!(!is_frozen(&only(&site)));
+    assert!(first_request(&site) < SOON);
+    detach(site.instance(), true);
+    site.assert_gone();
+}
+
+pub fn what_is_left_frozen_is_told_and_thawed() {
+    let site = Site::new(14);
+    let kill_both = |agent: Agent| {
+        let pid = agent.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("the agent has a child");
+        let watchdog: i32 = children.trim().parse().expect("one child");
+        kill(Pid::from_raw(watchdog), Signal::SIGKILL).expect("it runs");
+        agent.crash();
+    };
+    let agent = site.start(&["--min", "0", "--max", "2"]);
+    let container = wait_asleep(&agent, &site);
+    kill_both(agent);
+    assert!(is_frozen(&container), "nobody is left to thaw it");
+    let told = agent::status(site.instance())["problems"].to_string();
+    assert!(told.contains("is frozen, and there is no agent to thaw it"), "{told}");
+
+    // The next agent does, and goes on.
+    let agent = site.start(&["--min", "0", "--max", "2"]);
+    agent.wait_ready(1);
+    wait_until("it is thawed", Duration::from_secs(2), || !is_frozen(&container));
+    assert!(first_request(&site) < SOON);
+    assert_eq!(wait_asleep(&agent, &site), container);
+
+    // A watchdog that is killed alone is replaced.
+    let children = || {
+        let pid = agent.pid();
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default().trim().parse::<i32>().ok()
+    };
+    let former = children().expect("one child");
+    kill(Pid::from_raw(former), Signal::SIGKILL).expect("it runs");
+    wait_until("there is another", Duration::from_secs(10), || children().is_some_and(|pid| pid != former));
+    kill_both(agent);
+    assert!(is_frozen(&container));
+
+    detach(site.instance(), false);
+    assert!(!is_frozen(&container), "detach leaves nobody frozen");
+    detach(site.instance(), true);
+    site.assert_gone();
+}
+
+pub fn who_is_frozen_can_be_taken_away() {
+    let site = Site::new(15);
+    let agent = site.start(&["--min", "0", "--max", "2", "--warm", "1"]);
+    let both = |without: &BTreeSet<String>| {
+        agent.wait_for("one sleeps, and one is in reserve", Duration::from_secs(60), |status| {
+            status["scaling"]["idle"] == 1 && status["scaling"]["warm"] == 1
+        });
+        // What is left of the former ones is removed a moment later.
+        wait_until("two others are there", Duration::from_secs(20), || {
+            let containers = site.containers();
+            containers.len() == 2 && containers.is_disjoint(without)
+        });
+        let containers = site.containers();
+        wait_until("both are frozen", Duration::from_secs(5), || containers.iter().all(|one| is_frozen(one)));
+        containers
+    };
+    let first = both(&BTreeSet::new());
+    docker(&[&["rm", "-f"], &first.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    let second = both(&first);
+    docker(&[&["stop", "-t", "1"], &second.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    let third = both(&second);
+
+    // The engine refuses to pause what is frozen, and nothing comes of it.
+    for container in &third {
+        let refused = std::process::Command::new("docker").args(["pause", container]).output().expect("docker starts");
+        assert!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
+    }
+    assert!(first_request(&site) < SOON, "{}", agent.log());
+}
