@@ -171,6 +171,7 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
         datapath,
         answers,
     };
+    agent.tell_host();
     for (name, provider) in providers {
         let service = agent.config.services.iter().find(|service| service.name == name);
         let service = service.expect("each provider is a service's").clone();

@@ -12,8 +12,8 @@ use anyhow::Result;
 
 use super::{Agent, Answer};
 use crate::{
-    config::{Family, Hook, RunConfig, Service, ServiceName, Snat},
-    control::Event,
+    config::{Family, Hook, RunConfig, Service, ServiceName, Snat, Source},
+    control::{Addresses, Event},
     datapath::{
         Datapath, DatapathError,
         doors::{Device, DoorAttach, DoorKind},
@@ -41,6 +41,8 @@ pub struct Network {
     /// Those of them that cannot do what the hook asks for.
     unfit: BTreeSet<u32>,
     existing: BTreeMap<u32, String>,
+    /// By which addresses a container is reached that shares this host's network; nothing where no service would take it.
+    host: Option<Addresses>,
     problems: Vec<String>,
 }
 
@@ -75,7 +77,7 @@ impl Network {
                 refusals.push(foreign_snat(service, address));
             }
         }
-        let network = Self::look(config, links).await?;
+        let network = Self::look(config, links, None).await?;
         if network.uplinks.is_empty() && config.uplinks.is_empty() {
             refusals.push(
                 "no interface carries a default route or has an address by which clients could come: name one with --uplink"
@@ -86,7 +88,8 @@ impl Network {
     }
 
     /// Looks at the interfaces; an uplink that is not there is a problem, and keeps no other from being served.
-    async fn look(config: &RunConfig, links: &Links) -> Result<Self, LinkError> {
+    /// The `former` addresses for those who share its network stay, as long as they are there.
+    async fn look(config: &RunConfig, links: &Links, former: Option<Addresses>) -> Result<Self, LinkError> {
         let existing = links.all().await?;
         let mut problems = Vec::new();
         let mut dispensable = BTreeSet::new();
@@ -128,7 +131,16 @@ impl Network {
             addresses.insert(link.index, links.addresses(link.index).await?);
         }
         let existing = existing.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Self { uplinks, vlans, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, problems })
+        let takes_others = |service: &Service| matches!(service.source, Source::Discovered(_));
+        let host = if config.services.iter().any(takes_others) {
+            let devices: Vec<u32> = uplinks.iter().chain(&vlans).map(|link| link.index).collect();
+            let former = former.map_or((None, None), |former| former.pair());
+            let (v4, v6) = links.host_network_addresses(&devices, former).await?;
+            Addresses::of(v4, v6)
+        } else {
+            None
+        };
+        Ok(Self { uplinks, vlans, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, host, problems })
     }
 
     /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
@@ -471,8 +483,9 @@ impl Agent {
             return;
         }
         let (config, links, answers) = (self.config.clone(), self.links.clone(), self.answers.clone());
+        let former = self.network.host;
         tokio::spawn(async move {
-            let outcome = match tokio::time::timeout(LOOK_LIMIT, Network::look(&config, &links)).await {
+            let outcome = match tokio::time::timeout(LOOK_LIMIT, Network::look(&config, &links, former)).await {
                 Ok(outcome) => outcome.map_err(Into::into),
                 Err(_) => Err(anyhow::anyhow!("look at the interfaces: no answer within {} s", LOOK_LIMIT.as_secs())),
             };
@@ -502,8 +515,16 @@ impl Agent {
         let found = std::mem::take(&mut network.problems);
         network.problems = std::mem::take(&mut self.network.problems);
         self.network = network;
+        self.tell_host();
         let events = self.follow(found);
         lost.into_iter().flat_map(|id| self.to_all(&Event::WayChanged { id })).chain(events).collect()
+    }
+
+    /// Tells the engine's containers where those are that share this host's network.
+    pub(super) fn tell_host(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.set_host_addresses(self.network.host);
+        }
     }
 
     /// Follows frontends that have changed.

@@ -92,6 +92,7 @@ impl Agent {
         };
         let keep_changes = config.keep != self.config.keep;
         (self.config, self.fleet) = (config, fleet);
+        self.tell_host();
         let now = self.now();
         let mut events: Vec<(ServiceName, Event)> = Vec::new();
         for name in &changes.removed {

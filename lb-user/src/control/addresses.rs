@@ -97,6 +97,11 @@ impl Addresses {
         (v4.is_some() || v6.is_some()).then_some(Self { v4, v6 })
     }
 
+    /// Returns that of each family.
+    pub const fn pair(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        (self.v4, self.v6)
+    }
+
     /// Returns that of a family.
     pub fn of_family(&self, family: Family) -> Option<IpAddr> {
         match family {

@@ -123,8 +123,21 @@ pub fn containers_of_others_are_found_by_their_labels() {
     docker(&["unpause", &second]);
     agent.wait_ready(2);
 
+    // One that shares this host's network is reached by an address of the uplink.
+    let at = format!("{}:{}", site.host_address(), site.port() + 1000);
+    let listen = format!("LB_API_LISTEN={at}");
+    let label = format!("lb.port={}", site.port() + 1000);
+    let third = others.start_with("host", &label, &["--network", "host", "--env", &listen]);
+    agent.wait_ready(3);
+    let hosts: BTreeSet<String> = (0..3).map(|_| site.host()).collect();
+    assert_eq!(hosts.len(), 3, "{hosts:?}");
+    let status = agent.status();
+    let backends = status["frontends"][0]["backends"].as_array().expect("a list");
+    let local = backends.iter().find(|backend| backend["address"] == at.as_str()).expect("it is shown");
+    assert_eq!(local["reach"], "local");
+
     agent.stop(Signal::SIGTERM);
-    assert_eq!(others.running(), [first, second].into(), "none is stopped by us");
+    assert_eq!(others.running(), [first, second, third].into(), "none is stopped by us");
     site.assert_gone();
 }
 
@@ -168,25 +181,21 @@ pub fn containers_of_others_that_cannot_be_served_are_told() {
     others.start("typo", "lb.port=5000 lb.wieght=3");
     others.start("elsewhere", "lb.port=5000 lb.service=nobody");
     others.start("further", "lb.port=5000");
-    let host = others.start_with(
-        "host",
-        "lb.port=5000",
-        &["--network", "host", "--env", &format!("LB_API_LISTEN=198.18.112.1:{}", site.port() + 1000)],
-    );
+    let none = others.start_with("none", "lb.port=5000", &["--network", "none"]);
     let lines = [
         "port is left out: lb.port is \\\"http\\\"",
         "typo is left out: there is no label lb.wieght",
         "elsewhere is left out: lb.service is \\\"nobody\\\", and no service of that name",
         "further is left out: there are 1 already",
-        "host is left out: it shares this host's network",
+        "none is left out: it has no address on network none",
     ];
     told("each is told", &lines);
     let page = lb_user(&["status", "--instance", site.instance()]);
     assert!(String::from_utf8_lossy(&page.stdout).contains("is left out"), "{page:?}");
 
-    docker(&["rm", "-f", &host]);
+    docker(&["rm", "-f", &none]);
     agent.wait_for("one that has gone is told no longer", Duration::from_secs(10), |status| {
-        !status["problems"].to_string().contains("shares this host's network")
+        !status["problems"].to_string().contains("none is left out")
     });
     let answer = run(command_in(&site.client(), "curl").args(["-sf", "-m", "3", &site.url()]));
     assert!(answer.contains("right"), "{answer}");

@@ -59,7 +59,7 @@ impl DiscoveryProvider {
         let exposed = summary.ports.unwrap_or_default().iter().map(|port| port.private_port).collect();
         let paused = summary.state == Some(ContainerSummaryStateEnum::PAUSED);
         let running = paused || summary.state == Some(ContainerSummaryStateEnum::RUNNING);
-        let facts = Facts { networks: &networks, exposed };
+        let facts = Facts { networks: &networks, exposed, host: self.roster.host_addresses() };
         let (address, terms) = self.judged(running, &summary.labels?, &facts, refused);
         let name = summary.names.unwrap_or_default();
         let created = summary.created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
@@ -85,7 +85,7 @@ impl DiscoveryProvider {
         let ports = config.exposed_ports.unwrap_or_default();
         let exposed = ports.iter().filter_map(|port| port.split('/').next()?.parse().ok()).collect();
         let running = state.running == Some(true) && state.restarting != Some(true);
-        let facts = Facts { networks: &networks, exposed };
+        let facts = Facts { networks: &networks, exposed, host: self.roster.host_addresses() };
         let (address, terms) = self.judged(running, &config.labels?, &facts, refused);
         let created = unix_seconds(&container.created.unwrap_or_default());
         let sighting = Sighting {

@@ -20,7 +20,7 @@ use super::{
     watch,
 };
 use crate::{
-    control::{ContainerId, Sighting},
+    control::{Addresses, ContainerId, Sighting},
     provider::{EVENT_BACKLOG, ProviderError, ProviderEvent},
 };
 
@@ -49,6 +49,7 @@ impl Fleet {
             heir: heir.to_owned(),
             entries: Mutex::default(),
             known: Mutex::default(),
+            host: Mutex::default(),
             has_changed: Notify::new(),
             watch: OnceLock::new(),
         };
@@ -66,6 +67,14 @@ impl Fleet {
     /// Lists everything again soon, and looks which images are meant by now.
     pub fn look_again(&self) {
         self.roster.has_changed.notify_one();
+    }
+
+    /// Says by which addresses of this host containers are reached that share its network. If they have changed, everything
+    /// is listed again.
+    pub fn set_host_addresses(&self, addresses: Option<Addresses>) {
+        if std::mem::replace(&mut *locked(&self.roster.host), addresses) != addresses {
+            self.look_again();
+        }
     }
 
     /// Returns the provider of a service's containers.
@@ -124,6 +133,8 @@ pub(super) struct Roster {
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Whose the containers are that were seen.
     known: Mutex<BTreeMap<ContainerId, String>>,
+    /// Where containers are that share this host's network.
+    host: Mutex<Option<Addresses>>,
     /// Told when a service has entered: it wants to know what there is.
     pub has_changed: Notify,
     watch: OnceLock<JoinHandle<()>>,
@@ -187,6 +198,11 @@ impl Roster {
     /// Returns the service of a container.
     pub fn owner<'a>(&'a self, labels: &'a HashMap<String, String>) -> &'a str {
         labels::service_in(labels, &self.heir)
+    }
+
+    /// Returns where containers are that share this host's network.
+    pub fn host_addresses(&self) -> Option<Addresses> {
+        *locked(&self.host)
     }
 
     /// Returns whether any service takes containers of others.
@@ -362,6 +378,7 @@ mod tests {
             heir: "edge".into(),
             entries: Mutex::default(),
             known: Mutex::default(),
+            host: Mutex::default(),
             has_changed: Notify::new(),
             watch,
         })

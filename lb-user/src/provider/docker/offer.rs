@@ -33,6 +33,8 @@ const NETWORK: &str = "lb.network";
 const INSTANCE: &str = "lb.instance";
 /// What all of them begin with.
 const PREFIX: &str = "lb.";
+/// The network of containers that share this host's.
+const HOST: &str = "host";
 const KNOWN: [&str; 6] = [ENABLE, SERVICE, PORT, WEIGHT, NETWORK, INSTANCE];
 
 /// To whom a container offers itself.
@@ -81,6 +83,8 @@ pub struct Facts<'a> {
     pub networks: &'a HashMap<String, EndpointSettings>,
     /// The ports that it exposes.
     pub exposed: BTreeSet<u16>,
+    /// The addresses of this host by which one is reached that shares its network.
+    pub host: Option<Addresses>,
 }
 
 /// What a service expects of those that it takes.
@@ -118,7 +122,7 @@ pub fn terms(
         return Err(format!("where it listens is not said, and it exposes {exposes}: label it {PORT}=5000"));
     }
     let wanted = labels.get(NETWORK).or(expected.network.as_ref());
-    let address = address(facts.networks, wanted.map(String::as_str))?;
+    let address = address(facts, wanted.map(String::as_str))?;
     Ok((address, Terms { port, exposed, weight, unfit: None }))
 }
 
@@ -134,13 +138,8 @@ fn weight(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// Returns the address on the wanted network, or else on the only one.
-fn address(networks: &HashMap<String, EndpointSettings>, wanted: Option<&str>) -> Result<Addresses, String> {
-    if networks.contains_key("host") {
-        return Err(
-            "it shares this host's network and so has no address of its own: start it in a network of Docker's"
-                .to_owned(),
-        );
-    }
+fn address(facts: &Facts<'_>, wanted: Option<&str>) -> Result<Addresses, String> {
+    let networks = facts.networks;
     let mut names: Vec<&str> = networks.keys().map(String::as_str).collect();
     names.sort_unstable();
     let (name, endpoint) = match (wanted, names.as_slice()) {
@@ -157,7 +156,11 @@ fn address(networks: &HashMap<String, EndpointSettings>, wanted: Option<&str>) -
             return Err(format!("it is on several networks, {several}: say by which, such as {NETWORK}={first}"));
         }
     };
-    address_at(endpoint).ok_or_else(|| format!("it has no address on network {name}"))
+    let is_hosts = name == HOST || networks.get(HOST).is_some_and(|host| std::ptr::eq(host, endpoint));
+    match is_hosts {
+        true => facts.host.ok_or_else(|| "it shares this host's network, and no uplink has an address".to_owned()),
+        false => address_at(endpoint).ok_or_else(|| format!("it has no address on network {name}")),
+    }
 }
 
 #[cfg(test)]
@@ -223,7 +226,7 @@ mod tests {
     fn labels_say_where_a_container_listens_and_how_much_it_gets() {
         // Labels, networks, exposed ports, whether frontends name ports; port, exposed port, weight, address.
         type Right<'a> = (&'a str, &'a [&'a str], &'a [u16], bool, [u32; 3], &'a str);
-        let rows: [Right<'_>; 7] = [
+        let rows: [Right<'_>; 9] = [
             ("lb.port=5000", &["bridge"], &[], false, [5000, 0, 0], "198.19.0.2"),
             ("", &["bridge"], &[80], false, [0, 80, 0], "198.19.0.2"),
             ("", &["bridge"], &[80, 443], true, [0, 0, 0], "198.19.0.2"),
@@ -231,10 +234,13 @@ mod tests {
             ("lb.network=b", &["a", "b"], &[], true, [0, 0, 0], "198.19.1.2"),
             ("lb.network=id-of-b", &["web", "b"], &[], true, [0, 0, 0], "198.19.1.2"),
             ("lb.port=1", &["only"], &[], false, [1, 0, 0], "198.19.0.2"),
+            ("lb.port=1", &["host"], &[], false, [1, 0, 0], "198.18.1.1"),
+            ("lb.network=id-of-host", &["host"], &[80], false, [0, 80, 0], "198.18.1.1"),
         ];
         for (text, on, exposed, has_ports, numbers, at) in rows {
             let on = networks(on);
-            let facts = Facts { networks: &on, exposed: exposed.iter().copied().collect() };
+            let host = Addresses::of(Some([198, 18, 1, 1].into()), None);
+            let facts = Facts { networks: &on, exposed: exposed.iter().copied().collect(), host };
             let network = on.contains_key("a").then(|| "a".to_owned());
 
             let (address, found) = terms(&labels(text), &facts, &Expected { network, has_ports }).expect(text);
@@ -249,7 +255,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_with_what_would_be_right() {
         type Wrong<'a> = (&'a str, &'a [&'a str], &'a [u16], Option<&'a str>, &'a str);
-        let rows: [Wrong<'_>; 20] = [
+        let rows: [Wrong<'_>; 21] = [
             ("lb.port=0", &["a"], &[], None, "lb.port is \"0\": write a number from 1 to 65535, such as 5000"),
             ("lb.port=", &["a"], &[], None, "lb.port is \"\""),
             ("lb.port=+80", &["a"], &[], None, "lb.port is \"+80\""),
@@ -263,8 +269,9 @@ mod tests {
             ("", &["a"], &[], None, "where it listens is not said, and it exposes no port: label it lb.port=5000"),
             ("", &["a"], &[80, 443], None, "where it listens is not said, and it exposes 2 ports"),
             ("lb.prot=80", &["a"], &[80], None, "there is no label lb.prot: there are lb.enable, lb.service, lb.port"),
-            ("", &["host"], &[80], None, "it shares this host's network and so has no address of its own"),
+            ("", &["host"], &[80], None, "it shares this host's network, and no uplink has an address"),
             ("lb.network=host", &["host"], &[80], None, "it shares this host's network"),
+            ("lb.port=1", &["host"], &[], Some("c"), "it is not on network c, but on host"),
             ("", &[], &[80], None, "it is on no network, and so has no address"),
             ("", &["a", "b"], &[80], None, "it is on several networks, a, b: say by which, such as lb.network=a"),
             ("lb.network=c", &["a", "b"], &[80], None, "it is not on network c, but on a, b"),
@@ -273,7 +280,7 @@ mod tests {
         ];
         for (text, on, exposed, network, told) in rows {
             let on = networks(on);
-            let facts = Facts { networks: &on, exposed: exposed.iter().copied().collect() };
+            let facts = Facts { networks: &on, exposed: exposed.iter().copied().collect(), host: None };
             let expected = Expected { network: network.map(str::to_owned), has_ports: false };
 
             let error = terms(&labels(text), &facts, &expected).expect_err(text);
