@@ -666,8 +666,11 @@ impl Agent {
             doors: self.datapath.doors(),
             problems: self.network.problems().iter().chain(self.problems.values()).cloned().collect(),
         };
+        self.problems.remove(orders::UNREPORTED);
         if let Err(error) = self.datapath.write_report(&report, self.config.interval) {
-            tracing::error!(error = chain(&error), "write the report");
+            let error = format!("write the report: {}", chain(&error));
+            tracing::error!("{error}");
+            self.problems.insert(orders::UNREPORTED, error);
         }
     }
 
