@@ -147,6 +147,8 @@ async fn send(line: &Line, path: &str, order: &impl Serialize) -> Result<Taken, 
     let body = serde_json::to_string(order).expect("an order has text keys");
     let taken = asked(line, Method::POST, path, body).await?;
     taken.told.iter().for_each(|told| println!("{}", clean(told)));
+    // It is in force, and these may keep it from coming about.
+    taken.problems.iter().for_each(|problem| eprintln!("! {}", clean(problem)));
     Ok(taken)
 }
 
