@@ -575,6 +575,8 @@ impl Controller {
                 // A law that is not followed has left a count that stands, however many of it have died meanwhile.
                 let former = self.orders.paused().and(self.settings.adopted_desired);
                 self.wish = former.unwrap_or_else(|| bounds.awake().clamp(active));
+                // A count by hand whose time was over before anybody could see to it starts nothing.
+                self.lapse(now);
                 self.keep_to_bounds();
                 self.idle.somebody_came(now);
             }
