@@ -33,8 +33,6 @@
 //! views    what is read without the loop
 //! ```
 //!
-//! Who shuts down his half of a connection has left: what he asked for is done, and its answer may be lost.
-//!
 //! Nobody who talks here can hold the loop up: it gets whole questions by a channel of a fixed size, and answers each by a
 //! channel of its own. Another verb is an arm of `asks::Ask`, one of `route`, and one of the agent's.
 
