@@ -22,7 +22,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc},
     task::{JoinHandle, JoinSet},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -136,12 +136,10 @@ async fn converse(stream: UnixStream, desk: Arc<Desk>) {
         .half_close(true)
         .serve_connection(TokioIo::new(stream), respond);
     let overdue = async {
-        let begun = Instant::now();
-        while follows.load(Ordering::Relaxed) || begun.elapsed() < WHOLE_LIMIT {
+        let mut waited = Duration::ZERO;
+        while (follows.load(Ordering::Relaxed) || waited < WHOLE_LIMIT) && !has_left(&line) {
             sleep(LOOK).await;
-            if has_left(&line) {
-                return;
-            }
+            waited += LOOK;
         }
     };
     tokio::select! {
