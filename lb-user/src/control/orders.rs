@@ -181,6 +181,13 @@ fn beside(count: u32, bounds: Bounds) -> String {
     }
 }
 
+impl DecisionKind {
+    /// Returns whether it is about what an operator orders.
+    pub(super) fn is_about_orders(self) -> bool {
+        matches!(self, DecisionKind::Manual | DecisionKind::ManualEnded | DecisionKind::Paused | DecisionKind::Resumed)
+    }
+}
+
 impl Controller {
     /// Returns why an order would not be taken.
     pub fn refusal(&self, order: &Order) -> Option<Refusal> {
@@ -209,18 +216,7 @@ impl Controller {
 
     /// Returns what was decided on the last order.
     pub fn last_order(&self) -> Option<&str> {
-        let is_about_orders = |kind| {
-            matches!(
-                kind,
-                DecisionKind::Manual
-                    | DecisionKind::ManualEnded
-                    | DecisionKind::Paused
-                    | DecisionKind::Resumed
-                    | DecisionKind::Rollout
-                    | DecisionKind::RolloutAborted
-            )
-        };
-        self.history.last_of(is_about_orders).map(|decision| decision.reason.as_str())
+        self.last_order.as_deref()
     }
 
     /// Takes an order; one that would be refused changes nothing.

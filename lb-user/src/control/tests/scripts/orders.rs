@@ -76,6 +76,15 @@ fn what_is_told_of_an_order_leaves_no_other_one_out() {
 }
 
 #[test]
+fn what_was_decided_on_an_order_is_told_however_much_comes_of_it() {
+    let mut script = Script::running(1, 100, 90);
+
+    script.effect(count(1, None));
+
+    assert_eq!(script.controller.last_order(), Some("1 wanted by hand until `scale auto`"));
+}
+
+#[test]
 fn fewer_by_hand_are_drained_like_any_others() {
     let mut script = Script::running(1, 8, 3);
 
