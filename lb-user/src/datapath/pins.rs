@@ -233,8 +233,8 @@ pub fn socket(instance: &str) -> PathBuf {
     Path::new(RUN).join(format!("{instance}.sock"))
 }
 
-/// Removes the lock's file with the socket of its holder, and with the last one what else was made beside it. Only the lock's holder, or who found
-/// nobody holding it, may.
+/// Removes the lock's file with the socket of its holder, and with the last one what else was made beside it. Only the
+/// lock's holder, or who found nobody holding it, may.
 pub fn remove_lock(instance: &str) {
     let _there_may_be_none = fs::remove_file(socket(instance));
     let _leaves_an_empty_file = fs::remove_file(Path::new(RUN).join(format!("{instance}.lock")));
