@@ -4,12 +4,15 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use lb_tests::agent::{assert_gone, lb_user};
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    stat::{Mode, umask},
+};
 
 use super::served;
 
@@ -24,9 +27,13 @@ fn raw(socket: &PathBuf, request: &[u8]) -> String {
 }
 
 pub fn static_backends_take_no_orders() {
+    // An umask that keeps nobody out is no invitation.
+    let usual = umask(Mode::empty());
     let (lab, mut agent) = served(2, &[]);
+    umask(usual);
     let (instance, socket) = (lab.instance(), PathBuf::from(format!("/run/lb/{}.sock", lab.instance())));
-    assert_eq!(fs::metadata(&socket).expect("a socket").permissions().mode() & 0o7777, 0o660);
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o7777;
+    assert_eq!(format!("{:o} {:o}", mode(&socket), mode(&socket.with_extension("lock"))), "660 600");
 
     for order in [&["scale", "3"] as &[&str], &["scale", "3", "--force"], &["scale", "auto"], &["pause"], &["resume"]] {
         let output = lb_user(&[order, &["--instance", &instance]].concat());
