@@ -184,7 +184,15 @@ fn beside(count: u32, bounds: Bounds) -> String {
 impl DecisionKind {
     /// Returns whether it is about what an operator orders.
     pub(super) fn is_about_orders(self) -> bool {
-        matches!(self, DecisionKind::Manual | DecisionKind::ManualEnded | DecisionKind::Paused | DecisionKind::Resumed)
+        matches!(
+            self,
+            DecisionKind::Manual
+                | DecisionKind::ManualEnded
+                | DecisionKind::Paused
+                | DecisionKind::Resumed
+                | DecisionKind::Rollout
+                | DecisionKind::RolloutAborted
+        )
     }
 }
 
