@@ -401,13 +401,14 @@ impl Agent {
                 Some(answer) = inbox.recv() => self.on_answer(answer),
                 swept = self.sweeper.next() => self.on_sweep(swept?),
                 asked = signals.next() => self.on_signal(asked),
-                Some(asking) = self.asks.recv() => self.on_ask(asking),
                 _ = sweeps.tick() => { self.sweeper.request(self.now(), self.datapath.retiring()); Vec::new() }
                 _ = ticks.tick() => self.on_tick(),
                 _ = network_checks.tick() => { self.look_after_frost(); self.look_at_network(); Vec::new() }
                 _ = notices.tick(), if self.asked > 0 => { self.tell_drain(); Vec::new() }
                 () = sleep_until(deadline.into()) => self.to_all(&Event::Tick),
                 () = sleep_until(report_due.into()) => Vec::new(),
+                // Last: however many ask, what is due is done.
+                Some(asking) = self.asks.recv() => self.on_ask(asking),
             };
             self.is_report_old |= !events.is_empty();
             if self.handle_all(events) {
@@ -666,8 +667,11 @@ impl Agent {
             doors: self.datapath.doors(),
             problems: self.network.problems().iter().chain(self.problems.values()).cloned().collect(),
         };
+        self.problems.remove(orders::UNREPORTED);
         if let Err(error) = self.datapath.write_report(&report, self.config.interval) {
-            tracing::error!(error = chain(&error), "write the report");
+            let error = format!("write the report: {}", chain(&error));
+            tracing::error!("{error}");
+            self.problems.insert(orders::UNREPORTED, error);
         }
     }
 
@@ -716,6 +720,9 @@ impl Agent {
     async fn finish(mut self) -> Result<()> {
         // Whoever looks, or takes over, sees how it ended.
         self.report();
+        // Whoever asks still, or has asked, is told that it ends.
+        self.asks.close();
+        while self.asks.try_recv().is_ok() {}
         if let Some(server) = self.server.take() {
             self.journal.push(None, What::Agent { text: "the agent ends, as it was asked to".to_owned() }, unix_ms());
             server.end().await;

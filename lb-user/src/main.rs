@@ -48,10 +48,10 @@ fn main() -> ExitCode {
                 Err(error) => failed(&error.into()),
             }
         }
-        Verb::Scale(arguments) => {
-            let (instance, order) = (arguments.instance.as_str(), arguments.order());
-            operated(operate::order::scale(instance, order, arguments.wait))
-        }
+        Verb::Scale(arguments) => match arguments.resolve() {
+            Ok(order) => operated(operate::order::scale(arguments.instance.as_str(), order, arguments.wait)),
+            Err(code) => code,
+        },
         Verb::Pause(arguments) => operated(operate::order::pause(arguments.instance.as_str(), &arguments.ways())),
         Verb::Resume(arguments) => operated(operate::order::resume(arguments.instance.as_str(), &arguments.ways())),
         Verb::Rollout(arguments) => {

@@ -56,6 +56,8 @@ mod check;
 mod flood;
 #[path = "namespaces/local.rs"]
 mod local;
+#[path = "namespaces/operate.rs"]
+mod operate;
 #[path = "namespaces/snat.rs"]
 mod snat;
 #[path = "namespaces/v6.rs"]
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         case("links_without_addresses_carry_both_ways", links_without_addresses_carry_both_ways),
         case("a_smaller_link_behind_the_client_is_discovered", a_smaller_link_behind_the_client_is_discovered),
         case("a_smaller_uplink_is_discovered", a_smaller_uplink_is_discovered),
+        case("static_backends_take_no_orders", operate::static_backends_take_no_orders),
         case("a_narrow_way_to_a_backend_is_discovered", way::a_narrow_way_to_a_backend_is_discovered),
         case("a_narrow_routed_way_is_discovered", way::a_narrow_routed_way_is_discovered),
         case("a_routed_backend_is_one_hop_away", way::a_routed_backend_is_one_hop_away),

@@ -1,20 +1,44 @@
 //! What operators say: questions from the control socket, answered between two events.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::oneshot;
 
-use super::{Agent, Service, unix_ms};
+use super::{Agent, Service, service, unix_ms};
 use crate::{
-    config::{MAX_BACKENDS_PER_FRONTEND, ServiceName, Source},
+    config::{MAX_BACKENDS_PER_FRONTEND, RunConfig, ServiceName, Source},
     control::{BackendState, Change, Decision, Event, Order, Reach, Refusal},
     server::{Ask, Asking, Refused, Taken, journal::What},
-    status::read,
+    status::{human::list, read},
 };
+
+/// What the agent's problem is called by that a report could not be written.
+pub const UNREPORTED: &str = "report";
 
 /// Somebody whose order is on its way into force.
 pub struct Waiting {
     answer: oneshot::Sender<Result<Taken, Refused>>,
     /// The services that have been given it.
     services: Vec<ServiceName>,
+}
+
+/// Refuses a configuration with room for its own counts that has none for those that were ordered by hand.
+///
+/// # Errors
+/// How much room there is, and which counts have none.
+pub fn check_room(config: &RunConfig, counts: &BTreeMap<ServiceName, u32>) -> Result<(), String> {
+    let mut config = config.clone();
+    let mut beyond = Vec::new();
+    for service in &mut config.services {
+        if let (Source::Docker(docker), Some(&count)) = (&mut service.source, counts.get(&service.name))
+            && count > docker.scaling.max
+        {
+            docker.scaling.max = count;
+            beyond.push(format!("{count} by hand of service {}", service.name));
+        }
+    }
+    let with = if beyond.is_empty() { String::new() } else { format!(" with {}", list(&beyond)) };
+    service::check_room(&config).map_err(|(_, error)| format!("{error}{with}"))
 }
 
 impl Agent {
@@ -54,7 +78,10 @@ impl Agent {
                 Some(format!("service {name}: {decided}"))
             };
             let told = services.iter().filter_map(told).collect();
-            let _nobody_waits = answer.send(Ok(self.taken(&services, told)));
+            let mut taken = self.taken(&services, told);
+            let unreported = self.problems.get(UNREPORTED);
+            taken.problems.extend(unreported.map(|error| format!("{error}: what is ordered ends with this agent")));
+            let _nobody_waits = answer.send(Ok(taken));
         }
     }
 
@@ -86,7 +113,7 @@ impl Agent {
                 };
                 let scaled: Vec<_> = there.iter().filter(is_scaled).copied().collect();
                 match (order, scaled.as_slice()) {
-                    (_, []) => there.first().copied().into_iter().collect(),
+                    (_, []) => vec![there.first().copied().ok_or(Refused::Nothing)?],
                     (Order::Count { .. } | Order::Auto, [_, _, ..]) => {
                         return Err(Refused::WhichService { there: names(&scaled) });
                     }
@@ -110,13 +137,16 @@ impl Agent {
         if count > MAX_BACKENDS_PER_FRONTEND {
             return Err(no_room(format!("{count} containers are too many: at most {MAX_BACKENDS_PER_FRONTEND}")));
         }
-        let mut config = self.config.clone();
-        for service in config.services.iter_mut().filter(|service| service.name == *name) {
-            if let Source::Docker(docker) = &mut service.source {
-                docker.scaling.max = docker.scaling.max.max(count);
-            }
-        }
-        super::service::check_room(&config).map_err(|(_, error)| no_room(error.to_string()))
+        let mut counts = self.counts_by_hand();
+        counts.insert(name.clone(), count);
+        check_room(&self.config, &counts).map_err(no_room)
+    }
+
+    /// Returns what was ordered by hand, of each service of which anything was.
+    pub(super) fn counts_by_hand(&self) -> BTreeMap<ServiceName, u32> {
+        let of =
+            |(name, service): (&ServiceName, &Service)| Some((name.clone(), service.controller.orders().manual?.count));
+        self.services.iter().filter(|(_, service)| !service.is_removed).filter_map(of).collect()
     }
 
     /// Writes down what was decided.
@@ -136,5 +166,29 @@ impl Agent {
         let Some(service) = self.services.get(name) else { return };
         let ready = service.controller.count(BackendState::Ready);
         self.journal.push(Some(name.as_str()), What::Publication { generation, ready }, unix_ms());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::file::parse, config::Family};
+
+    #[test]
+    fn counts_by_hand_of_every_service_need_room() {
+        let text = "[[service]]\nname = \"web\"\nimage = \"i\"\npublish = \"80:5000\"\nmax = 1000\n\
+            [[service]]\nname = \"cache\"\nimage = \"i\"\npublish = \"81:5000\"\nmax = 1000\n";
+        let mut config = parse(text).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        config.services.iter_mut().for_each(|service| service.complete(&[Family::V4]).unwrap());
+        let checked = |counts: &[(&str, u32)]| {
+            let counts = counts.iter().map(|&(name, count)| (name.parse().unwrap(), count)).collect();
+            check_room(&config, &counts)
+        };
+
+        assert_eq!(checked(&[]), Ok(()));
+        assert_eq!(checked(&[("web", 1_024), ("cache", 1_024)]), Ok(()));
+        assert_eq!(checked(&[("web", 2), ("gone", 2_000)]), Ok(()), "fewer need no more");
+        let error = checked(&[("web", 1_024), ("cache", 1_030)]).unwrap_err();
+        assert!(error.ends_with(" with 1024 by hand of service web, 1030 by hand of service cache"), "{error}");
     }
 }

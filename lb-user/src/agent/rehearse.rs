@@ -34,7 +34,8 @@ pub async fn rehearse(mut config: RunConfig) -> Result<()> {
         return Err(DatapathError::NotRoot.into());
     }
     let instance = config.instance.as_str().to_owned();
-    let mut inheritance = rehearse::inheritance(&instance)?;
+    let (mut inheritance, now) = rehearse::inheritance(&instance)?.unzip();
+    let now = now.unwrap_or_default();
     // Asked last, so that everything else is told, too.
     let living = read::agent(&instance).ok().filter(|agent| agent.alive);
     match (&inheritance, &living) {
@@ -64,7 +65,7 @@ pub async fn rehearse(mut config: RunConfig) -> Result<()> {
             all.next().expect("there is a first name")
         };
         let following = service.metrics().map(|metrics| format!(", scaling by {metrics}")).unwrap_or_default();
-        println!("service {}: {}{following}", service.name, plan(settings, sightings, names));
+        println!("service {}: {}{following}", service.name, plan(settings, sightings, names, now));
     }
     if let Some(left) = leftovers(&config, fleet.as_deref(), inheritance.as_ref()).await? {
         println!("configured no longer, and would be drained: {left}");
@@ -97,12 +98,11 @@ async fn listed(provider: &Arc<dyn Provider>) -> Result<Vec<Sighting>> {
 }
 
 /// Says what a controller would begin with, that is shown what there is.
-fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> String) -> String {
+fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> String, now: Timestamp) -> String {
     let running = sightings.iter().filter(|sighting| sighting.running).count();
     let outdated = sightings.iter().filter(|sighting| sighting.running && sighting.outdated).count();
     let warm = settings.warm;
     let mut controller = Controller::new(settings);
-    let now = Timestamp::ZERO;
     let commands = controller.handle(Event::Resynced(sightings), now);
     let report = controller.snapshot(now);
     let reserve = if warm > 0 { format!(" and {warm} in reserve") } else { String::new() };
@@ -160,7 +160,7 @@ async fn leftovers(
 mod tests {
     use super::*;
     use crate::control::{
-        BackendName, Scaling, Terms,
+        BackendName, Manual, Scaling, Terms,
         policy::{Bounds, Law},
     };
 
@@ -176,7 +176,8 @@ mod tests {
             let law = Law::new(Bounds::new(2, 4).unwrap());
             let sightings =
                 (1..).zip(there).map(|(ordinal, &(running, outdated))| sighting(ordinal, running, outdated));
-            plan(Settings::new(Scaling::Auto(law)), sightings.collect(), |ordinal| format!("web-{ordinal}"))
+            let name = |ordinal| format!("web-{ordinal}");
+            plan(Settings::new(Scaling::Auto(law)), sightings.collect(), name, Timestamp::ZERO)
         };
 
         assert_eq!(told(&[]), "0 there, 2 wanted; would start 2 (at first web-1, web-2)");
@@ -188,5 +189,17 @@ mod tests {
             of_each,
             "2 there, 2 wanted; 1 of other settings than these, which would be the first to go; would remove 1 that do not run"
         );
+    }
+    #[test]
+    fn a_count_by_hand_whose_time_is_over_would_not_be_taken_over() {
+        let told = |now: u64| {
+            let mut settings = Settings::new(Scaling::Auto(Law::new(Bounds::new(1, 4).unwrap())));
+            let until = Some(Timestamp::from_millis(60_000));
+            settings.adopted_orders.manual = Some(Manual { count: 3, since: Timestamp::ZERO, until });
+            plan(settings, vec![sighting(1, true, false)], |_| "web".to_owned(), Timestamp::from_millis(now))
+        };
+
+        assert_eq!(told(59_000), "1 there, 3 wanted; would start 2 (at first web, web)");
+        assert_eq!(told(61_000), "1 there, 1 wanted");
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Agent, Answer,
+    Agent, Answer, orders,
     service::{self, discovery_settings, docker_settings, provider},
 };
 use crate::{
@@ -65,6 +65,9 @@ impl Agent {
     pub(super) fn on_reloaded(&mut self, outcome: Result<Box<Prepared>, String>) -> Vec<(ServiceName, Event)> {
         self.is_reloading = false;
         self.is_report_old = true;
+        // Counts by hand need room, too; what was ordered while the file was read as well.
+        let outcome = outcome
+            .and_then(|prepared| orders::check_room(&prepared.config, &self.counts_by_hand()).map(|()| prepared));
         let events = match outcome {
             // What is ending takes nothing over.
             Ok(_) if self.asked > 0 => Vec::new(),

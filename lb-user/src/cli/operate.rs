@@ -1,6 +1,6 @@
 //! What can be said to the verbs that speak to a running agent.
 
-use std::{num::NonZeroU32, str::FromStr, time::Duration};
+use std::{num::NonZeroU32, process::ExitCode, str::FromStr, time::Duration};
 
 use clap::Args;
 
@@ -8,6 +8,7 @@ use crate::{
     config::{InstanceName, value::parse_duration},
     operate::events,
     server::asks::{Auto, Count, Rollout, Scale, Ways},
+    status::Exit,
 };
 
 pub const SCALE_EXAMPLES: &str = "\
@@ -186,9 +187,23 @@ fn parse_lasting(text: &str) -> Result<Duration, String> {
 
 impl ScaleArgs {
     /// Returns what is ordered.
-    pub fn order(&self) -> Scale {
+    ///
+    /// # Errors
+    /// The exit code, once it is printed what is wrong.
+    pub fn resolve(&self) -> Result<Scale, ExitCode> {
+        self.order().map_err(|error| {
+            eprintln!("error: {error}");
+            ExitCode::from(Exit::Usage)
+        })
+    }
+
+    fn order(&self) -> Result<Scale, &'static str> {
+        if self.target.count == Count::Law(Auto::Auto) && (self.lasting.is_some() || self.force || self.wait.is_some())
+        {
+            return Err("auto is as many as demand needs: there is nothing to force, to end or to wait for");
+        }
         let lasting = self.lasting.map(|lasting| humantime::format_duration(lasting).to_string());
-        Scale { service: self.target.service.clone(), count: self.target.count, lasting, force: self.force }
+        Ok(Scale { service: self.target.service.clone(), count: self.target.count, lasting, force: self.force })
     }
 }
 
@@ -229,6 +244,17 @@ mod tests {
         for text in ["", "=5", "web", "web=", "-1", "web=5=", "5.5"] {
             assert!(text.parse::<Target>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn auto_has_nothing_to_wait_for() {
+        let order = |target: &str, wait: Option<u64>| {
+            let (target, wait) = (target.parse().unwrap(), wait.map(Duration::from_secs));
+            ScaleArgs { target, lasting: None, force: false, wait, instance: "a".parse().unwrap() }.order()
+        };
+
+        assert!(order("auto", None).is_ok() && order("5", Some(1)).is_ok());
+        assert!(order("web=auto", Some(1)).unwrap_err().starts_with("auto is as many as demand needs"));
     }
 
     #[test]

@@ -167,11 +167,6 @@ impl History {
         self.decisions.push_back(decision);
     }
 
-    /// Returns the last decision of certain kinds.
-    pub fn last_of(&self, is_one: impl Fn(DecisionKind) -> bool) -> Option<&Decision> {
-        self.decisions.iter().rev().find(|decision| is_one(decision.kind))
-    }
-
     /// Returns the decisions, oldest first.
     pub fn to_vec(&self) -> Vec<Decision> {
         self.decisions.iter().cloned().collect()

@@ -87,6 +87,8 @@ pub struct Controller {
     memory: policy::Memory,
     demand: measures::Demand,
     orders: Orders,
+    /// What was decided on the last one. Of the history it may be gone at once, where much comes of it.
+    last_order: Option<String>,
     /// When somebody was there last.
     idle: Idle,
     backends: BTreeMap<ContainerId, Backend>,
@@ -143,6 +145,7 @@ impl Controller {
             memory: policy::Memory::default(),
             demand,
             orders,
+            last_order: None,
             idle: Idle::default(),
             backends: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -316,6 +319,9 @@ impl Controller {
     }
 
     fn record(&mut self, kind: DecisionKind, from: u32, reason: String, now: Timestamp) {
+        if kind.is_about_orders() {
+            self.last_order = Some(reason.clone());
+        }
         let decision = Decision { at: now, kind, from, to: self.wish, load: self.load, reason, times: 1 };
         self.news.push(decision.clone());
         self.history.record(decision);
@@ -575,6 +581,8 @@ impl Controller {
                 // A law that is not followed has left a count that stands, however many of it have died meanwhile.
                 let former = self.orders.paused().and(self.settings.adopted_desired);
                 self.wish = former.unwrap_or_else(|| bounds.awake().clamp(active));
+                // A count by hand whose time was over before anybody could see to it starts nothing.
+                self.lapse(now);
                 self.keep_to_bounds();
                 self.idle.somebody_came(now);
             }

@@ -128,6 +128,17 @@ impl Orders {
         }
     }
 
+    /// Says what decides on the count.
+    fn told(&self) -> String {
+        match (self.manual, self.paused()) {
+            (Some(Manual { count, until: None, .. }), _) => format!("{count} by hand stand until `scale auto`"),
+            (Some(Manual { count, until: Some(_), .. }), _) => format!("{count} by hand stand for their time"),
+            (None, Some(Directions::Both)) => "scale-in and scale-out are paused".to_owned(),
+            (None, Some(paused)) => format!("the law is followed, with {paused} paused"),
+            (None, None) => "the law is followed".to_owned(),
+        }
+    }
+
     /// Says of a count that the law does not want why it stands.
     pub(super) fn excuse(&self, reason: &str) -> String {
         match (self.manual, self.paused()) {
@@ -170,6 +181,21 @@ fn beside(count: u32, bounds: Bounds) -> String {
     }
 }
 
+impl DecisionKind {
+    /// Returns whether it is about what an operator orders.
+    pub(super) fn is_about_orders(self) -> bool {
+        matches!(
+            self,
+            DecisionKind::Manual
+                | DecisionKind::ManualEnded
+                | DecisionKind::Paused
+                | DecisionKind::Resumed
+                | DecisionKind::Rollout
+                | DecisionKind::RolloutAborted
+        )
+    }
+}
+
 impl Controller {
     /// Returns why an order would not be taken.
     pub fn refusal(&self, order: &Order) -> Option<Refusal> {
@@ -198,18 +224,7 @@ impl Controller {
 
     /// Returns what was decided on the last order.
     pub fn last_order(&self) -> Option<&str> {
-        let is_about_orders = |kind| {
-            matches!(
-                kind,
-                DecisionKind::Manual
-                    | DecisionKind::ManualEnded
-                    | DecisionKind::Paused
-                    | DecisionKind::Resumed
-                    | DecisionKind::Rollout
-                    | DecisionKind::RolloutAborted
-            )
-        };
-        self.history.last_of(is_about_orders).map(|decision| decision.reason.as_str())
+        self.last_order.as_deref()
     }
 
     /// Takes an order; one that would be refused changes nothing.
@@ -232,7 +247,7 @@ impl Controller {
             Order::Auto => match self.orders.manual {
                 Some(manual) => self.end_manual(&format!("{} by hand no longer, as ordered", manual.count), now),
                 None => {
-                    let reason = "the law decides already: there was no count by hand".to_owned();
+                    let reason = format!("there was no count by hand: {}", self.orders.told());
                     self.remark(DecisionKind::ManualEnded, reason, now);
                 }
             },
@@ -245,6 +260,9 @@ impl Controller {
                 }
                 let stay = self.wish;
                 let reason = match directions {
+                    Directions::In | Directions::Out | Directions::Both if self.orders.manual.is_some() => {
+                        format!("{directions} paused, as soon as the law is followed again: {}", self.orders.told())
+                    }
                     Directions::In => format!("scale-in paused: no fewer than {stay} because the law wants it"),
                     Directions::Out => format!("scale-out paused: no more than {stay} because the law wants it"),
                     Directions::Both => format!("scale-in and scale-out paused: {stay} stay, whatever the law wants"),
@@ -253,18 +271,22 @@ impl Controller {
                 self.remark(DecisionKind::Paused, reason, now);
             }
             Order::Resume(directions) => {
-                if directions.has_in() {
-                    self.orders.paused_in = None;
-                }
-                if directions.has_out() {
-                    self.orders.paused_out = None;
-                }
+                let ended = Orders {
+                    manual: None,
+                    paused_in: self.orders.paused_in.take_if(|_| directions.has_in()),
+                    paused_out: self.orders.paused_out.take_if(|_| directions.has_out()),
+                };
+                let ended = match (ended.paused(), self.orders.paused()) {
+                    (Some(ended), _) => format!("{ended} resumed"),
+                    (None, Some(_)) => format!("{directions} was not paused"),
+                    (None, None) => "nothing was paused".to_owned(),
+                };
                 let from = self.wish;
                 if self.phase == Phase::Running {
                     self.keep_to_bounds();
                 }
                 self.standing = None;
-                self.record(DecisionKind::Resumed, from, format!("the law is followed again: {directions}"), now);
+                self.record(DecisionKind::Resumed, from, format!("{ended}: {}", self.orders.told()), now);
             }
             Order::Rollout { parallel } => self.rollout_requested(parallel, now),
             Order::AbortRollout => self.rollout_abort_requested(now),
@@ -295,7 +317,9 @@ impl Controller {
         let from = self.wish;
         self.keep_to_bounds();
         self.standing = None;
-        self.record(DecisionKind::ManualEnded, from, format!("{why}: the law goes on from {}", self.wish), now);
+        let paused = self.orders.paused().map(|paused| format!(", with {paused} paused")).unwrap_or_default();
+        let reason = format!("{why}: the law goes on from {}{paused}", self.wish);
+        self.record(DecisionKind::ManualEnded, from, reason, now);
     }
 
     /// Draws the count into the law's bounds, as far as orders allow.

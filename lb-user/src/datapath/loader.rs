@@ -139,8 +139,7 @@ impl Datapath {
                 tracing::debug!(interface = door.interface, %error, "the device of a backend is gone");
             }
         }
-        let since = Duration::from_nanos(clock::ktime().saturating_sub(record.heartbeat));
-        let age = Duration::from_millis(inheritance.age_ms) + since;
+        let age = inheritance.age(&record);
         Ok((datapath, (!new).then_some(Former { inheritance, ready, age })))
     }
 

@@ -9,9 +9,12 @@
 //! ```
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -212,8 +215,10 @@ fn lock_file(name: &str, how: FlockArg) -> Result<Option<Lock>, DatapathError> {
     let path = Path::new(RUN).join(name);
     let failed = |source| DatapathError::Lock { path: path.clone(), source };
     loop {
-        fs::create_dir_all(RUN).map_err(failed)?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        // Whatever the umask is, nobody else puts anything there; and who can open a file can lock it.
+        DirBuilder::new().recursive(true).mode(0o755).create(RUN).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
         let opened = file.metadata().map_err(failed)?.ino();
         let held = match Flock::lock(file, how) {
             Ok(held) => held,
@@ -233,8 +238,8 @@ pub fn socket(instance: &str) -> PathBuf {
     Path::new(RUN).join(format!("{instance}.sock"))
 }
 
-/// Removes the lock's file with the socket of its holder, and with the last one what else was made beside it. Only the lock's holder, or who found
-/// nobody holding it, may.
+/// Removes the lock's file with the socket of its holder, and with the last one what else was made beside it. Only the
+/// lock's holder, or who found nobody holding it, may.
 pub fn remove_lock(instance: &str) {
     let _there_may_be_none = fs::remove_file(socket(instance));
     let _leaves_an_empty_file = fs::remove_file(Path::new(RUN).join(format!("{instance}.lock")));

@@ -8,23 +8,27 @@ use super::{
     publish::FrontendWish,
     report::Inheritance,
 };
+use crate::control::Timestamp;
 
 /// So many flows are enough to show that the maps can be made.
 const FLOWS: u32 = 1024;
 
-/// Returns what a former agent has left that a run would take over; nothing if there is no such instance.
+/// Returns what a former agent has left that a run would take over, and what time it is by its clock; nothing if there is
+/// no such instance.
 ///
 /// # Errors
 /// What would keep a run from it.
-pub fn inheritance(instance: &str) -> Result<Option<Inheritance>, DatapathError> {
+pub fn inheritance(instance: &str) -> Result<Option<(Inheritance, Timestamp)>, DatapathError> {
     let netns_cookie = check_host()?;
     let pins = Pins::of(instance);
     if !pins.path(map::AGENT).exists() {
         return Ok(None);
     }
     check_former(&pins, instance, netns_cookie)?;
-    let (_, text) = Maps::open(&pins)?.read_report()?;
-    Ok(Some(Inheritance::parse(&text)))
+    let (record, text) = Maps::open(&pins)?.read_report()?;
+    let inheritance = Inheritance::parse(&text);
+    let age = inheritance.age(&record);
+    Ok(Some((inheritance, Timestamp::new(age))))
 }
 
 /// Has the kernel verify every program, on maps that end with this.

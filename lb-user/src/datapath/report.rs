@@ -4,13 +4,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
-use lb_ebpf::abi::{BackendId, FrontendId};
+use lb_ebpf::abi::{AgentRecord, BackendId, FrontendId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
+    clock,
     doors::Door,
     links::{Framing, Path, Reach},
 };
@@ -267,6 +269,11 @@ impl Inheritance {
             age_ms: report["age_ms"].as_u64().unwrap_or(0),
             services,
         }
+    }
+
+    /// Returns for how long the instance has existed by the report's clock: its age then, and what has passed since.
+    pub fn age(&self, record: &AgentRecord) -> Duration {
+        Duration::from_millis(self.age_ms) + Duration::from_nanos(clock::ktime().saturating_sub(record.heartbeat))
     }
 
     /// Gives to a service what an agent has left that knew one service only.

@@ -7,6 +7,7 @@ use std::{
 
 use http_body_util::BodyExt as _;
 use hyper::Method;
+use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::{Line, OperateError};
@@ -82,6 +83,12 @@ pub async fn show(instance: &str, request: &Request) -> Result<Exit, OperateErro
     }
 }
 
+/// What every line has, of any version.
+#[derive(Deserialize)]
+struct Numbered {
+    seq: u64,
+}
+
 struct Printer {
     json: bool,
     /// The number of the last event that was printed.
@@ -97,7 +104,7 @@ impl Printer {
         for line in whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             // What a later version tells is told as it is.
             let entry = serde_json::from_slice::<Entry>(line).ok();
-            self.seen = entry.as_ref().map_or(self.seen, |entry| Some(entry.seq));
+            self.seen = serde_json::from_slice::<Numbered>(line).map(|told| told.seq).ok().or(self.seen);
             match entry.filter(|_| !self.json) {
                 Some(entry) => writeln!(out, "{}", shown(&entry))?,
                 None => {
@@ -211,6 +218,6 @@ mod tests {
         arrived.extend_from_slice(b"\n{\"seq\":9,\"unix_ms\":1,\"kind\":\"of the future\"}\n{\"seq\":8,");
         printer.print(&mut arrived).unwrap();
 
-        assert_eq!((printer.seen, arrived.as_slice()), (Some(7), b"{\"seq\":8,".as_slice()));
+        assert_eq!((printer.seen, arrived.as_slice()), (Some(9), b"{\"seq\":8,".as_slice()));
     }
 }

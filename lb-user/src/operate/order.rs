@@ -12,7 +12,11 @@ use crate::{
         Taken,
         asks::{Count, Rollout, Scale, Ways},
     },
-    status::{Exit, human::clean, snapshot::Service},
+    status::{
+        Exit,
+        human::clean,
+        snapshot::{Scaling, Service},
+    },
 };
 
 /// How often it is looked how far a service is.
@@ -48,8 +52,8 @@ async fn until(line: &Line, name: &str, count: u32, last: &mut String) -> Result
             return Err(OperateError::Refused(format!("service {name} was removed meanwhile")));
         };
         let scaling = &service.scaling;
-        if scaling.manual.as_ref().is_none_or(|manual| manual.count != count) {
-            return Err(OperateError::Refused(format!("service {name} was ordered something else meanwhile")));
+        if let Some(other) = overtaken(scaling, count) {
+            return Err(OperateError::Refused(format!("service {name}: {other}")));
         }
         let mut told = progress(service);
         told.extend(taken.problems.iter().map(|problem| format!("; {}", clean(problem))));
@@ -61,6 +65,18 @@ async fn until(line: &Line, name: &str, count: u32, last: &mut String) -> Result
             return Ok(Exit::Healthy);
         }
         sleep(LOOK).await;
+    }
+}
+
+/// Says what has taken the place of a count by hand, if anything has.
+fn overtaken(scaling: &Scaling, count: u32) -> Option<String> {
+    match &scaling.manual {
+        Some(manual) if manual.count == count => None,
+        Some(manual) => Some(format!("{} are ordered meanwhile, in place of {count}", manual.count)),
+        None => Some(format!(
+            "{count} by hand are over, by their time or by an order: {} of them were ready",
+            scaling.ready
+        )),
     }
 }
 
@@ -147,6 +163,8 @@ async fn send(line: &Line, path: &str, order: &impl Serialize) -> Result<Taken, 
     let body = serde_json::to_string(order).expect("an order has text keys");
     let taken = asked(line, Method::POST, path, body).await?;
     taken.told.iter().for_each(|told| println!("{}", clean(told)));
+    // It is in force, and these may keep it from coming about.
+    taken.problems.iter().for_each(|problem| eprintln!("! {}", clean(problem)));
     Ok(taken)
 }
 
@@ -158,15 +176,34 @@ async fn asked(line: &Line, method: Method, path: &str, body: String) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::snapshot::{Phase, Scaling};
+    use crate::status::snapshot::{Manual, Phase};
 
-    #[test]
-    fn progress_names_what_is_under_way_alone() {
-        let scaling: Scaling = serde_json::from_str(
+    fn scaling() -> Scaling {
+        serde_json::from_str(
             r#"{"min":1,"max":5,"desired":5,"ready":2,"starting":3,"draining":0,"unhealthy":0,
                 "target_cpu_percent":null,"standing":null}"#,
         )
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn who_waits_is_told_what_has_come_between() {
+        let with = |count: Option<u32>| Scaling {
+            manual: count.map(|count| Manual { count, age_ms: 0, left_ms: None }),
+            ..scaling()
+        };
+
+        assert_eq!(overtaken(&with(Some(5)), 5), None);
+        assert_eq!(overtaken(&with(Some(3)), 5).unwrap(), "3 are ordered meanwhile, in place of 5");
+        assert_eq!(
+            overtaken(&with(None), 5).unwrap(),
+            "5 by hand are over, by their time or by an order: 2 of them were ready"
+        );
+    }
+
+    #[test]
+    fn progress_names_what_is_under_way_alone() {
+        let scaling = scaling();
         let of =
             |scaling| progress(&Service { name: "web".into(), phase: Phase::Running, scaling, frontends: Vec::new() });
 

@@ -56,6 +56,9 @@ pub enum Refused {
         /// Which there are.
         there: Vec<String>,
     },
+    /// There is none at all.
+    #[error("no service is run that could be meant")]
+    Nothing,
     /// It could be any of several.
     #[error("there are several services: name one of {}", list(there))]
     WhichService {

@@ -217,7 +217,7 @@ impl Journal {
                 let found = ring.kept.iter().find(|kept| kept.unix_ms >= unix_ms);
                 found.map_or(ring.last(), |kept| kept.seq - 1)
             }
-            Start::After(after) if after + 1 >= first && after <= ring.last() => after,
+            Start::After(after) if (first - 1..=ring.last()).contains(&after) => after,
             Start::After(after) => {
                 let is_known = (ring.before..first).contains(&after);
                 let missed = is_known.then(|| first - 1 - after);
@@ -340,6 +340,7 @@ mod tests {
         assert_eq!(read(&journal, Start::After(2_000)), ["gap None at 1000", "1", "2"], "the clock was set back");
         assert_eq!(read(&Journal::new(BEFORE), Start::After(17)), ["gap None at 1000"]);
         assert_eq!(read(&Journal::new(BEFORE), Start::After(BEFORE)), Vec::<String>::new());
+        assert_eq!(read(&journal, Start::After(u64::MAX)), ["gap None at 1000", "1", "2"]);
     }
 
     #[test]

@@ -202,7 +202,7 @@ async fn ask(desk: &Desk, ask: Ask) -> Result<Response<Body>, Problem> {
     };
     let taken = timeout(ANSWER_LIMIT, answered).await.map_err(late)?.map_err(|_| ending())?.map_err(|refused| {
         let status = match refused {
-            Refused::NoService { .. } => StatusCode::NOT_FOUND,
+            Refused::NoService { .. } | Refused::Nothing => StatusCode::NOT_FOUND,
             Refused::WhichService { .. } => StatusCode::BAD_REQUEST,
             Refused::Refusal { .. } | Refused::NoRoom { .. } => StatusCode::CONFLICT,
         };

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
     sync::{
         Arc,
@@ -13,6 +14,10 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, send},
+};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc},
@@ -41,6 +46,8 @@ const WHOLE_LIMIT: Duration = Duration::from_secs(30);
 /// The head of a request: more than any of ours needs.
 const HEAD_BYTES: usize = 16 * 1024;
 const HEADERS: usize = 64;
+/// How often it is looked whether a client is there still.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long to leave the listener alone when the process is out of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How long followers may take to read the last events.
@@ -113,6 +120,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>, connections: Arc<Semaph
 
 /// Answers one request.
 async fn converse(stream: UnixStream, desk: Arc<Desk>) {
+    let Ok(line) = stream.as_fd().try_clone_to_owned() else { return };
     let peer = stream.peer_cred().map(|peer| peer.uid()).ok();
     let follows = Arc::new(AtomicBool::new(false));
     let respond = service_fn(|request| {
@@ -125,11 +133,13 @@ async fn converse(stream: UnixStream, desk: Arc<Desk>) {
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS)
         .keep_alive(false)
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), respond);
     let overdue = async {
-        sleep(WHOLE_LIMIT).await;
-        while follows.load(Ordering::Relaxed) {
-            sleep(WHOLE_LIMIT).await;
+        let mut waited = Duration::ZERO;
+        while (follows.load(Ordering::Relaxed) || waited < WHOLE_LIMIT) && !has_left(&line) {
+            sleep(LOOK).await;
+            waited += LOOK;
         }
     };
     tokio::select! {
@@ -138,6 +148,15 @@ async fn converse(stream: UnixStream, desk: Arc<Desk>) {
                 tracing::debug!("control socket: {error}");
             }
         }
-        () = overdue => tracing::debug!("control socket: a client took longer than {WHOLE_LIMIT:?}"),
+        () = overdue => tracing::debug!("control socket: a client has left, or took longer than {WHOLE_LIMIT:?}"),
     }
+}
+
+/// Returns whether a client has closed his end; who has shut down the half by which he asks is there still. Nothing else
+/// tells the one from the other as long as there is nothing to write.
+///
+/// # Source
+/// `unix_stream_sendmsg`, net/unix/af_unix.c: that nobody will read is looked at before how much there is to send.
+fn has_left(line: &OwnedFd) -> bool {
+    send(line.as_raw_fd(), &[], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) == Err(Errno::EPIPE)
 }

@@ -1,15 +1,19 @@
 //! Where the server listens: a Unix socket that root and its group may use, made in place of a dead agent's.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::UnixStream,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+};
 use tokio::net::UnixListener;
 
 /// Root and its group.
@@ -64,27 +68,31 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(refused)?;
     // Names of instances do not begin with a dot. A path of a socket has 107 bytes at most (unix(7)), so this one is short.
-    let draft = folder.join(format!(".{}", std::process::id()));
-    let _left_by_a_process_of_this_number = fs::remove_file(&draft);
-    let made = UnixListener::bind(&draft).and_then(|listener| {
-        fs::set_permissions(&draft, Permissions::from_mode(MODE))?;
-        let inode = fs::symlink_metadata(&draft)?.ino();
-        fs::rename(&draft, path)?;
-        Ok((listener, SocketFile { path: path.to_owned(), inode }))
-    });
-    made.map_err(|error| {
-        let _it_may_not_be_there = fs::remove_file(&draft);
-        refused(error)
-    })
+    let room = folder.join(format!(".{}", std::process::id()));
+    let _left_by_a_process_of_this_number = fs::remove_dir_all(&room);
+    let made = draft(&room, path);
+    let _it_may_not_be_there = fs::remove_dir_all(&room);
+    made.map_err(refused)
 }
 
-/// Returns whether anybody listens at a socket.
+/// Makes a socket in a folder that nobody else may enter, so that whatever the umask is nobody connects before it has its
+/// mode, and moves it to its place.
+fn draft(room: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    DirBuilder::new().mode(0o700).create(room)?;
+    let draft = room.join("sock");
+    let listener = UnixListener::bind(&draft)?;
+    fs::set_permissions(&draft, Permissions::from_mode(MODE))?;
+    let inode = fs::symlink_metadata(&draft)?.ino();
+    fs::rename(&draft, path)?;
+    Ok((listener, SocketFile { path: path.to_owned(), inode }))
+}
+
+/// Returns whether anybody listens at a socket. Nobody is waited for: who listens may have a full queue, and not look at it.
 fn is_live(path: &Path) -> bool {
-    match UnixStream::connect(path) {
-        Ok(_) => true,
-        // A full queue is somebody's.
-        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-    }
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let tried = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|socket| connect(socket.as_raw_fd(), &UnixAddr::new(path)?));
+    matches!(tried, Ok(()) | Err(Errno::EAGAIN))
 }
 
 impl Drop for SocketFile {
@@ -98,7 +106,28 @@ impl Drop for SocketFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::socket::{Backlog, bind, listen as listen_at};
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_listens_and_does_not_look_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.sock");
+        let deaf = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(deaf.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen_at(&deaf, Backlog::new(0).unwrap()).unwrap();
+        let _fills_the_queue = UnixStream::connect(&path).unwrap();
+
+        let (sender, answer) = std::sync::mpsc::channel();
+        let place = path.clone();
+        std::thread::spawn(move || sender.send(is_live(&place)));
+
+        assert_eq!(answer.recv_timeout(std::time::Duration::from_secs(2)), Ok(true));
+        assert!(matches!(listen(&path), Err(SocketError::Live { .. })));
+    }
 
     #[tokio::test]
     async fn a_socket_is_for_root_and_its_group_and_goes_with_its_owner() {

@@ -125,6 +125,24 @@ async fn orders_reach_the_loop_and_its_answer_comes_back() {
 }
 
 #[tokio::test]
+async fn who_shuts_down_his_half_gets_his_answer() {
+    let (sender, mut inbox) = mpsc::channel(1);
+    let site = Site::with(sender);
+    let mut stream = site.connect().await;
+    stream.write_all(b"POST /v1/pause HTTP/1.1\r\nHost: lb\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+
+    let asking: Asking = inbox.recv().await.unwrap();
+    // Long enough for the end of the request to be seen.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    asking.answer.send(Ok(Taken::default())).unwrap();
+
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert_eq!(parted(&text).0, 200);
+}
+
+#[tokio::test]
 async fn documents_are_read_without_the_loop() {
     let (sender, _nobody_listens) = mpsc::channel(1);
     let site = Site::with(sender);
@@ -379,6 +397,8 @@ async fn followers_leave_room_for_orders() {
         if status == 200 {
             break;
         }
+        // Now and then it is looked who is there still.
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(status, 200, "a place is free again");
 }

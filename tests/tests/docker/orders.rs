@@ -112,7 +112,10 @@ pub fn orders_hold_while_clients_are_served_and_agents_come_and_go() {
 
     order(instance, &["pause"]);
     let told = order(instance, &["scale", "auto"]);
-    assert!(told.ends_with("2 by hand no longer, as ordered: the law goes on from 2\n"), "{told}");
+    assert!(
+        told.ends_with("2 by hand no longer, as ordered: the law goes on from 2, with scale-in and scale-out paused\n"),
+        "{told}"
+    );
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(next.status()["scaling"]["desired"], 2, "a pause holds");
     for client in clients {

@@ -47,6 +47,44 @@ fn a_count_by_hand_stands_whatever_the_load_is() {
 }
 
 #[test]
+fn what_is_told_of_an_order_leaves_no_other_one_out() {
+    let mut script = Script::running(1, 8, 2);
+    let mut told = |order: Event| {
+        script.effect(order);
+        script.controller.last_order().unwrap_or_default().to_owned()
+    };
+    let auto = || Event::Ordered(Order::Auto);
+
+    assert_eq!(told(resume(Directions::Both)), "nothing was paused: the law is followed");
+    assert_eq!(told(auto()), "there was no count by hand: the law is followed");
+    told(count(4, None));
+    assert_eq!(told(resume(Directions::In)), "nothing was paused: 4 by hand stand until `scale auto`");
+    assert_eq!(
+        told(pause(Directions::In)),
+        "scale-in paused, as soon as the law is followed again: 4 by hand stand until `scale auto`"
+    );
+    assert_eq!(told(resume(Directions::Out)), "scale-out was not paused: 4 by hand stand until `scale auto`");
+    assert_eq!(told(auto()), "4 by hand no longer, as ordered: the law goes on from 4, with scale-in paused");
+    assert_eq!(told(auto()), "there was no count by hand: the law is followed, with scale-in paused");
+    told(pause(Directions::Out));
+    assert_eq!(told(resume(Directions::In)), "scale-in resumed: the law is followed, with scale-out paused");
+    told(count(4, Some(60)));
+    assert_eq!(told(resume(Directions::Both)), "scale-out resumed: 4 by hand stand for their time");
+    told(auto());
+    told(pause(Directions::Both));
+    assert_eq!(told(resume(Directions::Both)), "scale-in and scale-out resumed: the law is followed");
+}
+
+#[test]
+fn what_was_decided_on_an_order_is_told_however_much_comes_of_it() {
+    let mut script = Script::running(1, 100, 90);
+
+    script.effect(count(1, None));
+
+    assert_eq!(script.controller.last_order(), Some("1 wanted by hand until `scale auto`"));
+}
+
+#[test]
 fn fewer_by_hand_are_drained_like_any_others() {
     let mut script = Script::running(1, 8, 3);
 
