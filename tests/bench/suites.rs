@@ -7,6 +7,7 @@ use crate::{options::Suite, session::Session};
 pub mod churn;
 pub mod containers;
 pub mod control;
+pub mod deaths;
 pub mod http;
 pub mod latency;
 pub mod live;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     record::{Metric, Record},
     stats::Spread,
-    suites::{control, http},
+    suites::{control, deaths, http},
     systems::System,
 };
 
@@ -189,6 +189,14 @@ fn targets() -> Vec<Target> {
         ),
         alone("publish 1,000 backends: ms", "control", control::TIMES, Metric::Duration, &thousand, AtMost(10.0)),
         alone("publish 1,000 backends: failed", "control", control::TIMES, Metric::Failures, &thousand, AtMost(0.0)),
+        alone(
+            "a death to out of the slots: ms",
+            "control",
+            control::TIMES,
+            Metric::Duration,
+            deaths::OUT,
+            AtMost(10.0),
+        ),
         alone("agent at rest: % of a CPU", "control", control::NEEDS, Metric::CpuShare, control::AT_REST, AtMost(1.0)),
         alone("agent at rest: MiB", "control", control::NEEDS, Metric::Resident, control::AT_REST, AtMost(25.0)),
         alone("churn: failed requests", "churn", "", Metric::Failures, System::Tc.name(), AtMost(0.0)),

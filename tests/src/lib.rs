@@ -1,6 +1,7 @@
 //! What the suites above unit tests are made of: the real object, real namespaces, real containers.
 
 pub mod agent;
+pub mod deaths;
 pub mod frames;
 pub mod lab;
 pub mod model;

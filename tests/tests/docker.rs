@@ -16,6 +16,8 @@ use lb_tests::{
 };
 use nix::sys::signal::Signal;
 
+#[path = "docker/deaths.rs"]
+mod deaths;
 #[path = "docker/discovery.rs"]
 mod discovery;
 #[path = "docker/frost.rs"]
@@ -42,6 +44,14 @@ fn main() -> ExitCode {
         case("load_scales_up_and_down_without_a_failed_request", load_scales_up_and_down_without_a_failed_request),
         case("demand_is_answered_and_foreign_load_is_not", demand_is_answered_and_foreign_load_is_not),
         case("a_killed_container_is_replaced", a_killed_container_is_replaced),
+        case(
+            "twenty_deaths_are_heard_of_at_once_and_told_once",
+            deaths::twenty_deaths_are_heard_of_at_once_and_told_once,
+        ),
+        case(
+            "a_container_that_its_engine_restarts_is_watched_again",
+            deaths::a_container_that_its_engine_restarts_is_watched_again,
+        ),
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
         case("containers_reach_the_frontend", containers_reach_the_frontend),

@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Addresses, Family};
+use super::ended::Untold;
 use super::event::{BackendName, ContainerId, Sighting, Terms};
 use super::families::{Families, Heard, Shift, Verdict};
 use super::frost::Frost;
@@ -164,6 +165,8 @@ pub(super) struct Backend {
     pub warming_since: Option<Timestamp>,
     /// Whether somebody has asked it to end.
     pub ending: bool,
+    /// What is kept of one that has ended until it is told how.
+    pub untold: Option<Untold>,
     /// Whether the provider has shown it; otherwise it is known from the answer to its start alone.
     pub sighted: bool,
     /// What the datapath may hold of it.
@@ -196,6 +199,7 @@ impl Backend {
             ready_since: None,
             warming_since: None,
             ending: false,
+            untold: None,
             sighted: true,
             held: Held::Nothing,
             flows: 0,

@@ -91,6 +91,8 @@ pub struct Terms {
 /// Why a backend is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoneCause {
+    /// Its process has ended, as the kernel tells. How, the engine tells a moment later by one of the others.
+    Ended,
     /// Its process ended.
     Died {
         /// The exit code, where it is known.
@@ -109,11 +111,14 @@ pub enum GoneCause {
 }
 
 impl GoneCause {
+    /// It was found not to run, and nobody tells how that came.
+    pub const FOUND_ENDED: Self = GoneCause::Died { exit_code: None, oom: false };
+
     /// Whether the container ended by itself, so that the next one may well do the same.
     pub(super) fn is_own_doing(self) -> bool {
         match self {
             GoneCause::Died { .. } => true,
-            GoneCause::Killed | GoneCause::Removed | GoneCause::Paused | GoneCause::Ending => false,
+            GoneCause::Ended | GoneCause::Killed | GoneCause::Removed | GoneCause::Paused | GoneCause::Ending => false,
         }
     }
 }
@@ -121,6 +126,7 @@ impl GoneCause {
 impl fmt::Display for GoneCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            GoneCause::Ended => f.write_str("has ended"),
             GoneCause::Died { oom: true, .. } => f.write_str("killed for want of memory"),
             GoneCause::Died { exit_code: Some(code), oom: false } => write!(f, "ended with exit code {code}"),
             GoneCause::Died { exit_code: None, oom: false } => f.write_str("found ended"),

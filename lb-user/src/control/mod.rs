@@ -18,6 +18,7 @@ mod backend;
 mod changes;
 mod crash_loop;
 mod discovery;
+mod ended;
 mod event;
 mod families;
 mod frost;
@@ -55,7 +56,6 @@ pub use slow_start::WHOLE;
 pub use time::Timestamp;
 
 use backend::{Backend, DrainCause, Held, State, Turn};
-use crash_loop::SHORT_LIFE;
 use discovery::LeftOut;
 use families::Shift;
 use frost::Frost;
@@ -193,7 +193,8 @@ impl Controller {
                 }
             };
             let share = backend.next_share(settings.slow_start, self.settled);
-            timed.into_iter().chain(backend.probe_due()).chain(share).chain(backend.frost_due())
+            let telling = backend.untold.map(|untold| untold.until);
+            timed.into_iter().chain(backend.probe_due()).chain(share).chain(backend.frost_due()).chain(telling)
         };
         let is_missing = self.phase == Phase::Running && self.is_auto() && !self.plan(self.settled).start.is_empty();
         let starts = is_missing.then(|| self.crash_loop.wait_until());
@@ -503,12 +504,19 @@ impl Controller {
     }
 
     fn seen(&mut self, sighting: Sighting, now: Timestamp) {
+        if self.is_untold(&sighting.id) {
+            if !sighting.running {
+                return;
+            }
+            // It runs again, so that nobody will tell any more.
+            self.gone(&sighting.id.clone(), GoneCause::FOUND_ENDED, now);
+        }
         if self.leaves_out(&sighting, now) {
             return;
         }
         if !sighting.running {
             match self.backends.get(&sighting.id) {
-                Some(_) => self.gone(&sighting.id.clone(), GoneCause::Died { exit_code: None, oom: false }, now),
+                Some(_) => self.gone(&sighting.id.clone(), GoneCause::FOUND_ENDED, now),
                 // Created, and about to be started. Otherwise left by an earlier life: out of the way, so that its name
                 // is free.
                 None if self.pending.contains_key(&sighting.ordinal) => {}
@@ -632,6 +640,10 @@ impl Controller {
         let (was_active, is_new) = (backend.is_active() || backend.state == State::Warm, !backend.outdated);
         // What has ended is not frozen, and what the engine has paused is the engine's to thaw.
         backend.frost = Frost::Awake;
+        if cause == GoneCause::Ended {
+            self.ended(id, now);
+            return;
+        }
         let what = format!("{}: {cause}", backend.name);
         if cause == GoneCause::Paused {
             // One that is on its way out goes on: it exists, and so do its flows.
@@ -651,7 +663,8 @@ impl Controller {
             return;
         }
         backend.held = Held::Nothing;
-        let short = backend.life(now).is_none_or(|life| life < SHORT_LIFE);
+        let untold = backend.untold.take();
+        let short = untold.map_or_else(|| backend.is_short_lived(now), |untold| untold.short);
         match backend.state {
             // Its stop is under way, and its answer to come.
             State::Stopping(_) if cause != GoneCause::Removed => return,
@@ -661,7 +674,8 @@ impl Controller {
                 backend.last_error = Some(cause.to_string());
                 backend.enter(State::Dead(Errand::new(now + REMOVE_DELAY)), now);
             }
-            State::Dead(_) if cause != GoneCause::Removed => return,
+            State::Dead(_) if cause != GoneCause::Removed && untold.is_none() => return,
+            State::Dead(_) if cause != GoneCause::Removed => backend.last_error = Some(cause.to_string()),
             State::Starting
             | State::Ready
             | State::Warm
@@ -672,7 +686,7 @@ impl Controller {
                 self.forget(id);
             }
         }
-        if was_active && self.phase != Phase::Stopping {
+        if (was_active || untold.is_some()) && self.phase != Phase::Stopping {
             self.remark(DecisionKind::BackendDied, what.clone(), now);
             if auto && short && cause.is_own_doing() {
                 self.crash_loop.failed(now);
@@ -791,6 +805,7 @@ impl Controller {
             return commands;
         }
         self.expire(now);
+        self.expire_untold(now);
         self.take_waiting(now);
         self.judge(now);
         self.judge_ending(now);
@@ -971,7 +986,7 @@ impl Controller {
             };
             self.remark(DecisionKind::Drain, reason, now);
         }
-        if self.provider_error.is_some() {
+        if self.provider_error.is_some() || self.is_to_be_told() {
             return;
         }
         let room = (self.crash_loop.room(self.settings.start_limit, now) as usize).saturating_sub(self.starting());

@@ -39,7 +39,9 @@ mod discover;
 mod fake;
 mod fleet;
 pub mod labels;
+mod lifeline;
 pub mod offer;
+mod vigil;
 mod watch;
 
 pub use discover::{DiscoveryProvider, DiscoverySettings};
@@ -446,13 +448,23 @@ impl Engine {
 
     /// Returns a container's first process on this host.
     async fn process(&self, id: &ContainerId) -> Option<Process> {
-        // Process ids of an engine elsewhere mean nothing here.
-        if !self.endpoint.starts_with("unix:") {
+        // Unasked, where the answer would mean nothing.
+        if !self.is_here() {
             return None;
         }
-        let state = self.inspect(&id.0).await.ok()?.state?;
+        self.process_in(&self.inspect(&id.0).await.ok()?)
+    }
+
+    /// Returns the first process of a container that was inspected.
+    fn process_in(&self, container: &ContainerInspectResponse) -> Option<Process> {
+        let state = container.state.as_ref().filter(|_| self.is_here())?;
         let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)?;
         Some(Process { pid, is_paused: state.paused == Some(true) })
+    }
+
+    /// Returns whether it is an engine of this host: process ids of one elsewhere mean nothing here.
+    fn is_here(&self) -> bool {
+        self.endpoint.starts_with("unix:")
     }
 
     async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, ProviderError> {
@@ -650,6 +662,9 @@ fn api_order(version: &str) -> (u32, u32) {
     };
     read().unwrap_or((0, 0))
 }
+
+#[cfg(test)]
+mod sleeper;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,6 @@
 //! `control`: how fast changes take effect, and what the agent needs.
 
 use std::{
-    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
@@ -12,11 +11,10 @@ use lb_ebpf::abi::{Address, FlowEntry, FlowKey, Port, Proto, ReplyEntry};
 use lb_tests::{
     agent::Agent,
     lab::{self, Lab},
-    site::{Site, docker},
 };
 use lb_user::datapath::{Maps, Pins, clock, publish::Member};
 
-use super::containers::lacks_docker;
+use super::deaths;
 use crate::{
     cpu,
     field::{Field, HTTP, SINK, Service},
@@ -27,7 +25,7 @@ use crate::{
     wrk::{self, Reuse},
 };
 
-const SUITE: &str = "control";
+pub(super) const SUITE: &str = "control";
 /// What is published to.
 const NUMBERS: [u32; 3] = [1, 10, 1_000];
 /// Addresses that one backend answers at, all of a network: so there can be a thousand of it.
@@ -67,7 +65,7 @@ pub fn run(session: &mut Session) -> Result<()> {
         session.turn((SUITE, TIMES), "agent start to first connection", round, || first_connection(&field))?;
     }
     needs(session, &field)?;
-    deaths(session)
+    deaths::run(session)
 }
 
 /// Returns the name of a publication in tables.
@@ -214,51 +212,8 @@ fn establish(instance: &str, flows: u32, backends: u32) -> Result<()> {
     Ok(())
 }
 
-/// From the death of a container to its last slot, and to its successor's first.
-fn deaths(session: &mut Session) -> Result<()> {
-    if let Some(lack) = lacks_docker() {
-        session.leave_out(SUITE, "the death of a container", &lack);
-        return Ok(());
-    }
-    let rounds = session.options.rounds;
-    session.expect(rounds as usize * 2);
-    let site = caught(|| {
-        let site = Site::new(91);
-        let agent = site.start(&["--min", "2", "--max", "2"]);
-        agent.wait_ready(2);
-        // In this order they end: a running agent would replace the containers that the site removes.
-        Ok((agent, site))
-    });
-    for round in 1..=rounds {
-        let mut replaced = Err(anyhow!("the container did not leave"));
-        session.turn((SUITE, TIMES), "container death to out of rotation", round, || {
-            let (_agent, site) = site.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-            let maps = Maps::open(&Pins::of(site.instance()))?;
-            let slots = || maps.frontends.iter().flatten().map(|(_, frontend)| frontend.slots().len).sum::<u32>();
-            wait_for("two containers", || slots() == 2)?;
-            let before: BTreeSet<String> = site.containers();
-            let victim = before.first().context("there is a container")?;
-            let pid = docker(&["inspect", "--format", "{{.State.Pid}}", victim]);
-            let pid: i32 = pid.trim().parse().context("the container's process")?;
-            let start = Instant::now();
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
-            wait_for("one container", || slots() < 2)?;
-            let out = start.elapsed();
-            replaced = wait_for("two containers again", || slots() == 2).map(|()| start.elapsed());
-            Ok(Values::from([(Metric::Duration, out.as_secs_f64() * 1e3)]))
-        })?;
-        session.turn((SUITE, TIMES), "container death to replaced", round, || {
-            let replaced = replaced?;
-            Ok(Values::from([(Metric::Duration, replaced.as_secs_f64() * 1e3)]))
-        })?;
-        // A container that lives for long is no crash, and is replaced at once.
-        thread::sleep(Duration::from_secs(1));
-    }
-    Ok(())
-}
-
 /// Waits, without sleeping, for something that comes soon.
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
+pub(super) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(20);
     let start = Instant::now();
     while !is_so() {

@@ -4,6 +4,7 @@ use super::*;
 
 mod demand;
 mod discovery;
+mod ended;
 mod frost;
 mod orders;
 mod rollout;

@@ -266,7 +266,8 @@ impl World {
                     .chance
                     .pick(&[GoneCause::Killed, GoneCause::Died { exit_code: Some(1), oom: false }])
                     .expect("two");
-                self.notice(after, Event::BackendGone { id, cause });
+                self.kernel_tells(after, &id);
+                self.notice(after + 60, Event::BackendGone { id, cause });
             }
             (1, Some(id)) => {
                 self.containers.remove(&id);
@@ -365,6 +366,13 @@ impl World {
     fn notice(&mut self, in_ms: u64, event: Event) {
         if !self.engine_is_away {
             self.plan(in_ms, event);
+        }
+    }
+
+    /// Lets the kernel tell of a death before the engine does, whether that is there or not; or not at all.
+    fn kernel_tells(&mut self, in_ms: u64, id: &ContainerId) {
+        if self.chance.one_in(2) {
+            self.plan(in_ms, Event::BackendGone { id: id.clone(), cause: GoneCause::Ended });
         }
     }
 
@@ -606,6 +614,7 @@ impl World {
         if self.is_faulty() && self.chance.one_in(3) {
             self.end(&id);
             let cause = GoneCause::Died { exit_code: Some(1), oom: false };
+            self.kernel_tells(after, &id);
             self.notice(after + 40, Event::BackendGone { id, cause });
         }
     }

@@ -8,7 +8,7 @@ use crate::{
 
 /// Bytes of a connection in the kernel's tables.
 const FLOW_BYTES: u64 = 300;
-/// Descriptors that an agent has open beside those of its checks.
+/// Descriptors that an agent has open beside those of its containers and their checks.
 const FILES: u64 = 128;
 /// The ports by which backends know clients.
 const SNAT_PORTS: (u16, u16) = (1024, 32_767);
@@ -45,14 +45,26 @@ fn memory(host: &Host, config: &RunConfig) -> Finding {
 }
 
 fn open_files(host: &Host, config: &RunConfig) -> Option<Finding> {
-    let checked = |service: &Service| service.most_backends_each() * service.families.len().max(1) as u64;
-    let needed = FILES + config.services.iter().map(checked).sum::<u64>();
+    let taken = |service: &Service| {
+        let most = service.most_backends_each();
+        // One for each container by which its end is heard of.
+        let held = match service.source {
+            Source::Docker(_) | Source::Discovered(_) => most,
+            Source::Static { .. } => 0,
+        };
+        most * service.families.len().max(1) as u64 + held
+    };
+    let needed = FILES + config.services.iter().map(taken).sum::<u64>();
     let allowed = host.open_files.filter(|allowed| *allowed < needed)?;
     Some(
-        new(Level::Warning, "open files", format!("{allowed} descriptors at a time; all checks at once need {needed}"))
-            .means("health checks fail for want of a socket, and backends leave rotation for no fault of theirs")
-            .mend("in a unit of systemd: LimitNOFILE=65536; in a shell:")
-            .command(format!("ulimit -n {}", needed.next_power_of_two())),
+        new(
+            Level::Warning,
+            "open files",
+            format!("{allowed} descriptors at a time; all containers and checks at once need {needed}"),
+        )
+        .means("health checks fail for want of a socket, and backends leave rotation for no fault of theirs")
+        .mend("in a unit of systemd: LimitNOFILE=65536; in a shell:")
+        .command(format!("ulimit -n {}", needed.next_power_of_two())),
     )
 }
 

@@ -199,7 +199,7 @@ fn what_the_host_lacks_is_told() {
     );
     assert_eq!(
         change(&web, |facts| facts.host.open_files = Some(1024)),
-        ["Warning open files: 1024 descriptors at a time; all checks at once need 1128"]
+        ["Warning open files: 1024 descriptors at a time; all containers and checks at once need 2128"]
     );
     assert_eq!(
         change(&web, |facts| facts.host.memory_available = Some(64 << 20)),

@@ -278,9 +278,10 @@ impl Roster {
         Ok(Listing { services: entries.into_keys().collect(), found })
     }
 
-    /// Looks at one container, `None` if it is of no service that is in the roster.
-    pub async fn look(&self, id: &ContainerId) -> Result<Option<Found>, ProviderError> {
+    /// Looks at one container and its first process, `None` if it is of no service that is in the roster.
+    pub async fn look(&self, id: &ContainerId) -> Result<Option<(Found, Option<u32>)>, ProviderError> {
         let container = self.engine.inspect(&id.0).await?;
+        let pid = self.engine.process_in(&container).map(|process| process.pid);
         let Some(labels) = container.config.as_ref().and_then(|config| config.labels.as_ref()) else { return Ok(None) };
         let (service, found) = if labels.contains_key(labels::MANAGED) {
             let entry =
@@ -300,7 +301,7 @@ impl Roster {
         if found.is_some() {
             locked(&self.known).insert(id.clone(), service);
         }
-        Ok(found)
+        Ok(found.map(|found| (found, pid)))
     }
 
     /// Tells a container's service what happened to it; all of them if it is not known whose it is.

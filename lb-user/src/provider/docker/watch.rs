@@ -5,16 +5,19 @@
 //!     ▲                    ▲               start, unpause ─▶ inspect ─▶ Seen
 //!     │                    └── every 60 s ──┘
 //!     └── back-off 0.5 s … 30 s ◀── Lost ◀── stream ended or list failed
+//!
+//! a container's first process ends ─▶ Gone (before the engine knows, and while it is away): see `vigil.rs`
 //! ```
 //!
 //! Each service is told of its own containers, by the [`Roster`]; one that enters it makes everything be listed.
 //!
 //! Answers arrive later than they were true, so a [`Ledger`] keeps what the events said in the meantime: an
-//! inspection is void once its container is gone, and a listing is corrected by the events since it was asked for. A paused container is listed and reported `Gone` again
-//! after every listing, as it runs but serves nobody.
+//! inspection is void once its container is gone, and a listing is corrected by the events since it was asked for. What
+//! says that a process runs which is known to have ended is older than its end. A paused container is listed and reported
+//! `Gone` again after every listing, as it runs but serves nobody.
 
 use std::{
-    collections::{BTreeMap, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
     convert::Infallible,
     future::pending,
     hash::{BuildHasher, Hasher},
@@ -29,7 +32,12 @@ use futures_util::{
     stream::{BoxStream, FuturesUnordered},
 };
 
-use super::{Found, Roster, fleet::Listing, is_managed, offer};
+use super::{
+    Found, Roster,
+    fleet::Listing,
+    is_managed, offer,
+    vigil::{End, Vigil},
+};
 use crate::{
     control::{ContainerId, GoneCause, Sighting},
     provider::{ProviderError, ProviderEvent},
@@ -51,9 +59,10 @@ const STEADY: Duration = Duration::from_secs(30);
 pub(super) async fn watch(roster: &Roster) {
     let mut failures = 0;
     let mut lost = false;
+    let mut vigil = Vigil::new(roster.engine.clone());
     loop {
         let began = Instant::now();
-        let Err(error) = Session::new(roster).follow(&mut lost).await;
+        let Err(error) = Session::new(roster, &mut vigil).follow(&mut lost).await;
         if began.elapsed() >= STEADY {
             failures = 0;
         }
@@ -61,23 +70,35 @@ pub(super) async fn watch(roster: &Roster) {
             let error = Arc::new(error);
             roster.tell_all(|| ProviderEvent::Lost { error: Arc::clone(&error) }).await;
         }
-        tokio::time::sleep(backoff(failures, entropy())).await;
+        let pause = tokio::time::sleep(backoff(failures, entropy()));
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                end = vigil.next() => tell_end(roster, &end.id).await,
+                () = &mut pause => break,
+            }
+        }
         failures = failures.saturating_add(1);
     }
 }
 
-type Look = (ContainerId, u64, Result<Option<Found>, ProviderError>);
+async fn tell_end(roster: &Roster, id: &ContainerId) {
+    roster.tell_of(id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Ended }).await;
+}
+
+type Look = (ContainerId, u64, Result<Option<(Found, Option<u32>)>, ProviderError>);
 
 /// One subscription, from the request to the interruption.
 struct Session<'a> {
     roster: &'a Roster,
+    vigil: &'a mut Vigil,
     ledger: Ledger,
     looks: FuturesUnordered<BoxFuture<'a, Look>>,
 }
 
 impl<'a> Session<'a> {
-    fn new(roster: &'a Roster) -> Self {
-        Self { roster, ledger: Ledger::default(), looks: FuturesUnordered::new() }
+    fn new(roster: &'a Roster, vigil: &'a mut Vigil) -> Self {
+        Self { roster, vigil, ledger: Ledger::default(), looks: FuturesUnordered::new() }
     }
 
     /// Follows the events until something fails. `lost` is taken back by the first listing that succeeds.
@@ -94,6 +115,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 Some(event) = events.next() => self.on_event(&event?).await,
+                end = self.vigil.next() => self.on_end(end).await,
                 Some(look) = self.looks.next() => self.on_look(look).await?,
                 listed = answer(&mut listing) => {
                     listing = None;
@@ -129,15 +151,25 @@ impl<'a> Session<'a> {
             Action::None => {}
             Action::Tell { id, cause } => {
                 self.roster.tell_of(&id, || ProviderEvent::Gone { id: id.clone(), cause }).await;
+                if cause != GoneCause::Paused {
+                    self.vigil.end(&id);
+                }
             }
-            Action::Look { id, ticket } => {
-                let roster = self.roster;
-                self.looks.push(Box::pin(async move {
-                    let seen = roster.look(&id).await;
-                    (id, ticket, seen)
-                }));
-            }
+            Action::Look { id, ticket } => self.look(id, ticket),
         }
+    }
+
+    async fn on_end(&mut self, End { id, pid }: End) {
+        self.ledger.ended(&id, pid);
+        tell_end(self.roster, &id).await;
+    }
+
+    fn look(&mut self, id: ContainerId, ticket: u64) {
+        let roster = self.roster;
+        self.looks.push(Box::pin(async move {
+            let seen = roster.look(&id).await;
+            (id, ticket, seen)
+        }));
     }
 
     async fn on_look(&mut self, (id, ticket, seen): Look) -> Result<(), ProviderError> {
@@ -146,7 +178,9 @@ impl<'a> Session<'a> {
             Err(ProviderError::Gone { .. }) => None,
             other => other?,
         };
-        if let Some(sighting) = self.ledger.looked(&id, ticket, seen) {
+        let (found, pid) = seen.filter(|(_, pid)| !self.ledger.has_ended(&id, *pid)).unzip();
+        if let Some(sighting) = self.ledger.looked(&id, ticket, found) {
+            self.vigil.begin(&id, pid.flatten());
             self.roster.tell_of(&id, || ProviderEvent::Seen(sighting.clone())).await;
         }
         Ok(())
@@ -156,10 +190,17 @@ impl<'a> Session<'a> {
         if was_lost {
             self.roster.tell_all(|| ProviderEvent::Back).await;
         }
-        let (paused, sightings) = self.ledger.listing_ends(listed.found);
+        let mut found = listed.found;
+        let doubtful = self.ledger.doubt(&mut found);
+        let (paused, sightings) = self.ledger.listing_ends(found);
+        self.vigil.keep_to(&sightings.iter().filter(|one| one.running).map(|one| one.id.clone()).collect());
         self.roster.tell_listing(listed.services, sightings).await;
         for id in paused {
             self.roster.tell_of(&id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Paused }).await;
+        }
+        for id in doubtful {
+            let ticket = self.ledger.look(&id);
+            self.look(id, ticket);
         }
     }
 }
@@ -243,6 +284,8 @@ struct Ledger {
     tickets: u64,
     /// By container: what may explain its death when it comes.
     omens: BTreeMap<ContainerId, Omen>,
+    /// By container: the number of a process that has ended before the engine has said so.
+    ended: BTreeMap<ContainerId, u32>,
     /// While a listing is under way: what the events said since it was asked for.
     since_listing: Option<BTreeMap<ContainerId, Newer>>,
 }
@@ -275,13 +318,13 @@ impl Ledger {
                 Action::None
             }
             Change::Serves(id) => {
-                self.tickets += 1;
                 self.omens.remove(&id);
-                self.looking.insert(id.clone(), self.tickets);
-                Action::Look { id, ticket: self.tickets }
+                let ticket = self.look(&id);
+                Action::Look { id, ticket }
             }
             Change::Died(id, exit_code) => {
                 let omen = self.omens.remove(&id).unwrap_or_default();
+                self.ended.remove(&id);
                 self.gone(&id, Newer::Stopped);
                 Action::Tell { id, cause: omen.explain(exit_code) }
             }
@@ -291,10 +334,44 @@ impl Ledger {
             }
             Change::Removed(id) => {
                 self.omens.remove(&id);
+                self.ended.remove(&id);
                 self.gone(&id, Newer::Removed);
                 Action::Tell { id, cause: GoneCause::Removed }
             }
         }
+    }
+
+    /// Returns the ticket of an inspection that begins.
+    fn look(&mut self, id: &ContainerId) -> u64 {
+        self.tickets += 1;
+        self.looking.insert(id.clone(), self.tickets);
+        self.tickets
+    }
+
+    /// Takes note that a container's process has ended. How, the engine will say.
+    fn ended(&mut self, id: &ContainerId, pid: u32) {
+        self.gone(id, Newer::Stopped);
+        self.ended.insert(id.clone(), pid);
+    }
+
+    /// Returns whether an answer is of before the end of the process that it names.
+    fn has_ended(&self, id: &ContainerId, pid: Option<u32>) -> bool {
+        pid.is_some() && self.ended.get(id).copied() == pid
+    }
+
+    /// Takes what is listed as running for ended where its process is known to have, and returns whom to look at: another
+    /// process may run there by now.
+    fn doubt(&mut self, listed: &mut [Found]) -> Vec<ContainerId> {
+        let there: BTreeSet<&ContainerId> = listed.iter().map(|found| &found.sighting.id).collect();
+        self.ended.retain(|id, _| there.contains(id));
+        let mut doubtful = Vec::new();
+        for found in listed.iter_mut().filter(|found| found.sighting.running) {
+            if self.ended.contains_key(&found.sighting.id) {
+                (found.sighting.running, found.paused) = (false, false);
+                doubtful.push(found.sighting.id.clone());
+            }
+        }
+        doubtful
     }
 
     fn gone(&mut self, id: &ContainerId, how: Newer) {
@@ -311,6 +388,7 @@ impl Ledger {
         }
         self.looking.remove(id);
         let Found { sighting, .. } = seen.filter(|found| found.sighting.running && !found.paused)?;
+        self.ended.remove(id);
         if let Some(newer) = &mut self.since_listing {
             newer.insert(id.clone(), Newer::Serves(sighting.clone()));
         }
@@ -552,6 +630,52 @@ mod tests {
         ];
         assert_eq!(listed, expected);
         assert!(ledger.since_listing.is_none());
+    }
+
+    #[test]
+    fn what_is_older_than_the_end_of_a_process_is_not_believed() {
+        let mut ledger = Ledger::default();
+        ledger.record(Change::Signalled(id("a1"), 9));
+        ledger.ended(&id("a1"), 7);
+        ledger.listing_begins();
+        let mut listed = [serving("a1"), serving("b2"), ended("c3")];
+
+        let doubtful = ledger.doubt(&mut listed);
+        let (_, listed) = ledger.listing_ends(listed.into());
+
+        assert_eq!(listed, [ended("a1").sighting, seen("b2"), ended("c3").sighting]);
+        assert_eq!(doubtful, [id("a1")], "it is looked at");
+        let ticket = ledger.look(&id("a1"));
+        assert!(ledger.has_ended(&id("a1"), Some(7)) && !ledger.has_ended(&id("a1"), Some(8)));
+        assert!(!ledger.has_ended(&id("a1"), None), "an engine elsewhere");
+        let death = ledger.record(Change::Died(id("a1"), Some(137)));
+        assert_eq!(death, Action::Tell { id: id("a1"), cause: GoneCause::Killed }, "the look forgets no omen");
+        assert_eq!(ledger.looked(&id("a1"), ticket, Some(serving("a1"))), None);
+        assert!(!ledger.has_ended(&id("a1"), Some(7)), "the engine knows");
+    }
+
+    #[test]
+    fn the_next_process_of_a_container_is_another_one() {
+        let mut ledger = Ledger::default();
+        ledger.ended(&id("a1"), 7);
+        let ticket = ledger.look(&id("a1"));
+
+        assert!(!ledger.has_ended(&id("a1"), Some(8)));
+        assert_eq!(ledger.looked(&id("a1"), ticket, Some(serving("a1"))), Some(seen("a1")));
+
+        assert_eq!(ledger.doubt(&mut [serving("a1")]), [], "and it runs");
+    }
+
+    #[test]
+    fn an_end_voids_an_inspection_and_corrects_a_listing() {
+        let mut ledger = Ledger::default();
+        ledger.listing_begins();
+        ledger.record(Change::Serves(id("a1")));
+        ledger.ended(&id("a1"), 7);
+
+        assert_eq!(ledger.looked(&id("a1"), 1, Some(serving("a1"))), None);
+        let (_, listed) = ledger.listing_ends(vec![serving("a1")]);
+        assert_eq!(listed, [ended("a1").sighting]);
     }
 
     #[test]
