@@ -146,6 +146,49 @@ fn a_thaw_that_fails_is_tried_again_at_once() {
     assert_eq!(script.at(50_021).tick(), [thaw(1)]);
 }
 
+#[test]
+fn who_serves_and_cannot_be_thawed_is_told_of_and_replaced() {
+    let mut script = asleep();
+    let fail = |script: &mut Script, commands: Vec<Command>| match commands.contains(&thaw(1)) {
+        true => [commands, script.effect(Event::ThawFailed { id: id("a"), error: "it is above".into() })].concat(),
+        false => commands,
+    };
+    let woken = script.at(50_000).effect(Event::Woken { id: id("a") });
+    fail(&mut script, woken);
+    script.confirm(4);
+
+    let started = (50_100..100_000).step_by(100).find(|millis| {
+        let due = script.at(*millis).tick();
+        fail(&mut script, due).contains(&start(2))
+    });
+
+    assert!(started.is_some_and(|at| (80_000..82_000).contains(&at)), "as long as others may fail: {started:?}");
+    assert_eq!(script.problems(), ["lb-test-1 stays frozen: it is above"]);
+    assert!(script.kinds().contains(&DecisionKind::KeptLast));
+    script.effect(Event::BackendSeen(sighting("b", 2)));
+    script.effect(Event::Started { ordinal: 2, id: id("b") });
+    assert_eq!(script.effect(passed(2)).first(), Some(&publish(5, &[2], &[1])));
+    script.confirm(5);
+    assert!(script.at(200_000).effect(swept(199_000, &[])).contains(&stop(1)), "as it is");
+}
+
+#[test]
+fn who_is_thawed_at_last_has_to_pass_its_checks_again() {
+    let mut script = asleep();
+    script.at(50_000).tell(Event::Woken { id: id("a") });
+    script.confirm(4);
+    for half in 101..120 {
+        if script.at(half * 500).tick().contains(&thaw(1)) {
+            script.effect(Event::ThawFailed { id: id("a"), error: "it is above".into() });
+        }
+    }
+
+    assert_eq!(script.at(60_100).tell(thawed(1)), [probe(1)]);
+    assert_eq!(script.effect(passed(1)), []);
+    assert_eq!((script.problems(), script.states()), (Vec::new(), vec![BackendState::Ready]));
+    assert_eq!(script.at(120_000).effect(Event::Tick), [], "nobody is to replace it");
+}
+
 /// One that runs with one backend and one in reserve.
 fn with_reserve(max: u32) -> Script {
     let mut script = Script::new(settings(1, max, 1));
