@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{network::Network, service};
 use crate::{
     config::{RunConfig, ServiceName},
-    control::{Command, Controller, Event, Settings, Sighting, Timestamp},
+    control::{Command, Controller, Event, OnChange, Scaling, Settings, Sighting, Timestamp},
     datapath::{DatapathError, links::Links, rehearse, report::Inheritance},
     provider::{
         Provider, ProviderEvent,
@@ -100,11 +100,19 @@ async fn listed(provider: &Arc<dyn Provider>) -> Result<Vec<Sighting>> {
 fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> String) -> String {
     let running = sightings.iter().filter(|sighting| sighting.running).count();
     let outdated = sightings.iter().filter(|sighting| sighting.running && sighting.outdated).count();
-    let warm = settings.warm;
+    let (warm, scaling, on_change) = (settings.warm, settings.scaling, settings.on_change);
     let mut controller = Controller::new(settings);
     let now = Timestamp::ZERO;
     let commands = controller.handle(Event::Resynced(sightings), now);
     let report = controller.snapshot(now);
+    if scaling == Scaling::Fixed {
+        // Others run them: nothing is started or stopped.
+        let told = match running == report.desired as usize {
+            true => format!("{running} there"),
+            false => format!("{running} there, {} would be served", report.desired),
+        };
+        return [vec![told], report.problems].concat().join("; ");
+    }
     let reserve = if warm > 0 { format!(" and {warm} in reserve") } else { String::new() };
     let mut parts = vec![format!("{running} there, {} wanted{reserve}", report.desired)];
     let wanted = (report.desired + warm) as usize;
@@ -128,7 +136,11 @@ fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> Stri
         parts.push(format!("would drain and stop {excess}"));
     }
     if outdated > 0 {
-        parts.push(format!("{outdated} of other settings than these, which would be the first to go"));
+        let fate = match on_change {
+            OnChange::Keep => "be the first to go",
+            OnChange::Rollout => "be replaced",
+        };
+        parts.push(format!("{outdated} of other settings than these, which would {fate}"));
     }
     let dead = commands.iter().filter(|command| matches!(command, Command::Remove { .. })).count();
     if dead > 0 {
@@ -160,7 +172,7 @@ async fn leftovers(
 mod tests {
     use super::*;
     use crate::control::{
-        BackendName, Scaling, Terms,
+        BackendName, Terms,
         policy::{Bounds, Law},
     };
 
@@ -187,6 +199,34 @@ mod tests {
         assert_eq!(
             of_each,
             "2 there, 2 wanted; 1 of other settings than these, which would be the first to go; would remove 1 that do not run"
+        );
+    }
+
+    #[test]
+    fn what_is_replaced_by_itself_is_told() {
+        let law = Law::new(Bounds::new(2, 4).unwrap());
+        let settings = Settings { on_change: OnChange::Rollout, ..Settings::new(Scaling::Auto(law)) };
+        let sightings = vec![sighting(1, true, true), sighting(2, true, false)];
+
+        assert_eq!(
+            plan(settings, sightings, |ordinal| format!("web-{ordinal}")),
+            "2 there, 2 wanted; 1 of other settings than these, which would be replaced"
+        );
+    }
+
+    #[test]
+    fn what_others_have_started_is_never_stopped_and_who_is_left_out_is_told() {
+        let unfit = |sighting: Sighting| Sighting {
+            terms: Terms { unfit: Some("it has no port 80".into()), ..Terms::default() },
+            ..sighting
+        };
+        let sightings = vec![sighting(1, true, false), unfit(sighting(2, true, false)), sighting(3, true, false)];
+        let settings = Settings { most: Some(1), ..Settings::new(Scaling::Fixed) };
+
+        assert_eq!(
+            plan(settings, sightings, |ordinal| format!("web-{ordinal}")),
+            "3 there, 1 would be served; container lb-web-2 is left out: it has no port 80; container lb-web-3 is left out: \
+             there are 1 already, and no more are taken: raise --max"
         );
     }
 }
