@@ -91,7 +91,7 @@ proptest! {
         prop_assert_eq!(world.frozen().len(), warm as usize + usize::from(report.desired == 0));
         prop_assert_eq!(report.problems, Vec::<String>::new());
         // The reserve is replaced at once, each of the others by one; the reserve that serves for that is filled up again.
-        let most = 2 * (count + warm) as u64 + u64::from(parallel);
+        let most = 2 * u64::from(count + warm) + u64::from(parallel);
         prop_assert!(world.created - started <= most, "{} were started", world.created - started);
     }
 
