@@ -115,7 +115,8 @@ fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> Stri
     }
     let reserve = if warm > 0 { format!(" and {warm} in reserve") } else { String::new() };
     let mut parts = vec![format!("{running} there, {} wanted{reserve}", report.desired)];
-    let wanted = (report.desired + warm) as usize;
+    // The last one stays, though it sleeps.
+    let wanted = (report.desired.max(1) + warm) as usize;
     let missing = wanted.saturating_sub(running);
     let starts = commands.iter().filter_map(|command| match command {
         Command::Start { ordinal } => Some(name(*ordinal)),
@@ -172,7 +173,7 @@ async fn leftovers(
 mod tests {
     use super::*;
     use crate::control::{
-        BackendName, Terms,
+        BackendName, Orders, Terms,
         policy::{Bounds, Law},
     };
 
@@ -200,6 +201,20 @@ mod tests {
             of_each,
             "2 there, 2 wanted; 1 of other settings than these, which would be the first to go; would remove 1 that do not run"
         );
+    }
+
+    #[test]
+    fn who_sleeps_is_not_told_to_be_stopped() {
+        let orders = Orders { paused_in: Some(Timestamp::ZERO), ..Orders::default() };
+        let settings = Settings {
+            adopted_desired: Some(0),
+            adopted_orders: orders,
+            ..Settings::new(Scaling::Auto(Law::new(Bounds::new(0, 4).unwrap())))
+        };
+
+        let told = plan(settings, vec![sighting(1, true, false)], |ordinal| format!("web-{ordinal}"));
+
+        assert_eq!(told, "1 there, 0 wanted");
     }
 
     #[test]
