@@ -41,7 +41,7 @@ mod sweeper;
 
 use crate::{
     config::{self, Reload, RunConfig, ServiceName, Source},
-    control::{Answers, Command, ContainerId, Event, Family, Sighting, Timestamp},
+    control::{Answers, Command, ContainerId, Event, Family, GoneCause, Sighting, Timestamp},
     datapath::{
         Datapath, DatapathError, Opening,
         links::Links,
@@ -528,7 +528,12 @@ impl Agent {
                 }
                 Event::Resynced(sightings)
             }
-            ProviderEvent::Gone { id, cause } => Event::BackendGone { id, cause },
+            ProviderEvent::Gone { id, cause } => {
+                if cause == GoneCause::Paused {
+                    self.on_paused(&id);
+                }
+                Event::BackendGone { id, cause }
+            }
             ProviderEvent::Lost { error } => {
                 // Whatever happens until it is back is not seen.
                 service.places.doubt_all();
@@ -776,7 +781,7 @@ pub async fn detach(instance: &str, containers: bool) -> Result<()> {
     }
     let frozen = loader::frozen(instance);
     let found = loader::remove_leftovers(instance)?;
-    for (id, freezer) in frozen.into_iter().filter(|(_, freezer)| freezer.is_frozen()) {
+    for (id, freezer) in frozen.into_iter().filter(|(_, freezer)| freezer.is_asked()) {
         match freezer.thaw() {
             Ok(()) => println!("instance {instance}: {id} is thawed"),
             // It may have ended in this moment.

@@ -139,6 +139,20 @@ impl Freezer {
         }
     }
 
+    /// Returns whether the processes were asked to stand still, whether they do yet or not.
+    pub fn is_asked(&self) -> bool {
+        let read = |name: &str| fs::read_to_string(self.folder().join(name)).unwrap_or_default();
+        match self {
+            Self::State(_) => matches!(read("freezer.state").trim(), "FROZEN" | "FREEZING"),
+            Self::Freeze(_) => read("cgroup.freeze").trim() == "1",
+        }
+    }
+
+    /// Returns whether the control group is gone; not if that cannot be seen.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.folder().try_exists(), Ok(false))
+    }
+
     fn folder(&self) -> &Path {
         match self {
             Self::State(folder) | Self::Freeze(folder) => folder,
@@ -220,11 +234,13 @@ mod tests {
         fs::write(&state, "FREEZING\n").unwrap();
         let error = freezer.settled().await.unwrap_err().to_string();
         assert!(error.ends_with("not frozen after 500 ms"), "{error}");
+        assert!(freezer.is_asked() && !freezer.is_gone(), "it will be, unless somebody thaws it");
 
         freezer.thaw().unwrap();
         assert!(fs::read_to_string(&state).unwrap().starts_with("THAWED"));
         fs::remove_dir_all(&folder).unwrap();
-        assert!(!freezer.is_frozen() && freezer.thaw().is_err(), "it has ended");
+        assert!(!freezer.is_frozen() && !freezer.is_asked() && freezer.thaw().is_err(), "it has ended");
+        assert!(freezer.is_gone());
     }
 
     #[tokio::test(start_paused = true)]
@@ -236,7 +252,7 @@ mod tests {
 
         freezer.freeze().unwrap();
         assert_eq!(fs::read_to_string(folder.join("cgroup.freeze")).unwrap(), "1");
-        assert!(freezer.settled().await.is_err(), "asked for, and not so yet");
+        assert!(freezer.is_asked() && freezer.settled().await.is_err(), "asked for, and not so yet");
         fs::write(folder.join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
         freezer.settled().await.unwrap();
 

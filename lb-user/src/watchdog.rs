@@ -152,10 +152,11 @@ impl Held {
         }
     }
 
-    fn thaw(&mut self, why: &str) {
-        for freezer in std::mem::take(&mut self.0) {
+    /// Thaws all of them, and remembers them: an agent that hangs may go on, and freeze what it has told of before.
+    fn thaw(&self, why: &str) {
+        for freezer in &self.0 {
             // The agent may have thawed it, and the container may be gone.
-            if freezer.is_frozen() {
+            if freezer.is_asked() {
                 match freezer.thaw() {
                     Ok(()) => tracing::warn!("{why}: a container that slept is thawed"),
                     Err(error) => tracing::error!("{why}: {error}"),
@@ -195,7 +196,11 @@ mod tests {
             (false, true),
             "the second is none of its business any more"
         );
-        assert!(held.0.is_empty());
+
+        // The agent goes on where it was held up, and is killed while the kernel is at it.
+        fs::write(folder.join("a/freezer.state"), "FREEZING").unwrap();
+        held.thaw("a test");
+        assert!(!kept.is_asked());
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -22,7 +22,7 @@ impl Agent {
     pub(super) fn on_process(&mut self, id: ContainerId, Process { pid, is_paused }: Process) {
         self.container_cpu.follow(id.clone(), pid);
         let Some(freezer) = Freezer::of(pid) else { return };
-        if freezer.is_frozen() && !is_paused && !self.is_cold(&id) {
+        if freezer.is_asked() && !is_paused && !self.is_cold(&id) {
             match freezer.thaw() {
                 Ok(()) => tracing::info!("{id}: a former agent has left it frozen, and it is thawed"),
                 Err(error) => tracing::error!("{id}: {}", chain(&error)),
@@ -84,6 +84,13 @@ impl Agent {
         }
     }
 
+    /// Takes note that the engine has paused a container: it is the engine's to thaw.
+    pub(super) fn on_paused(&mut self, id: &ContainerId) {
+        if let Some(freezer) = self.freezers.get(id) {
+            self.watchdog.release(freezer);
+        }
+    }
+
     /// Tells services of their backends to which somebody has come.
     pub(super) fn on_wakes(&self, wakes: Vec<Wake>) -> Vec<(ServiceName, Event)> {
         let registry = &self.datapath.registry;
@@ -97,7 +104,7 @@ impl Agent {
 
     /// Keeps the watchdog alive, and forgets containers that have ended.
     pub(super) fn look_after_frost(&mut self) {
-        self.freezers.retain(|id, _| self.container_cpu.follows(id));
+        self.freezers.retain(|_, freezer| !freezer.is_gone());
         if let Err(error) = self.watchdog.beat() {
             tracing::error!("start the watchdog: {error}; tried again in a moment");
         }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{network::Network, service};
 use crate::{
     config::{RunConfig, ServiceName},
-    control::{Command, Controller, Event, Settings, Sighting, Timestamp},
+    control::{Command, Controller, Event, OnChange, Scaling, Settings, Sighting, Timestamp},
     datapath::{DatapathError, links::Links, rehearse, report::Inheritance},
     provider::{
         Provider, ProviderEvent,
@@ -101,13 +101,22 @@ async fn listed(provider: &Arc<dyn Provider>) -> Result<Vec<Sighting>> {
 fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> String, now: Timestamp) -> String {
     let running = sightings.iter().filter(|sighting| sighting.running).count();
     let outdated = sightings.iter().filter(|sighting| sighting.running && sighting.outdated).count();
-    let warm = settings.warm;
+    let (warm, scaling, on_change) = (settings.warm, settings.scaling, settings.on_change);
     let mut controller = Controller::new(settings);
     let commands = controller.handle(Event::Resynced(sightings), now);
     let report = controller.snapshot(now);
+    if scaling == Scaling::Fixed {
+        // Others run them: nothing is started or stopped.
+        let told = match running == report.desired as usize {
+            true => format!("{running} there"),
+            false => format!("{running} there, {} would be served", report.desired),
+        };
+        return [vec![told], report.problems].concat().join("; ");
+    }
     let reserve = if warm > 0 { format!(" and {warm} in reserve") } else { String::new() };
     let mut parts = vec![format!("{running} there, {} wanted{reserve}", report.desired)];
-    let wanted = (report.desired + warm) as usize;
+    // The last one stays, though it sleeps.
+    let wanted = (report.desired.max(1) + warm) as usize;
     let missing = wanted.saturating_sub(running);
     let starts = commands.iter().filter_map(|command| match command {
         Command::Start { ordinal } => Some(name(*ordinal)),
@@ -128,7 +137,11 @@ fn plan(settings: Settings, sightings: Vec<Sighting>, name: impl Fn(u32) -> Stri
         parts.push(format!("would drain and stop {excess}"));
     }
     if outdated > 0 {
-        parts.push(format!("{outdated} of other settings than these, which would be the first to go"));
+        let fate = match on_change {
+            OnChange::Keep => "be the first to go",
+            OnChange::Rollout => "be replaced",
+        };
+        parts.push(format!("{outdated} of other settings than these, which would {fate}"));
     }
     let dead = commands.iter().filter(|command| matches!(command, Command::Remove { .. })).count();
     if dead > 0 {
@@ -160,7 +173,7 @@ async fn leftovers(
 mod tests {
     use super::*;
     use crate::control::{
-        BackendName, Manual, Scaling, Terms,
+        BackendName, Manual, Orders, Terms,
         policy::{Bounds, Law},
     };
 
@@ -190,6 +203,7 @@ mod tests {
             "2 there, 2 wanted; 1 of other settings than these, which would be the first to go; would remove 1 that do not run"
         );
     }
+
     #[test]
     fn a_count_by_hand_whose_time_is_over_would_not_be_taken_over() {
         let told = |now: u64| {
@@ -201,5 +215,47 @@ mod tests {
 
         assert_eq!(told(59_000), "1 there, 3 wanted; would start 2 (at first web, web)");
         assert_eq!(told(61_000), "1 there, 1 wanted");
+    }
+
+    #[test]
+    fn who_sleeps_is_not_told_to_be_stopped() {
+        let orders = Orders { paused_in: Some(Timestamp::ZERO), ..Orders::default() };
+        let settings = Settings {
+            adopted_desired: Some(0),
+            adopted_orders: orders,
+            ..Settings::new(Scaling::Auto(Law::new(Bounds::new(0, 4).unwrap())))
+        };
+
+        let told = plan(settings, vec![sighting(1, true, false)], |ordinal| format!("web-{ordinal}"), Timestamp::ZERO);
+
+        assert_eq!(told, "1 there, 0 wanted");
+    }
+
+    #[test]
+    fn what_is_replaced_by_itself_is_told() {
+        let law = Law::new(Bounds::new(2, 4).unwrap());
+        let settings = Settings { on_change: OnChange::Rollout, ..Settings::new(Scaling::Auto(law)) };
+        let sightings = vec![sighting(1, true, true), sighting(2, true, false)];
+
+        assert_eq!(
+            plan(settings, sightings, |ordinal| format!("web-{ordinal}"), Timestamp::ZERO),
+            "2 there, 2 wanted; 1 of other settings than these, which would be replaced"
+        );
+    }
+
+    #[test]
+    fn what_others_have_started_is_never_stopped_and_who_is_left_out_is_told() {
+        let unfit = |sighting: Sighting| Sighting {
+            terms: Terms { unfit: Some("it has no port 80".into()), ..Terms::default() },
+            ..sighting
+        };
+        let sightings = vec![sighting(1, true, false), unfit(sighting(2, true, false)), sighting(3, true, false)];
+        let settings = Settings { most: Some(1), ..Settings::new(Scaling::Fixed) };
+
+        assert_eq!(
+            plan(settings, sightings, |ordinal| format!("web-{ordinal}"), Timestamp::ZERO),
+            "3 there, 1 would be served; container lb-web-2 is left out: it has no port 80; container lb-web-3 is left out: \
+             there are 1 already, and no more are taken: raise --max"
+        );
     }
 }

@@ -384,6 +384,12 @@ impl Backend {
         self.health = Health::new(now);
     }
 
+    /// Counts as one that fails its checks: it answers none.
+    pub fn fall(&mut self, now: Timestamp) {
+        self.health.fell.get_or_insert(now);
+        self.health.passes = 0;
+    }
+
     /// Goes from the reserve into the slots.
     pub fn leave_reserve(&mut self, now: Timestamp) {
         self.probe_afresh(now);

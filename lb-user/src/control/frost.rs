@@ -10,7 +10,7 @@
 //! A backend in a slot ([`BackendState::Idle`](super::BackendState)) serves: its kernel accepts connections while it is frozen,
 //! and the datapath tells of the first. So it is frozen only after a sweep that began when the datapath was telling already,
 //! and that found no flow. What cannot be frozen goes on running, and is tried again; whatever leaves the service is thawed
-//! before it is stopped.
+//! before it is stopped. One that is needed and cannot be thawed counts as one that fails its checks.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -213,7 +213,11 @@ impl Controller {
             .collect();
         for id in surplus {
             let Some(backend) = self.backends.get_mut(&id) else { continue };
-            let why = if backend.outdated { "is of other settings" } else { "is one too many" };
+            let why = match (backend.outdated, backend.frost.is_stuck()) {
+                (true, _) => "is of other settings",
+                (false, true) => "cannot be thawed",
+                (false, false) => "is one too many",
+            };
             let reason = format!("{} of the reserve {why}", backend.name);
             backend.begin_drain(DrainCause::Superfluous, now);
             self.remark(DecisionKind::Drain, reason, now);
@@ -269,6 +273,7 @@ impl Controller {
                 // Why another one was thawed stands in its checks.
                 if backend.state == State::Ready {
                     backend.probe_afresh(now);
+                    self.kept_last.remove(id);
                 }
                 if self.called.remove(id) {
                     backend.leave_reserve(now);
@@ -276,9 +281,15 @@ impl Controller {
             }
             Err(error) => {
                 errand.failed(THAW_PACE, now);
+                if backend.frost.is_given_up() && backend.state == State::Ready {
+                    backend.fall(now);
+                }
                 let reason = format!("{} stays frozen: {error}", backend.name);
-                backend.last_error = Some(reason.clone());
-                self.remark(DecisionKind::FreezeFailed, reason, now);
+                // It is tried again and again; once is told.
+                if backend.last_error.as_ref() != Some(&reason) {
+                    backend.last_error = Some(reason.clone());
+                    self.remark(DecisionKind::FreezeFailed, reason, now);
+                }
             }
         }
     }
@@ -296,8 +307,9 @@ impl Controller {
         self.wake_up(reason, now);
     }
 
-    /// Says what could not be frozen, for people.
+    /// Says what could not be frozen, and what could not be thawed, for people.
     pub(super) fn frost_problems(&self) -> impl Iterator<Item = String> {
-        self.freeze_errors.values().cloned()
+        let stuck = self.backends.values().filter(|backend| backend.frost.is_stuck());
+        self.freeze_errors.values().cloned().chain(stuck.filter_map(|backend| backend.last_error.clone()))
     }
 }

@@ -46,6 +46,8 @@ pub struct Facts {
     pub containers: Vec<(ServiceName, Result<Containers, String>)>,
     /// What there is no room for, once the families of all frontends are known.
     pub room: Option<String>,
+    /// By service that is to freeze containers: why this host cannot, in the words of `run`.
+    pub frost: Vec<(ServiceName, String)>,
     /// The backends that somebody else runs.
     pub backends: Vec<Backend>,
     /// How many of those were left out, as there are so many.

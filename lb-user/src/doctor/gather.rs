@@ -39,6 +39,7 @@ pub async fn gather(config: &mut RunConfig, progress: &Progress) -> Facts {
     progress.tell("asking Docker");
     let (engine, containers) = engine(config).await;
     let room = service::check_room(config).err().map(|(name, error)| format!("service {name}: {error}"));
+    let frost = frost(config);
     progress.tell("looking at the network");
     let (clients, refusals, taken) = clients(config).await;
     progress.tell("asking backends");
@@ -62,6 +63,7 @@ pub async fn gather(config: &mut RunConfig, progress: &Progress) -> Facts {
         engine,
         containers,
         room,
+        frost,
         backends,
         backends_left_out,
     }
@@ -241,6 +243,12 @@ async fn engine(
         cgroups: facts.cgroup_version,
     };
     (Ok(engine), containers)
+}
+
+/// Returns the services whose containers cannot be frozen, though they are to be.
+fn frost(config: &RunConfig) -> Vec<(ServiceName, String)> {
+    let refusal = |service: &Service| Some((service.name.clone(), chain(&*service::check_frost(service).err()?)));
+    config.services.iter().filter_map(refusal).collect()
 }
 
 /// Asks backends as their health check does, and then the kernel for what it has learnt of the way.

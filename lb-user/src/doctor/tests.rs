@@ -95,6 +95,7 @@ pub fn machine() -> Facts {
             Ok(Containers { driver: Some("bridge".into()), families: vec![Family::V4] }),
         )],
         room: None,
+        frost: Vec::new(),
         backends: Vec::new(),
         backends_left_out: 0,
     }

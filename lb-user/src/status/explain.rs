@@ -182,7 +182,9 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
             format!("decided {} ago", age(*age_ms)),
         ],
     );
-    let bounds = format!("{} to {} backends", law.bounds.min(), law.bounds.max());
+    // The law knows one at least.
+    let (min, max) = (scaling.min.unwrap_or(law.bounds.min()), law.bounds.max());
+    let bounds = format!("{min} to {max} backends");
     let mut facts = vec![bounds, format!("one may use {:.2} processors", evidence.unit(law))];
     facts.extend(
         evidence.processors.zip(evidence.foreign).map(|(processors, foreign)| {
@@ -194,6 +196,10 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
     page.parts(Paint::Plain, 2, &facts);
     if let Some(orders) = orders(scaling) {
         page.line(Paint::Worse, &format!("{orders}; the law wants {}", verdict.target), 9);
+    }
+    if scaling.desired == 0 {
+        let told = format!("asleep until somebody comes; awake, the law would want {}", verdict.target);
+        page.line(Paint::Strong, &told, 2);
     }
     page.gap();
     let mut table = page.new_table();
@@ -309,6 +315,18 @@ mod tests {
         let report = told("web");
         let explanation = explain(&report, &all, |at| 60_000 - at.elapsed().as_millis() as u64).unwrap();
         page(&explanation, Style { width: 120, colours: false })
+    }
+
+    #[test]
+    fn that_a_service_sleeps_is_told_beside_what_its_law_would_want() {
+        let mut report = told("web");
+        (report.control.min, report.control.desired) = (Some(0), 0);
+        let explanation = explain(&report, &[], |_| 0).unwrap();
+        let page = page(&explanation, Style { width: 120, colours: false });
+
+        for line in ["\nasleep until somebody comes; awake, the law would want 5\n", "\n0 to 8 backends"] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
     }
 
     #[test]

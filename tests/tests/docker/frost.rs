@@ -24,7 +24,7 @@ use super::ask;
 const SOON: Duration = Duration::from_millis(300);
 
 /// Returns whether a container's control group is frozen, by the kernel's word.
-fn is_frozen(container: &str) -> bool {
+pub fn is_frozen(container: &str) -> bool {
     let pid = docker(&["inspect", "--format", "{{.State.Pid}}", container]);
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", pid.trim())).unwrap_or_default();
     let group = |name: &str| {
@@ -62,7 +62,7 @@ fn wait_asleep(agent: &Agent, site: &Site) -> String {
 }
 
 /// Asks as the client on a new connection; returns how long that took.
-fn first_request(site: &Site) -> Duration {
+pub fn first_request(site: &Site) -> Duration {
     let address = site.address();
     lab::inside(&site.client(), || {
         let began = Instant::now();

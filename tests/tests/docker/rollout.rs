@@ -10,6 +10,8 @@ use lb_tests::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::frost::{first_request, is_frozen};
+
 /// A file of one service that is changed while the agent runs, and an image of the site's own.
 struct Bed<'a> {
     site: &'a Site,
@@ -38,10 +40,15 @@ impl<'a> Bed<'a> {
 
     /// Writes the file, with some more lines.
     fn write(&self, more: &str) {
+        self.write_of((3, 3), more);
+    }
+
+    /// The same with other bounds.
+    fn write_of(&self, (min, max): (u32, u32), more: &str) {
         let (name, image) = (self.site.instance(), self.image());
         let text = format!(
-            "instance = \"{name}\"\nuplinks = [\"{}\"]\n[[service]]\nname = \"{name}\"\nimage = \"{image}\"\n\
-             publish = \"{}:5000\"\nmin = 3\nmax = 3\nhealth = \"http:/healthz\"\nnetwork = \"{name}\"\n\
+            "instance = \"{name}\"\ninterval = \"500ms\"\nuplinks = [\"{}\"]\n[[service]]\nname = \"{name}\"\nimage = \"{image}\"\n\
+             publish = \"{}:5000\"\nmin = {min}\nmax = {max}\nhealth = \"http:/healthz\"\nnetwork = \"{name}\"\n\
              drain-timeout = \"4s\"\n{more}\n",
             self.site.uplink(),
             self.site.port()
@@ -135,6 +142,61 @@ pub fn changed_settings_and_another_image_are_rolled_out_without_a_failed_reques
     }
     let decisions = agent.status()["decisions"].to_string();
     assert!(decisions.contains("finished: 3 were replaced in"), "{decisions}");
+}
+
+pub fn who_sleeps_is_rolled_out_and_answers_meanwhile() {
+    let site = Site::new(13);
+    let bed = Bed::new(&site);
+    bed.write_of((0, 2), "warm = 1\nscale-down-window = \"3s\"");
+    let agent = Agent::start_file(None, site.instance(), &bed.file());
+    let wait_asleep = |without: &BTreeSet<String>| {
+        agent.wait_for("one sleeps, and one is in reserve", Duration::from_secs(60), |status| {
+            let count = |state: &str| status["scaling"][state].as_u64();
+            (count("idle"), count("warm"), count("draining"), count("desired")) == (Some(1), Some(1), Some(0), Some(0))
+        });
+        wait_until("two are left", Duration::from_secs(20), || site.containers().len() == 2);
+        let containers = site.containers();
+        assert!(containers.is_disjoint(without), "none of before is kept\n{}", agent.log());
+        wait_until("both are frozen", Duration::from_secs(5), || containers.iter().all(|one| is_frozen(one)));
+        assert_eq!(agent.status()["health"], "healthy", "{:#}", agent.status());
+        containers
+    };
+    let rollout = || {
+        let done = lb_user(&["rollout", "--instance", site.instance(), "--wait=60s"]);
+        let told = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && told.contains("replaced"), "{told}\n{}", agent.log());
+    };
+
+    // Nobody comes.
+    let first = wait_asleep(&BTreeSet::new());
+    bed.build("LABEL version=2");
+    rollout();
+    let second = wait_asleep(&first);
+
+    // Somebody comes all the while.
+    bed.build("LABEL version=3");
+    std::thread::scope(|scope| {
+        let done = scope.spawn(rollout);
+        let mut asked = 0;
+        while !done.is_finished() || asked < 5 {
+            assert!(first_request(&site) < Duration::from_secs(1), "{}", agent.log());
+            asked += 1;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        eprintln!("{asked} requests meanwhile");
+    });
+    wait_asleep(&second);
+
+    // An operator who has changed his mind: nobody stays frozen.
+    bed.write_of((1, 2), "scale-down-window = \"3s\"");
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("one is left, and runs", Duration::from_secs(30), |status| {
+        let count = |state: &str| status["scaling"][state].as_u64();
+        (count("ready"), count("idle"), count("warm"), count("desired")) == (Some(1), Some(0), Some(0), Some(1))
+    });
+    wait_until("the reserve is gone", Duration::from_secs(20), || site.containers().len() == 1);
+    assert!(site.containers().iter().all(|one| !is_frozen(one)));
+    assert!(first_request(&site) < Duration::from_secs(1));
 }
 
 pub fn an_image_that_crashes_ends_its_rollout() {

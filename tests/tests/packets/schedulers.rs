@@ -118,7 +118,9 @@ fn every_program_passes_the_verifier() {
         .filter_map(|(name, program)| Some((program.info().ok()?.verified_instruction_count()?, name.to_owned())));
     let most = most.max().expect("the kernel tells what it has verified");
     eprintln!("{most:?}");
-    assert!(most.0 < 500_000, "{most:?}: the verifier follows a million instructions, and other kernels some more");
+    // The verifier of Linux 6.1 forgets more states: it follows twice as many instructions of the same program.
+    let limit = if lb_user::datapath::doors::is_by_link(lb_user::config::TcAttach::Auto) { 500_000 } else { 900_000 };
+    assert!(most.0 < limit, "{most:?}: the verifier follows a million instructions, and other kernels some more");
 }
 
 fn weights_are_exact_over_every_cycle() {

@@ -56,6 +56,11 @@ pub fn containers(facts: &Facts, config: &RunConfig) -> Vec<Finding> {
             );
         }
     }
+    findings.extend(facts.frost.iter().map(|(name, told)| {
+        new(Level::Error, name.as_str(), told.clone())
+            .mend("mount one of them, or leave out --warm and let --min be 1 at least")
+            .command("mount -t cgroup2 none /sys/fs/cgroup")
+    }));
     findings.extend(facts.room.iter().map(|told| new(Level::Error, "room", told.clone())));
     findings
 }

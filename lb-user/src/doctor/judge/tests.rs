@@ -380,6 +380,11 @@ fn what_docker_lacks_is_told() {
         change(&web("", "metrics = [\"arrivals\", \"pressure\"]"), first_version),
         ["Note web: control groups are of version 1: pressure is the whole host's"]
     );
+    let told = "--warm: containers cannot be frozen here";
+    assert_eq!(
+        change(&web("", ""), |facts| facts.frost = vec![("web".parse().unwrap(), told.into())]),
+        [format!("Error web: {told}")]
+    );
     assert_eq!(
         change(&web("", ""), |facts| facts.room = Some("service web: with this service there may be 4096".into())),
         ["Error room: service web: with this service there may be 4096"]

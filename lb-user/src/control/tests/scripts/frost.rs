@@ -146,6 +146,49 @@ fn a_thaw_that_fails_is_tried_again_at_once() {
     assert_eq!(script.at(50_021).tick(), [thaw(1)]);
 }
 
+#[test]
+fn who_serves_and_cannot_be_thawed_is_told_of_and_replaced() {
+    let mut script = asleep();
+    let fail = |script: &mut Script, commands: Vec<Command>| match commands.contains(&thaw(1)) {
+        true => [commands, script.effect(Event::ThawFailed { id: id("a"), error: "it is above".into() })].concat(),
+        false => commands,
+    };
+    let woken = script.at(50_000).effect(Event::Woken { id: id("a") });
+    fail(&mut script, woken);
+    script.confirm(4);
+
+    let started = (50_100..100_000).step_by(100).find(|millis| {
+        let due = script.at(*millis).tick();
+        fail(&mut script, due).contains(&start(2))
+    });
+
+    assert!(started.is_some_and(|at| (80_000..82_000).contains(&at)), "as long as others may fail: {started:?}");
+    assert_eq!(script.problems(), ["lb-test-1 stays frozen: it is above"]);
+    assert!(script.kinds().contains(&DecisionKind::KeptLast));
+    script.effect(Event::BackendSeen(sighting("b", 2)));
+    script.effect(Event::Started { ordinal: 2, id: id("b") });
+    assert_eq!(script.effect(passed(2)).first(), Some(&publish(5, &[2], &[1])));
+    script.confirm(5);
+    assert!(script.at(200_000).effect(swept(199_000, &[])).contains(&stop(1)), "as it is");
+}
+
+#[test]
+fn who_is_thawed_at_last_has_to_pass_its_checks_again() {
+    let mut script = asleep();
+    script.at(50_000).tell(Event::Woken { id: id("a") });
+    script.confirm(4);
+    for half in 101..120 {
+        if script.at(half * 500).tick().contains(&thaw(1)) {
+            script.effect(Event::ThawFailed { id: id("a"), error: "it is above".into() });
+        }
+    }
+
+    assert_eq!(script.at(60_100).tell(thawed(1)), [probe(1)]);
+    assert_eq!(script.effect(passed(1)), []);
+    assert_eq!((script.problems(), script.states()), (Vec::new(), vec![BackendState::Ready]));
+    assert_eq!(script.at(120_000).effect(Event::Tick), [], "nobody is to replace it");
+}
+
 /// One that runs with one backend and one in reserve.
 fn with_reserve(max: u32) -> Script {
     let mut script = Script::new(settings(1, max, 1));
@@ -291,4 +334,57 @@ fn who_cannot_be_reached_while_it_sleeps_comes_back_by_its_checks() {
     script.at(42_003).effect(passed(1));
 
     assert_eq!(script.states(), [BackendState::Ready]);
+}
+
+#[test]
+fn who_sleeps_is_replaced_by_one_that_sleeps_and_a_count_by_hand_wakes_it() {
+    let mut script = Script::new(settings(0, 4, 1));
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+    let come = |script: &mut Script, ordinal: u32| {
+        script.effect(Event::BackendSeen(sighting(&name(ordinal), ordinal)));
+        script.effect(Event::Started { ordinal, id: id(&name(ordinal)) });
+        script.effect(passed(ordinal))
+    };
+    come(&mut script, 1);
+    script.confirm(2);
+    assert_eq!(come(&mut script, 2), [freeze(2)]);
+    script.tell(frozen(2));
+    quiet(&mut script, 1, 30);
+    script.confirm(3);
+    assert_eq!(script.at(32_000).effect(swept(31_000, &[])), [freeze(1)]);
+    script.tell(frozen(1));
+    assert_eq!(script.states(), [BackendState::Idle, BackendState::Warm]);
+
+    let old = |ordinal: u32| Event::BackendSeen(Sighting { outdated: true, ..sighting(&name(ordinal), ordinal) });
+    assert_eq!(script.at(40_000).effect(old(2)), [thaw(2), start(3)], "the reserve first");
+    assert_eq!(script.effect(thawed(2)), [stop(2)]);
+    assert_eq!(script.effect(old(1)), []);
+    assert_eq!(script.effect(Event::Ordered(Order::Rollout { parallel: 1 })), [start(4)]);
+    script.effect(Event::Stopped { id: id(&name(2)) });
+    let commands = come(&mut script, 3);
+    assert!(matches!(commands.as_slice(), [Command::Publish(both)] if both.asleep.len() == 2), "{commands:?}");
+    let drained = script.confirm(4);
+    assert_eq!(drained.first(), Some(&thaw(1)), "not before its successor has its slots: {drained:?}");
+    assert_eq!(come(&mut script, 4), [freeze(4)]);
+    script.tell(thawed(1));
+    script.tell(frozen(4));
+    script.confirm(5);
+    let mut commands = script.at(43_000).effect(swept(42_000, &[]));
+    commands.extend(script.confirm(6));
+    commands.extend(script.at(45_000).effect(swept(44_500, &[])));
+    let at = |wanted: Command| commands.iter().position(|command| *command == wanted);
+    assert!(at(stop(1)).is_some() && at(freeze(3)).is_some(), "{commands:?}");
+    script.effect(Event::Stopped { id: id(&name(1)) });
+    script.tell(frozen(3));
+    assert_eq!(script.states(), [BackendState::Idle, BackendState::Warm]);
+    assert_eq!(script.controller.snapshot(script.now).rollout, None);
+    assert!(matches!(script.at(60_000).tick().as_slice(), [Command::Publish(_)]), "whose drain is over");
+    assert_eq!(script.confirm(7), []);
+
+    let count = Order::Count { count: 2, lasting: None, reach: Reach::Bounds };
+    let commands = script.at(61_000).effect(Event::Ordered(count));
+    assert_eq!(commands[..2], [thaw(3), thaw(4)]);
+    assert!(commands.contains(&start(1)), "the reserve is filled up behind: {commands:?}");
+    assert_eq!(quiet(&mut script, 62, 200).iter().filter(|it| matches!(it, Command::Freeze { .. })).count(), 0);
 }

@@ -15,6 +15,20 @@ fn at_peace(seed: u64, count: u32) -> (World, BTreeSet<ContainerId>) {
     (world, before)
 }
 
+/// One with a reserve, of today's image; where nobody comes, one is left in the slots, and sleeps.
+fn with_reserve(seed: u64, count: u32, warm: u32) -> (World, BTreeSet<ContainerId>) {
+    let min = if seed.is_multiple_of(3) { 0 } else { count };
+    let mut world = World::new(seed, Settings { warm, ..Settings::new(any_law(seed, min, count.max(1))) }, count);
+    world.fault_one_in = 0;
+    world.run(Timestamp::ZERO + Duration::from_secs(120));
+    let before: BTreeSet<ContainerId> = world.containers.keys().cloned().collect();
+    let ready = min.max(1) as usize;
+    assert_eq!((world.published.ready.len(), before.len()), (ready, ready + warm as usize));
+    assert_eq!(world.frozen().len(), if min == 0 { before.len() } else { warm as usize });
+    world.least_ready = ready;
+    (world, before)
+}
+
 fn rollout(world: &World) -> Option<RolloutReport> {
     world.controller.snapshot(world.now).rollout
 }
@@ -48,6 +62,55 @@ proptest! {
         prop_assert_eq!(world.published.ready.iter().cloned().collect::<BTreeSet<_>>(), before);
         let problems = world.controller.snapshot(world.now).problems;
         prop_assert!(problems.iter().any(|problem| problem.starts_with("rollout aborted: ")), "{:?}", problems);
+    }
+
+    #[test]
+    fn with_a_reserve_it_ends_as_well_and_nobody_of_before_is_kept(
+        seed: u64, count in 1..6_u32, warm in 0..4_u32, parallel in 1..4_u32, by_hand: bool, comes in 0..30_u64,
+    ) {
+        let warm = warm.min(count);
+        let (mut world, before) = with_reserve(seed, count, warm);
+        let started = world.created;
+        world.change_image();
+        if by_hand {
+            world.tell(Event::Ordered(Order::Count { count, lasting: None, reach: Reach::Bounds }));
+        }
+
+        world.tell(Event::Ordered(Order::Rollout { parallel }));
+        world.run(world.now + Duration::from_secs(comes));
+        if let Some(id) = world.published.ready.first().cloned() {
+            world.tell(Event::Woken { id });
+        }
+        world.run(world.now + Duration::from_secs(u64::from(count + warm) * 10 + 120));
+
+        prop_assert_eq!(rollout(&world), None);
+        let report = world.controller.snapshot(world.now);
+        let wanted = (report.desired.max(1) + warm) as usize;
+        prop_assert!(world.containers.keys().all(|id| !before.contains(id)), "all of them are replaced");
+        prop_assert_eq!((world.containers.len(), report.backends.len()), (wanted, wanted), "{:?}", report.backends);
+        prop_assert_eq!(world.frozen().len(), warm as usize + usize::from(report.desired == 0));
+        prop_assert_eq!(report.problems, Vec::<String>::new());
+        // The reserve is replaced at once, each of the others by one; the reserve that serves for that is filled up again.
+        let most = 2 * u64::from(count + warm) + u64::from(parallel);
+        prop_assert!(world.created - started <= most, "{} were started", world.created - started);
+    }
+
+    #[test]
+    fn one_that_fails_with_a_reserve_leaves_who_serves(
+        seed: u64, count in 1..6_u32, warm in 0..4_u32, parallel in 1..4_u32,
+    ) {
+        let (mut world, before) = with_reserve(seed, count, warm.min(count));
+        let serving: BTreeSet<ContainerId> = world.published.ready.iter().cloned().collect();
+        world.image_is_bad = true;
+        world.change_image();
+
+        world.tell(Event::Ordered(Order::Rollout { parallel }));
+        world.run(world.now + Duration::from_secs(300));
+
+        prop_assert_eq!(rollout(&world), None);
+        prop_assert!(serving.is_subset(&before));
+        prop_assert_eq!(world.published.ready.iter().cloned().collect::<BTreeSet<_>>(), serving);
+        prop_assert!(world.controller.snapshot(world.now).problems.iter().any(|it| it.starts_with("rollout aborted: ")));
     }
 
     #[test]
