@@ -230,8 +230,12 @@ impl Controller {
         self.phase == Phase::Running && warm < self.settings.warm as usize
     }
 
-    /// Whether one that has just passed its checks is for the reserve: as many as are wanted are ready.
+    /// Whether one that has just passed its checks is for the reserve: as many as are wanted are ready. One that may have flows,
+    /// of a former agent or from before a drain that was taken back, is drained first.
     pub(super) fn is_for_reserve(&self, id: &ContainerId) -> bool {
+        if self.backends.get(id).is_none_or(Backend::may_have_flows) {
+            return false;
+        }
         let others = self.backends.values().filter(|b| b.state == State::Ready && b.id != *id).count();
         self.is_auto() && self.phase == Phase::Running && self.settings.warm > 0 && others >= self.goal() as usize
     }
