@@ -39,7 +39,7 @@ pub fn static_backends_take_no_orders() {
         let output = lb_user(&[order, &["--instance", &instance]].concat());
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{order:?}: {error}");
-        assert!(error.starts_with(&format!("error: service {instance}: its backends are a fixed list")), "{error}");
+        assert!(error.starts_with(&format!("error: service {instance}: its backends are run by others")), "{error}");
     }
     assert_eq!(lb_user(&["scale", "auto", "--wait", "--instance", &instance]).status.code(), Some(64));
 
