@@ -413,6 +413,30 @@ impl Object {
         action(door, result.return_value)
     }
 
+    /// Runs a packet through XDP that has as much metadata in front of it as the kernel allows; returns also that.
+    ///
+    /// # Source
+    /// include/net/xdp.h, `xdp_metalen_invalid`: 32 bytes at first, and later what a byte can say and a frame has room for.
+    pub fn run_behind_metadata(&self, frame: &[u8]) -> (Action, Vec<u8>) {
+        let run = |len: usize| {
+            let data = [&vec![0xab; len][..], frame].concat();
+            // `struct xdp_md`: where the packet begins and ends, then where its metadata begins, and devices.
+            let context: Vec<u8> =
+                [len, data.len(), 0, 0, 0, 0].iter().flat_map(|&field| (field as u32).to_ne_bytes()).collect();
+            let mut out = vec![0; data.len() + 256];
+            let options = TestRunOptions {
+                data_in: Some(&data),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            };
+            let result = self.program::<Xdp>(program::XDP_INGRESS).test_run(options).ok()?;
+            out.truncate(result.data_size_out as usize);
+            Some((action(Door::Xdp, result.return_value), out))
+        };
+        (0..=252).rev().step_by(4).find_map(run).expect("the kernel takes some")
+    }
+
     /// Gives every port that a client could get at a backend to connections of somebody else.
     pub fn take_all_ports(&mut self, backend: Side, client: Side, now: KtimeNs) {
         let other = key(([198, 18, 9, 9], 1), backend, Proto::Tcp);

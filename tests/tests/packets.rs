@@ -91,6 +91,7 @@ fn main() -> ExitCode {
         case("what_is_too_big_for_the_way_is_told_so", way::what_is_too_big_for_the_way_is_told_so),
         case("routing_cuts_what_may_be_cut", way::routing_cuts_what_may_be_cut),
         case("a_redirect_into_a_container_asks_for_no_mtu", way::a_redirect_into_a_container_asks_for_no_mtu),
+        case("who_has_no_room_for_a_note_is_left_as_it_came", way::who_has_no_room_for_a_note_is_left_as_it_came),
         case("routing_takes_its_own_hop", way::routing_takes_its_own_hop),
         case("a_server_of_the_host_is_a_backend", local::a_server_of_the_host_is_a_backend),
         case("a_server_of_the_host_is_a_backend_over_ipv6", local::a_server_of_the_host_is_a_backend_over_ipv6),

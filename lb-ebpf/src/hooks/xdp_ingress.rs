@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_ebpf::{
-    abi::{BackendId, HandOff},
+    abi::{Backend, BackendId, HandOff},
     nat::{self, Hops},
     packet::{Headers, Network, PacketWindow as _, Part},
     pipeline::{self, Arrival, ToBackend},
@@ -63,25 +63,42 @@ fn forward(ctx: &XdpContext, packet: &Headers) -> Result<u32, Verdict> {
     let ToBackend { to, backend, id } = pipeline::ingress(packet, arrival, &tables)?;
 
     let window = XdpWindow(ctx);
-    if answer::is_limited(&window, packet, backend)
-        && let Some(mtu) = answer::frame_exceeds(ctx, bytes, backend.ifindex)
-    {
-        return leave_note(ctx, id, u32::from(mtu));
+    let too_big = match answer::is_limited(&window, packet, backend) {
+        true => answer::frame_exceeds(ctx, bytes, backend.ifindex),
+        false => None,
+    };
+    let goes_with_note = too_big.is_some() || needs_note(backend);
+    // As long as the packet is as it came: TC finds its flow, and does the work once more.
+    if goes_with_note && !make_room(ctx) {
+        return Err(Verdict::Pass(PassReason::NoMetadata));
+    }
+    if let Some(mtu) = too_big {
+        return write_note(ctx, id, u32::from(mtu));
     }
     trace::packet(ctx, packet, id);
     nat::apply_whole(&window, packet, &to, Hops::to(backend)).ok_or(FAILED)?;
     match backend.hand_off() {
         HandOff::Peer | HandOff::Neighbour => {
             window.write(0, backend.mac).and_then(|()| window.write(6, backend.source_mac)).ok_or(FAILED)?;
-            if matches!(backend.hand_off(), HandOff::Peer) && backend.takes_xdp() {
-                // SAFETY: takes numbers only.
-                return Ok(unsafe { bpf_redirect(backend.ifindex, 0) as u32 });
-            }
-            leave_note(ctx, id, 0)
         }
-        // With a note, lest TC takes where it goes for a frontend.
-        HandOff::Local => leave_note(ctx, id, 0),
-        HandOff::Routing => Ok(xdp_action::XDP_PASS),
+        HandOff::Routing => return Ok(xdp_action::XDP_PASS),
+        HandOff::Local => {}
+    }
+    if goes_with_note {
+        return write_note(ctx, id, 0);
+    }
+    // SAFETY: takes numbers only.
+    Ok(unsafe { bpf_redirect(backend.ifindex, 0) as u32 })
+}
+
+/// Returns whether TC has to be told where a packet to a backend goes: it hands over what XDP cannot, and would take an
+/// endpoint of this host for a frontend.
+#[inline(always)]
+fn needs_note(backend: &Backend) -> bool {
+    match backend.hand_off() {
+        HandOff::Peer => !backend.takes_xdp(),
+        HandOff::Neighbour | HandOff::Local => true,
+        HandOff::Routing => false,
     }
 }
 
@@ -95,16 +112,19 @@ fn takes_notes(ctx: &XdpContext) -> bool {
     ctx.metadata() <= ctx.data()
 }
 
+/// Makes room for a [`Note`] in front of the packet; returns whether there was any left.
+#[inline(always)]
+fn make_room(ctx: &XdpContext) -> bool {
+    // SAFETY: the context is valid as long as the program runs.
+    unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), -(size_of::<Note>() as i32)) == 0 }
+}
+
 /// Sends a packet up, and tells `tc_ingress` to whom it goes, or that it is too big for this MTU.
 ///
 /// # Errors
 /// [`FAILED`].
 #[inline(always)]
-fn leave_note(ctx: &XdpContext, backend: BackendId, mtu: u32) -> Result<u32, Verdict> {
-    // SAFETY: the context is valid as long as the program runs.
-    if unsafe { bpf_xdp_adjust_meta(ctx.as_ptr().cast(), -(size_of::<Note>() as i32)) } != 0 {
-        return Err(FAILED);
-    }
+fn write_note(ctx: &XdpContext, backend: BackendId, mtu: u32) -> Result<u32, Verdict> {
     let (from, to) = (ctx.metadata(), ctx.data());
     if from + size_of::<Note>() > to {
         return Err(FAILED);

@@ -4,7 +4,7 @@ use std::{process::Command, thread};
 
 use lb_ebpf::{
     abi::{Address, Backend, HandOff, Port, Proto},
-    verdict::{DropReason, Event},
+    verdict::{DropReason, Event, PassReason},
 };
 use lb_tests::{
     frames::{
@@ -111,6 +111,23 @@ pub fn a_redirect_into_a_container_asks_for_no_mtu() {
         let (did, out) = object.run(Door::Xdp, &big);
         assert_eq!((did, &out[..12]), (Action::Pass, &noted(1, 0, &[])[..]));
     });
+}
+
+pub fn who_has_no_room_for_a_note_is_left_as_it_came() {
+    for hand_off in [HandOff::Peer, HandOff::Neighbour] {
+        let object = reached_by(hand_off);
+        let syn = tcp(CLIENT, FRONTEND, SYN, 1, 0, &[]);
+
+        let (did, out) = object.run_behind_metadata(&syn);
+
+        assert_eq!((did, &out[out.len() - syn.len()..]), (Action::Pass, &syn[..]), "{hand_off:?}");
+        assert!(out[..out.len() - syn.len()].iter().all(|byte| *byte == 0xab), "{hand_off:?}: no note");
+        assert_eq!(object.count(PassReason::NoMetadata.index()), 1);
+        // It is TC's, which sees it next, and finds the flow.
+        let (did, out) = object.run(Door::Tc, &syn);
+        assert_eq!((did, judge(&out).unwrap().to), (Action::Redirect, BACKENDS[0]));
+        assert_eq!(object.traffic(0).connections, 1, "{hand_off:?}");
+    }
 }
 
 pub fn routing_takes_its_own_hop() {
