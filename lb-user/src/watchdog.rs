@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::signal::{SigSet, Signal},
+};
 
 use crate::freezer::Freezer;
 
@@ -60,17 +63,25 @@ impl Watchdog {
         }
     }
 
-    /// Gives a sign of life, and starts the process again if it has ended while anything is held.
+    /// Gives a sign of life, and starts the process again if it has ended while anything is held, or reads no longer.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn beat(&mut self) -> io::Result<()> {
         if self.is_running() {
-            self.write(".\n")
-        } else if self.held.is_empty() {
-            Ok(())
-        } else {
-            self.start()
+            if self.write(".\n").is_ok() {
+                return Ok(());
+            }
+            self.kill();
+        }
+        if self.held.is_empty() { Ok(()) } else { self.start() }
+    }
+
+    /// Ends a process that somebody has stopped, say: what it held is told to the next.
+    fn kill(&mut self) {
+        if let Some((mut child, _)) = self.process.take() {
+            // One that has ended meanwhile is no harm, and it is not waited for: it may hang in the kernel.
+            let _ended_already = child.kill().and_then(|()| child.try_wait());
         }
     }
 
@@ -84,12 +95,18 @@ impl Watchdog {
         let mut command = Command::new("/proc/self/exe");
         command.arg(VERB).stdin(Stdio::piped()).stdout(Stdio::null());
         // A group of its own, lest Ctrl-C ends it together with the agent.
-        let mut child = command.process_group(0).spawn()?;
-        let Some(pipe) = child.stdin.take() else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        self.process = Some((child, pipe));
+        self.adopt(command.process_group(0).spawn()?)?;
         for freezer in self.held.clone() {
             self.say('+', &freezer)?;
         }
+        Ok(())
+    }
+
+    fn adopt(&mut self, mut child: Child) -> io::Result<()> {
+        let Some(pipe) = child.stdin.take() else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        // The agent's loop never waits for it: a line that finds no room is an error.
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        self.process = Some((child, pipe));
         Ok(())
     }
 
@@ -171,6 +188,21 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn one_that_reads_no_longer_is_ended_and_holds_up_nobody() {
+        let stuck = Command::new("sleep").arg("600").stdin(Stdio::piped()).spawn().expect("sleep is there");
+        let mut watchdog = Watchdog::default();
+        watchdog.adopt(stuck).unwrap();
+
+        // A pipe has room for 64 KiB, pipe(7).
+        let beats = (0..64 * 1024).position(|_| {
+            watchdog.beat().unwrap();
+            watchdog.process.is_none()
+        });
+
+        assert!(beats.is_some_and(|beats| beats > 1024), "{beats:?}");
+    }
 
     #[test]
     fn what_was_told_and_not_taken_back_is_thawed() {
