@@ -132,7 +132,7 @@ Examples:
 
   What it says, here of a machine whose uplink carries less than Docker's network:
     kernel
-      ok       programs         all 14 pass the verifier
+      ok       programs         all 16 pass the verifier
       ok       TC               TCX, by links: they outlive the agent, and are replaced without a gap
       …
     clients
