@@ -14,7 +14,7 @@ use super::{
     plain_name, unix_seconds,
 };
 use crate::{
-    control::{Addresses, ContainerId, Family, Sighting, Terms},
+    control::{Addresses, BackendName, ContainerId, Family, Sighting, Terms},
     provider::{Process, Provider, ProviderError, ProviderEvent},
 };
 
@@ -63,16 +63,8 @@ impl DiscoveryProvider {
         let (address, terms) = self.judged(running, &summary.labels?, &facts, refused);
         let name = summary.names.unwrap_or_default();
         let created = summary.created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
-        let sighting = Sighting {
-            id: ContainerId(summary.id?),
-            name: plain_name(name.first().map_or("", String::as_str)),
-            ordinal: place(created),
-            address,
-            running,
-            created,
-            outdated: false,
-            terms,
-        };
+        let (id, name) = (ContainerId(summary.id?), plain_name(name.first().map_or("", String::as_str)));
+        let sighting = sighting((id, name), (running, created), (address, terms));
         Some(Found { sighting, paused })
     }
 
@@ -88,16 +80,8 @@ impl DiscoveryProvider {
         let facts = Facts { networks: &networks, exposed, host: self.roster.host_addresses() };
         let (address, terms) = self.judged(running, &config.labels?, &facts, refused);
         let created = unix_seconds(&container.created.unwrap_or_default());
-        let sighting = Sighting {
-            id: ContainerId(container.id?),
-            name: plain_name(&container.name.unwrap_or_default()),
-            ordinal: place(created),
-            address,
-            running,
-            created,
-            outdated: false,
-            terms,
-        };
+        let (id, name) = (ContainerId(container.id?), plain_name(&container.name.unwrap_or_default()));
+        let sighting = sighting((id, name), (running, created), (address, terms));
         Some(Found { sighting, paused: state.paused == Some(true) })
     }
 
@@ -130,6 +114,14 @@ impl DiscoveryProvider {
     fn refusal(action: String) -> ProviderError {
         ProviderError::Unsupported { action, whose: "containers that others have started" }
     }
+}
+
+fn sighting(
+    (id, name): (ContainerId, BackendName),
+    (running, created): (bool, u64),
+    (address, terms): (Option<Addresses>, Terms),
+) -> Sighting {
+    Sighting { id, name, ordinal: place(created), address, running, created, outdated: false, terms }
 }
 
 /// Returns a container's place among the others: the oldest comes first. Those of one second are ordered by their ids.
