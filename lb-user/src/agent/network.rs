@@ -22,6 +22,7 @@ use crate::{
         publish::{FrontendWish, Scheduling},
         rehearse,
     },
+    provider::docker::Fleet,
 };
 
 /// How long a look at the interfaces may take.
@@ -141,6 +142,13 @@ impl Network {
             None
         };
         Ok(Self { uplinks, vlans, bridges, addresses, dispensable, unfit: BTreeSet::new(), existing, host, problems })
+    }
+
+    /// Tells containers of an engine where those are that share this host's network.
+    pub fn tell_host(&self, fleet: Option<&Fleet>) {
+        if let Some(fleet) = fleet {
+            fleet.set_host_addresses(self.host);
+        }
     }
 
     /// Opens the doors and makes the frontends known to the kernel: what can fail comes before what clients see.
@@ -522,9 +530,7 @@ impl Agent {
 
     /// Tells the engine's containers where those are that share this host's network.
     pub(super) fn tell_host(&self) {
-        if let Some(fleet) = &self.fleet {
-            fleet.set_host_addresses(self.network.host);
-        }
+        self.network.tell_host(self.fleet.as_deref());
     }
 
     /// Follows frontends that have changed.

@@ -49,6 +49,7 @@ pub async fn rehearse(mut config: RunConfig) -> Result<()> {
     let (fleet, providers) = service::connect(&mut config).await?;
     let links = Links::open()?;
     let network = Network::find(&config, &links).await?;
+    network.tell_host(fleet.as_deref());
     network.check(&config)?;
     tokio::task::spawn_blocking(rehearse::verify).await??;
     println!("programs: the kernel accepts every one");

@@ -136,6 +136,12 @@ pub fn containers_of_others_are_found_by_their_labels() {
     let backends = status["frontends"][0]["backends"].as_array().expect("a list");
     let local = backends.iter().find(|backend| backend["address"] == at.as_str()).expect("it is shown");
     assert_eq!(local["reach"], "local");
+    // What a run would do is told of it as well; it would be refused beside this one.
+    let port = site.port().to_string();
+    let would = ["run", "--dry-run", "--discover", "--instance", site.instance(), "--publish", &port];
+    let told = lb_user(&[&would[..], &["--uplink", &site.uplink()]].concat());
+    let told = String::from_utf8_lossy(&told.stdout);
+    assert!(told.contains(": 3 there\n"), "{told}");
 
     agent.stop(Signal::SIGTERM);
     assert_eq!(others.running(), [first, second, third].into(), "none is stopped by us");
