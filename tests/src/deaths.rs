@@ -1,7 +1,6 @@
 //! How containers are killed, and how long they keep their slots.
 
 use std::{
-    fs,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -13,7 +12,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::site::{Site, docker};
+use crate::{
+    lab::has_ended,
+    site::{Site, docker},
+};
 
 /// The slots of an instance, as the kernel sees them.
 pub struct Slots(Maps);
@@ -57,10 +59,9 @@ pub fn process(id: &str) -> i32 {
 /// Kills a container by the engine. What is measured is from the moment in which its process has ended: before, the engine
 /// has to do what it was asked to.
 pub fn kill_by_engine(id: &str) -> Instant {
-    let state = format!("/proc/{}/stat", process(id));
+    let process = process(id);
     let mut command = Command::new("docker").args(["kill", id]).stdout(Stdio::null()).spawn().expect("docker starts");
-    // proc(5): the state stands behind the name. A zombie has ended.
-    while fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z")) {
+    while !has_ended(process) {
         thread::yield_now();
     }
     let died = Instant::now();
@@ -68,9 +69,9 @@ pub fn kill_by_engine(id: &str) -> Instant {
     died
 }
 
-/// Returns when the engine has learned of deaths of a site's containers since then, in nanoseconds of Unix time.
-pub fn told_by_engine(site: &Site, since: SystemTime) -> Vec<u128> {
-    let label = format!("label=io.lb-user.instance={}", site.instance());
+/// Returns when the engine has learned of deaths of containers with a label since then, in nanoseconds of Unix time.
+pub fn told_by_engine(label: &str, since: SystemTime) -> Vec<u128> {
+    let label = format!("label={label}");
     let seconds = |time| (unix_ns(time) / 1_000_000_000).to_string();
     let (since, until) = (seconds(since), seconds(SystemTime::now() + Duration::from_secs(1)));
     let filters = ["--filter", "type=container", "--filter", "event=die", "--filter", &label];

@@ -538,14 +538,21 @@ pub fn ip(arguments: &str) {
 
 /// Removes what test runs have left that were killed.
 fn sweep_leftovers() {
-    for name in namespaces() {
-        let digits = name.strip_prefix("lbt").and_then(|rest| rest.split_once('x')).map(|(pid, _)| pid);
-        if let Some(pid) = digits.and_then(|pid| pid.parse().ok())
-            && kill(Pid::from_raw(pid), None::<Signal>).is_err()
-        {
-            let _gone_already = Command::new("ip").args(["netns", "del", &name]).output();
-        }
+    for name in namespaces().iter().filter(|name| is_leftover(name, 'x')) {
+        let _gone_already = Command::new("ip").args(["netns", "del", name]).output();
     }
+}
+
+/// Returns whether a name is one that a test run gave which has ended: "lbt", its process, a mark, and more.
+pub fn is_leftover(name: &str, mark: char) -> bool {
+    let digits = name.strip_prefix("lbt").and_then(|rest| rest.split_once(mark)).map(|(pid, _)| pid);
+    digits.and_then(|pid| pid.parse().ok()).is_some_and(has_ended)
+}
+
+/// Returns whether a process has ended, also where nobody has asked how.
+pub fn has_ended(pid: i32) -> bool {
+    // proc(5): the state stands behind the name.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |state| state.contains(") Z"))
 }
 
 /// Removes what agents of a test have left that failed before it could do so itself. Filters can be removed only in
@@ -566,7 +573,13 @@ fn remove_namespaces(prefix: &str) {
     }
 }
 
-fn namespaces() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Vec::new() };
+/// Returns the named network namespaces.
+pub fn namespaces() -> Vec<String> {
+    entries("/run/netns")
+}
+
+/// Returns the names in a folder; none if it is not there.
+pub fn entries(folder: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }

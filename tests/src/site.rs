@@ -3,11 +3,19 @@
 use std::{
     collections::BTreeSet,
     process::{Child, Command, Stdio},
+    sync::Once,
+    time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
 use crate::{
-    agent::{Agent, assert_gone},
-    lab::{self, command_in, run},
+    agent::{Agent, assert_gone, detach, status},
+    lab::{self, command_in, entries, is_leftover, namespaces, run, wait_until},
 };
 
 /// The image whose containers answer.
@@ -81,6 +89,8 @@ impl Site {
     }
 
     fn without_network(number: u32) -> Self {
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep_leftovers);
         let name = format!("lbt{}d{number}", std::process::id());
         let script = tempfile::NamedTempFile::new().expect("a file for a script");
         std::fs::write(script.path(), "function delay() return 50 end\n").expect("it can be written");
@@ -112,7 +122,7 @@ impl Site {
 
     /// Returns the device by which the client comes.
     pub fn uplink(&self) -> String {
-        format!("lbtd{}u", self.number)
+        format!("{}u", self.name)
     }
 
     /// Returns the agent's instance, whose name the network has too.
@@ -197,6 +207,38 @@ impl Drop for Site {
         let _gone_already = Command::new("docker").args(["network", "rm", &self.name]).output();
         let _gone_already = Command::new("ip").args(["netns", "del", &self.client()]).output();
         let _gone_with_it = Command::new("ip").args(["link", "del", &self.uplink()]).output();
+    }
+}
+
+/// Removes what test runs have left that were killed: their agents, which would hold what a site of today needs, and
+/// their containers, networks, namespaces and links.
+fn sweep_leftovers() {
+    let of_the_dead = |names: Vec<String>| names.into_iter().filter(|name| is_leftover(name, 'd'));
+    for instance in of_the_dead(entries("/sys/fs/bpf/lb")) {
+        let agent = status(&instance)["agent"]["pid"].as_i64().filter(|_| status(&instance)["agent"]["alive"] == true);
+        if let Some(pid) = agent.and_then(|pid| i32::try_from(pid).ok()) {
+            let _ended_already = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            wait_until("a leftover agent ends", Duration::from_secs(60), || {
+                status(&instance)["agent"]["alive"] != true
+            });
+        }
+        if status(&instance) != Value::Null {
+            detach(&instance, true);
+        }
+    }
+    let networks = docker(&["network", "ls", "--format", "{{.Name}}"]);
+    for network in of_the_dead(networks.lines().map(str::to_owned).collect()) {
+        let there = docker(&["ps", "-aq", "--filter", &format!("network={network}")]);
+        for id in there.lines() {
+            docker(&["rm", "-f", id]);
+        }
+        docker(&["network", "rm", &network]);
+    }
+    for name in of_the_dead(namespaces()) {
+        let _gone_already = Command::new("ip").args(["netns", "del", &name]).output();
+    }
+    for link in of_the_dead(entries("/sys/class/net")) {
+        let _gone_with_its_namespace = Command::new("ip").args(["link", "del", &link]).output();
     }
 }
 

@@ -14,19 +14,25 @@ use lb_tests::{
 use nix::sys::signal::Signal;
 
 /// Containers that the test starts, as somebody would who knows nothing of an agent; they end with this.
-struct Others<'a> {
+pub struct Others<'a> {
     site: &'a Site,
 }
 
-impl Others<'_> {
+impl<'a> Others<'a> {
+    /// Starts none yet.
+    pub fn of(site: &'a Site) -> Self {
+        Self { site }
+    }
+
     /// Starts one on the site's network with some labels, and returns its id.
-    fn start(&self, name: &str, labels: &str) -> String {
+    pub fn start(&self, name: &str, labels: &str) -> String {
         self.start_with(name, labels, &["--network", self.site.instance()])
     }
 
-    fn start_with(&self, name: &str, labels: &str, options: &[&str]) -> String {
+    /// Starts one with more options.
+    pub fn start_with(&self, name: &str, labels: &str, options: &[&str]) -> String {
         let name = format!("{}{name}", self.prefix());
-        let of = format!("lb.instance={}", self.site.instance());
+        let of = self.label();
         let mut words = vec!["run", "-d", "--name", &name, "--hostname", &name, "--label", "lb.enable=true"];
         words.extend(["--label", &of]);
         labels.split_whitespace().for_each(|label| words.extend(["--label", label]));
@@ -39,15 +45,21 @@ impl Others<'_> {
         format!("{}-", self.site.instance())
     }
 
-    fn running(&self) -> BTreeSet<String> {
-        let filter = format!("label=lb.instance={}", self.site.instance());
+    /// Returns the label that all of them have.
+    pub fn label(&self) -> String {
+        format!("lb.instance={}", self.site.instance())
+    }
+
+    /// Returns those that run.
+    pub fn running(&self) -> BTreeSet<String> {
+        let filter = format!("label={}", self.label());
         docker(&["ps", "-q", "--no-trunc", "--filter", &filter]).lines().map(str::to_owned).collect()
     }
 }
 
 impl Drop for Others<'_> {
     fn drop(&mut self) {
-        let filter = format!("label=lb.instance={}", self.site.instance());
+        let filter = format!("label={}", self.label());
         let all = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
         for id in String::from_utf8_lossy(&all.map(|all| all.stdout).unwrap_or_default()).lines() {
             let _gone_already = Command::new("docker").args(["rm", "-f", id]).output();
@@ -55,7 +67,8 @@ impl Drop for Others<'_> {
     }
 }
 
-fn start(site: &Site, more: &[&str]) -> Agent {
+/// Starts an agent that finds them.
+pub fn start(site: &Site, more: &[&str]) -> Agent {
     let (publish, uplink) = (site.port().to_string(), site.uplink());
     let fixed = [
         "--discover",
@@ -96,7 +109,7 @@ fn asked_meanwhile(site: &Site, work: impl FnOnce()) -> (usize, usize) {
 
 pub fn containers_of_others_are_found_by_their_labels() {
     let site = Site::new(10);
-    let others = Others { site: &site };
+    let others = Others::of(&site);
     // One is there before the agent, and listens where its label says.
     let first = others.start("a", "lb.port=5000");
     let mut agent = start(&site, &[]);
@@ -150,7 +163,7 @@ pub fn containers_of_others_are_found_by_their_labels() {
 
 pub fn a_container_that_is_stopped_by_others_loses_nothing() {
     let site = Site::new(11);
-    let others = Others { site: &site };
+    let others = Others::of(&site);
     let ids = ["a", "b"].map(|name| others.start(name, "lb.port=5000"));
     let agent = start(&site, &[]);
     agent.wait_ready(2);
@@ -172,7 +185,7 @@ pub fn a_container_that_is_stopped_by_others_loses_nothing() {
 
 pub fn containers_of_others_that_cannot_be_served_are_told() {
     let site = Site::new(12);
-    let others = Others { site: &site };
+    let others = Others::of(&site);
     let agent = start(&site, &["--max", "1"]);
     let told = |what: &str, words: &[&str]| {
         agent.wait_for(what, Duration::from_secs(10), |status| {
