@@ -16,7 +16,7 @@ use crate::{
     control::{Addresses, Event},
     datapath::{
         Datapath, DatapathError,
-        doors::{Device, DoorAttach, DoorKind},
+        doors::{self, Device, DoorAttach, DoorKind},
         links::{self, Bridge, Framing, Link, LinkError, LinkKind, Links},
         loader, local, pins,
         publish::{FrontendWish, Scheduling},
@@ -224,7 +224,8 @@ impl Network {
         devices.into_iter().map(|(ifindex, outcome)| self.dispense(ifindex, outcome)).collect()
     }
 
-    /// Leaves an uplink out that cannot do XDP, if it is dispensable, instead of failing.
+    /// Leaves an uplink out that cannot do XDP, if it is dispensable, instead of failing. A bridge or a VLAN that is gone
+    /// since it was found is missed by nobody: networks of Docker come and go.
     fn dispense(&mut self, ifindex: u32, outcome: Result<(), DatapathError>) -> Result<(), DatapathError> {
         match outcome {
             Err(
@@ -241,6 +242,13 @@ impl Network {
                 } else {
                     tracing::warn!("{error}; clients do not come by it, as it is an uplink of one family alone");
                 }
+                Ok(())
+            }
+            Err(error)
+                if self.uplinks.iter().all(|uplink| uplink.index != ifindex)
+                    && matches!(doors::device_name(ifindex), Ok(None)) =>
+            {
+                tracing::debug!("{}: it is gone", super::chain(&error));
                 Ok(())
             }
             outcome => outcome,
@@ -639,6 +647,17 @@ mod tests {
         let mut next = look();
         next.remember_unfit(&found);
         assert_eq!(indices(&next), [2], "nor is it tried again every few seconds");
+    }
+
+    #[test]
+    fn what_is_gone_since_it_was_found_is_missed_unless_it_is_an_uplink() {
+        let [there, gone] = [1, i32::MAX as u32];
+        let of = |uplink| network(vec![vec![link(uplink, LinkKind::Physical)]]);
+        let refusal = || Err(DatapathError::XdpWithoutTags { interface: "br-1".into() });
+
+        assert!(of(2).dispense(gone, refusal()).is_ok());
+        assert!(of(2).dispense(there, refusal()).is_err());
+        assert!(of(gone).dispense(gone, refusal()).is_err());
     }
 
     #[test]
