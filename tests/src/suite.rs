@@ -1,9 +1,15 @@
 //! Cases with requirements. A case that cannot run here is skipped and says what it lacks; with `LB_REQUIRE_ALL=1` (as
 //! in CI) it fails instead.
 
-use std::process::{Command, ExitCode};
+use std::{
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A case that takes so long says it.
+const LONG: Duration = Duration::from_secs(5);
 
 /// What a case needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +88,12 @@ fn trial(name: String, needs: &[Need], run: impl FnOnce() + Send + 'static) -> T
     let lacking: Vec<String> = needs.iter().filter_map(|need| need.lacking()).collect();
     if lacking.is_empty() {
         return Trial::test(name, move || {
+            let began = Instant::now();
             run();
+            // Of a suite that takes minutes, these are what makes it so.
+            if began.elapsed() >= LONG {
+                println!("took {:.0} s", began.elapsed().as_secs_f64());
+            }
             Ok(())
         });
     }
