@@ -20,6 +20,8 @@ use nix::sys::signal::Signal;
 mod deaths;
 #[path = "docker/discovery.rs"]
 mod discovery;
+#[path = "docker/engine.rs"]
+mod engine;
 #[path = "docker/frost.rs"]
 mod frost;
 #[path = "docker/orders.rs"]
@@ -37,6 +39,18 @@ const TOOLS: &[Need] = &[
     Need::Program("stress-ng"),
 ];
 
+/// For engines of our own.
+const ENGINE: &[Need] = &[
+    Need::Root,
+    Need::Agent,
+    Need::Docker,
+    Need::Program("ip"),
+    Need::Program("curl"),
+    Need::Program("wrk"),
+    Need::Program("dockerd"),
+    Need::Program("containerd"),
+];
+
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
     suite::run(vec![
@@ -52,6 +66,16 @@ fn main() -> ExitCode {
             "a_container_that_its_engine_restarts_is_watched_again",
             deaths::a_container_that_its_engine_restarts_is_watched_again,
         ),
+        Case {
+            name: "an_engine_that_is_away_costs_nobody_a_request",
+            needs: ENGINE,
+            run: engine::an_engine_that_is_away_costs_nobody_a_request,
+        },
+        Case {
+            name: "containers_that_end_with_their_engine_come_back",
+            needs: ENGINE,
+            run: engine::containers_that_end_with_their_engine_come_back,
+        },
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
         case("containers_reach_the_frontend", containers_reach_the_frontend),
