@@ -117,6 +117,7 @@ fn main() -> ExitCode {
             rollout::changed_settings_and_another_image_are_rolled_out_without_a_failed_request,
         ),
         case("who_sleeps_is_rolled_out_and_answers_meanwhile", rollout::who_sleeps_is_rolled_out_and_answers_meanwhile),
+        case("the_rollout_of_a_killed_agent_goes_on", rollout::the_rollout_of_a_killed_agent_goes_on),
         case("an_image_that_crashes_ends_its_rollout", rollout::an_image_that_crashes_ends_its_rollout),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
         case("images_and_networks_are_checked_before", images_and_networks_are_checked_before),
