@@ -5,6 +5,8 @@ use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use crate::lab;
+
 /// What a case needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -18,6 +20,8 @@ pub enum Need {
     Docker,
     /// A kernel with VLANs.
     Vlans,
+    /// Control groups of version 2.
+    Unified,
 }
 
 /// One case.
@@ -52,6 +56,9 @@ impl Need {
                 let _built_in_or_none = Command::new("modprobe").args(["-q", "8021q"]).output();
                 let there = std::path::Path::new("/proc/net/vlan/config").exists();
                 (!there).then(|| "a kernel with VLANs (CONFIG_VLAN_8021Q)".to_owned())
+            }
+            Self::Unified => {
+                lab::unified().is_none().then(|| "control groups of version 2 (mount -t cgroup2)".to_owned())
             }
         }
     }
