@@ -374,6 +374,7 @@ impl Controller {
             Event::Thawed { id } => self.thawed(&id, Ok(()), now),
             Event::ThawFailed { id, error } => self.thawed(&id, Err(error), now),
             Event::Woken { id } => self.woken(&id, now),
+            Event::Signalled { id } => self.signalled(&id, now),
             Event::Swept { began, flows, answers } => {
                 self.demand.swept = Some(now);
                 if flows.values().any(|count| *count > 0) {
