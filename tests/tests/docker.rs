@@ -99,6 +99,9 @@ fn main() -> ExitCode {
         case("a_killed_agent_leaves_nobody_asleep", frost::a_killed_agent_leaves_nobody_asleep),
         case("what_is_left_frozen_is_told_and_thawed", frost::what_is_left_frozen_is_told_and_thawed),
         case("who_is_frozen_can_be_taken_away", frost::who_is_frozen_can_be_taken_away),
+        case("who_is_frozen_takes_the_signal_that_ends_it", frost::who_is_frozen_takes_the_signal_that_ends_it),
+        case("a_service_that_sleeps_can_be_removed", frost::a_service_that_sleeps_can_be_removed),
+        case("a_pause_keeps_nobody_asleep_who_is_asked", frost::a_pause_keeps_nobody_asleep_who_is_asked),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case(
             "containers_of_others_are_found_by_their_labels",
