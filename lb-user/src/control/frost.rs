@@ -30,7 +30,7 @@ const THAW_PACE: Pace = Pace { first: Duration::from_millis(20), longest: Durati
 const REST: Duration = Duration::from_secs(1);
 /// After so long without an answer, either has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long one runs to which a signal was sent: most end within their engine's grace, or theirs.
+/// How long one runs after a signal was sent to it: longer than nearly any grace. What has not ended by then did not have to.
 const SIGNAL_REST: Duration = Duration::from_secs(120);
 /// What cannot be thawed so many times in a row is stopped as it is.
 const THAW_TRIES: u32 = 4;

@@ -3,6 +3,7 @@
 //! ```text
 //! subscribe ─▶ list ─▶ Resynced ─▶ events: die, pause, destroy ─▶ Gone (nothing is asked first)
 //!     ▲                    ▲               start, unpause ─▶ inspect ─▶ Seen
+//!     │                    │               kill ─▶ Signalled; of others, where it asks to end, Gone
 //!     │                    └── every 60 s ──┘
 //!     └── back-off 0.5 s … 30 s ◀── Lost ◀── stream ended or list failed
 //!
