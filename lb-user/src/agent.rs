@@ -534,6 +534,7 @@ impl Agent {
                 }
                 Event::BackendGone { id, cause }
             }
+            ProviderEvent::Signalled { id } => Event::Signalled { id },
             ProviderEvent::Lost { error } => {
                 // Whatever happens until it is back is not seen.
                 service.places.doubt_all();

@@ -87,7 +87,7 @@ impl Freezer {
 
     /// Finds one in `/proc/PID/cgroup` (cgroups(7)) and a table of mounts (fstab(5)). Where both versions are mounted, the
     /// engine puts containers into the first.
-    fn find(groups: &str, mounts: &str) -> Option<Self> {
+    pub fn find(groups: &str, mounts: &str) -> Option<Self> {
         if let (Some(group), Some(mount)) = (group_with(groups, "freezer"), mount_of(mounts, "cgroup", Some("freezer")))
         {
             return below(mount, group).map(Self::State);
@@ -130,12 +130,16 @@ impl Freezer {
         }
     }
 
-    /// Returns whether all processes stand still; false if there are none.
+    /// Returns whether all processes stand still; of version 2, false if there are none.
     pub fn is_frozen(&self) -> bool {
         let read = |name: &str| fs::read_to_string(self.folder().join(name)).unwrap_or_default();
         match self {
             Self::State(_) => read("freezer.state").trim() == "FROZEN",
-            Self::Freeze(_) => read("cgroup.events").lines().any(|line| line == "frozen 1"),
+            Self::Freeze(_) => {
+                let events = read("cgroup.events");
+                // A group in which all have ended stays frozen.
+                ["populated 1", "frozen 1"].iter().all(|event| events.lines().any(|line| line == *event))
+            }
         }
     }
 
@@ -255,6 +259,8 @@ mod tests {
         assert!(freezer.is_asked() && freezer.settled().await.is_err(), "asked for, and not so yet");
         fs::write(folder.join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
         freezer.settled().await.unwrap();
+        fs::write(folder.join("cgroup.events"), "populated 0\nfrozen 1\n").unwrap();
+        assert!(freezer.is_asked() && !freezer.is_frozen(), "all have ended");
 
         freezer.thaw().unwrap();
         assert_eq!(fs::read_to_string(folder.join("cgroup.freeze")).unwrap(), "0");

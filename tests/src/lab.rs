@@ -17,6 +17,7 @@ use std::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::fs::OpenOptionsExt as _,
     },
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
@@ -547,6 +548,18 @@ fn sweep_leftovers() {
 pub fn is_leftover(name: &str, mark: char) -> bool {
     let digits = name.strip_prefix("lbt").and_then(|rest| rest.split_once(mark)).map(|(pid, _)| pid);
     digits.and_then(|pid| pid.parse().ok()).is_some_and(has_ended)
+}
+
+/// Returns where control groups of version 2 are mounted, if they are.
+///
+/// # Source
+/// proc_pid_mountinfo(5): the point is the fifth field, the kind of file system the first behind the dash.
+pub fn unified() -> Option<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4))?.map(PathBuf::from)
+    })
 }
 
 /// Returns whether a process has ended, also where nobody has asked how.

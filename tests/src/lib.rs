@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod deaths;
+pub mod engine;
 pub mod frames;
 pub mod lab;
 pub mod model;

@@ -14,7 +14,8 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    agent::{Agent, assert_gone, detach, status},
+    agent::{Agent, assert_gone, binary, detach, status},
+    engine::{self, Engine},
     lab::{self, command_in, entries, is_leftover, namespaces, run, wait_until},
 };
 
@@ -88,7 +89,8 @@ impl Site {
         site
     }
 
-    fn without_network(number: u32) -> Self {
+    /// The same without a network.
+    pub fn without_network(number: u32) -> Self {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(sweep_leftovers);
         let name = format!("lbt{}d{number}", std::process::id());
@@ -108,6 +110,11 @@ impl Site {
 
     fn subnet(&self) -> String {
         format!("198.19.{}.0/24", 100 + self.number)
+    }
+
+    /// Returns the address of a bridge that takes the place of its network.
+    pub fn bridge_address(&self) -> String {
+        format!("198.19.{}.1/24", 100 + self.number)
     }
 
     /// Returns the host's IPv6 address on the client's side.
@@ -152,10 +159,21 @@ impl Site {
 
     /// Starts an agent for containers of [`IMAGE`], in short windows.
     pub fn start(&self, more: &[&str]) -> Agent {
+        self.start_by(Command::new(binary()), &[&["--network", &self.name], more].concat())
+    }
+
+    /// The same with containers of another engine, on its own network.
+    pub fn start_at(&self, engine: &Engine, more: &[&str]) -> Agent {
+        let mut command = Command::new(binary());
+        command.env("DOCKER_HOST", engine.host());
+        self.start_by(command, more)
+    }
+
+    fn start_by(&self, command: Command, more: &[&str]) -> Agent {
         let publish = format!("{}:5000", self.port());
         let uplink = self.uplink();
-        let fixed = ["--image", IMAGE, "--publish", &publish, "--uplink", &uplink, "--network", &self.name];
-        Agent::start(None, &self.name, &[&fixed, BRISK, more].concat())
+        let fixed = ["--image", IMAGE, "--publish", &publish, "--uplink", &uplink];
+        Agent::start_by(command, None, &self.name, &[&fixed, BRISK, more].concat())
     }
 
     /// Asks as the client and returns the host's name in the answer.
@@ -234,6 +252,7 @@ fn sweep_leftovers() {
         }
         docker(&["network", "rm", &network]);
     }
+    engine::sweep_leftovers();
     for name in of_the_dead(namespaces()) {
         let _gone_already = Command::new("ip").args(["netns", "del", &name]).output();
     }

@@ -8,6 +8,8 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use crate::lab;
+
 /// A case that takes so long says it.
 const LONG: Duration = Duration::from_secs(5);
 
@@ -24,6 +26,8 @@ pub enum Need {
     Docker,
     /// A kernel with VLANs.
     Vlans,
+    /// Control groups of version 2.
+    Unified,
 }
 
 /// One case.
@@ -58,6 +62,9 @@ impl Need {
                 let _built_in_or_none = Command::new("modprobe").args(["-q", "8021q"]).output();
                 let there = std::path::Path::new("/proc/net/vlan/config").exists();
                 (!there).then(|| "a kernel with VLANs (CONFIG_VLAN_8021Q)".to_owned())
+            }
+            Self::Unified => {
+                lab::unified().is_none().then(|| "control groups of version 2 (mount -t cgroup2)".to_owned())
             }
         }
     }

@@ -20,6 +20,8 @@ use nix::sys::signal::Signal;
 mod deaths;
 #[path = "docker/discovery.rs"]
 mod discovery;
+#[path = "docker/engine.rs"]
+mod engine;
 #[path = "docker/frost.rs"]
 mod frost;
 #[path = "docker/orders.rs"]
@@ -37,6 +39,18 @@ const TOOLS: &[Need] = &[
     Need::Program("stress-ng"),
 ];
 
+/// For engines of our own.
+const ENGINE: &[Need] = &[
+    Need::Root,
+    Need::Agent,
+    Need::Docker,
+    Need::Program("ip"),
+    Need::Program("curl"),
+    Need::Program("wrk"),
+    Need::Program("dockerd"),
+    Need::Program("containerd"),
+];
+
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
     suite::run(vec![
@@ -52,6 +66,16 @@ fn main() -> ExitCode {
             "a_container_that_its_engine_restarts_is_watched_again",
             deaths::a_container_that_its_engine_restarts_is_watched_again,
         ),
+        Case {
+            name: "an_engine_that_is_away_costs_nobody_a_request",
+            needs: ENGINE,
+            run: engine::an_engine_that_is_away_costs_nobody_a_request,
+        },
+        Case {
+            name: "containers_that_end_with_their_engine_come_back",
+            needs: ENGINE,
+            run: engine::containers_that_end_with_their_engine_come_back,
+        },
         case("a_killed_agent_is_replaced_without_loss", a_killed_agent_is_replaced_without_loss),
         case("an_agent_killed_while_it_publishes_loses_nothing", an_agent_killed_while_it_publishes_loses_nothing),
         case("containers_reach_the_frontend", containers_reach_the_frontend),
@@ -75,6 +99,9 @@ fn main() -> ExitCode {
         case("a_killed_agent_leaves_nobody_asleep", frost::a_killed_agent_leaves_nobody_asleep),
         case("what_is_left_frozen_is_told_and_thawed", frost::what_is_left_frozen_is_told_and_thawed),
         case("who_is_frozen_can_be_taken_away", frost::who_is_frozen_can_be_taken_away),
+        case("who_is_frozen_takes_the_signal_that_ends_it", frost::who_is_frozen_takes_the_signal_that_ends_it),
+        case("a_service_that_sleeps_can_be_removed", frost::a_service_that_sleeps_can_be_removed),
+        case("a_pause_keeps_nobody_asleep_who_is_asked", frost::a_pause_keeps_nobody_asleep_who_is_asked),
         case("a_crashing_image_is_held_back", a_crashing_image_is_held_back),
         case(
             "containers_of_others_are_found_by_their_labels",
@@ -93,6 +120,7 @@ fn main() -> ExitCode {
             rollout::changed_settings_and_another_image_are_rolled_out_without_a_failed_request,
         ),
         case("who_sleeps_is_rolled_out_and_answers_meanwhile", rollout::who_sleeps_is_rolled_out_and_answers_meanwhile),
+        case("the_rollout_of_a_killed_agent_goes_on", rollout::the_rollout_of_a_killed_agent_goes_on),
         case("an_image_that_crashes_ends_its_rollout", rollout::an_image_that_crashes_ends_its_rollout),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
         case("images_and_networks_are_checked_before", images_and_networks_are_checked_before),

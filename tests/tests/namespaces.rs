@@ -50,6 +50,8 @@ const TOOLS_AND_VLANS: &[Need] = &[
     Need::Vlans,
 ];
 
+#[path = "namespaces/cgroup.rs"]
+mod cgroup;
 #[path = "namespaces/check.rs"]
 mod check;
 #[path = "namespaces/flood.rs"]
@@ -128,6 +130,11 @@ fn main() -> ExitCode {
         case("what_the_host_sends_finds_out_how_big_it_may_be", local::it_finds_out_how_big_it_may_be),
         case("servers_of_the_host_answer_by_a_tunnel", local::they_answer_by_a_tunnel),
         case("what_the_host_cannot_be_for_itself_is_told", local::what_it_cannot_be_is_told),
+        Case {
+            name: "groups_of_version_2_freeze_and_tell_their_cpu",
+            needs: cgroup::NEEDS,
+            run: cgroup::groups_of_version_2_freeze_and_tell_their_cpu,
+        },
         vlan_case("servers_of_the_host_are_reached_by_vlans", local::they_are_reached_by_vlans),
         vlan_case("vlans_of_an_uplink_are_served", vlan::vlans_of_an_uplink_are_served),
         vlan_case("xdp_leaves_vlans_to_their_devices", vlan::xdp_leaves_vlans_to_their_devices),

@@ -69,7 +69,7 @@ const SUITES: [&str; 2] = ["packet_tables", "packets"];
 /// The cases of `namespaces` that run on the old kernel, beside [`VLAN_CASES`]: one for each thing that it does in another way.
 /// It has no TCX, so all of them attach to clsact. The others differ from these by what the agent does, which no kernel
 /// changes; and each start of an agent takes the emulated verifier a minute.
-const NET_CASES: [&str; 10] = [
+const NET_CASES: [&str; 11] = [
     "requests_hit_backends_strictly_in_turn",
     "transfers_survive_checksum_offload_on_and_off",
     "clients_on_the_host_see_the_frontend",
@@ -80,6 +80,7 @@ const NET_CASES: [&str; 10] = [
     "containers_on_macvlan_are_reached_by_a_macvlan_of_the_host",
     "check_leaves_nothing_on_a_machine",
     "servers_of_the_host_are_balanced_by_filters",
+    "groups_of_version_2_freeze_and_tell_their_cpu",
 ];
 
 /// The cases of `namespaces` with VLANs, which the host's own kernel may lack.

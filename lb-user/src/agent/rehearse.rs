@@ -90,7 +90,12 @@ async fn listed(provider: &Arc<dyn Provider>) -> Result<Vec<Sighting>> {
             match events.recv().await {
                 Some(ProviderEvent::Resynced(sightings)) => return Ok(sightings),
                 Some(ProviderEvent::Lost { error }) => bail!("list the containers: {}", super::chain(&*error)),
-                Some(ProviderEvent::Seen(_) | ProviderEvent::Gone { .. } | ProviderEvent::Back) => {}
+                Some(
+                    ProviderEvent::Seen(_)
+                    | ProviderEvent::Gone { .. }
+                    | ProviderEvent::Signalled { .. }
+                    | ProviderEvent::Back,
+                ) => {}
                 None => bail!("list the containers: {}", super::WATCH_ENDED),
             }
         }

@@ -448,6 +448,7 @@ pub fn take_over(settings: &mut Settings, past: Past) {
     settings.adopted_orders = past.orders;
     settings.adopted_desired = past.desired;
     settings.adopted_crash_loop = past.crash_loop;
+    settings.adopted_rollout = past.rollout;
     settings.adopted_warming = past.warming;
     settings.adopted_warm = past.warm;
 }

@@ -29,7 +29,10 @@ Examples:
   More may come, and none goes, as while it is debugged:
     lb-user pause web --in
   Followed again:
-    lb-user resume web";
+    lb-user resume web
+
+A service that sleeps (--min 0) is woken by whoever comes all the same, and sleeps no
+more while scale-in is paused.";
 
 pub const ROLLOUT_EXAMPLES: &str = "\
 Examples:

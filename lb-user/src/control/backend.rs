@@ -178,6 +178,8 @@ pub(super) struct Backend {
     pub frost: Frost,
     /// When it may be frozen.
     pub freeze: Errand,
+    /// Until when it runs in any case, to take a signal.
+    pub runs_until: Timestamp,
     health: Health,
     families: Families,
 }
@@ -206,6 +208,7 @@ impl Backend {
             last_error: None,
             frost: Frost::Awake,
             freeze: Errand::new(now),
+            runs_until: Timestamp::ZERO,
             health: Health::new(now),
             families: Families::default(),
         }

@@ -270,6 +270,11 @@ pub enum Event {
         /// Which.
         id: ContainerId,
     },
+    /// Somebody has sent a container a signal through the provider. It has to run to take it.
+    Signalled {
+        /// Which.
+        id: ContainerId,
+    },
     /// The provider cannot be reached.
     ProviderLost {
         /// Why.

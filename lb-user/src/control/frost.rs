@@ -30,6 +30,8 @@ const THAW_PACE: Pace = Pace { first: Duration::from_millis(20), longest: Durati
 const REST: Duration = Duration::from_secs(1);
 /// After so long without an answer, either has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one runs after a signal was sent to it: longer than nearly any grace. What has not ended by then did not have to.
+const SIGNAL_REST: Duration = Duration::from_secs(120);
 /// What cannot be thawed so many times in a row is stopped as it is.
 const THAW_TRIES: u32 = 4;
 
@@ -133,7 +135,9 @@ impl Backend {
 
     /// Returns when it has to be looked at for its frost's sake.
     pub fn frost_due(&self) -> Option<Timestamp> {
-        self.frost.due().or_else(|| matches!(self.state, State::Ready | State::Warm).then(|| self.freeze.due()))
+        let freeze =
+            || matches!(self.state, State::Ready | State::Warm).then(|| self.freeze.due().max(self.runs_until));
+        self.frost.due().or_else(freeze)
     }
 
     /// Whether it may serve again some day, as it is.
@@ -149,6 +153,7 @@ impl Controller {
         let mut commands = Vec::new();
         for backend in self.backends.values_mut() {
             let wanted = match backend.state {
+                State::Ready | State::Warm if backend.runs_until > now => Wanted::Awake,
                 // Not before the datapath has let go of it.
                 State::Warm if !self.publisher.holds(&backend.id) => Wanted::Warm,
                 State::Ready if is_idle && backend.failing_since().is_none() => Wanted::Idle,
@@ -309,6 +314,20 @@ impl Controller {
             false => format!("a client has come to {} before it was frozen", backend.name),
         };
         self.wake_up(reason, now);
+    }
+
+    /// Lets a container run that is frozen, or about to be, until it has taken a signal. Nobody has come, so its service sleeps on:
+    /// if it ends, the one in its place is frozen in turn.
+    pub(super) fn signalled(&mut self, id: &ContainerId, now: Timestamp) {
+        let Some(backend) = self.backends.get_mut(id) else { return };
+        if !matches!(backend.state, State::Ready | State::Warm) {
+            return;
+        }
+        backend.runs_until = now + SIGNAL_REST;
+        if backend.frost.is_cold() {
+            let reason = format!("{} is thawed to take a signal from outside", backend.name);
+            self.remark(DecisionKind::Signalled, reason, now);
+        }
     }
 
     /// Says what could not be frozen, and what could not be thawed, for people.

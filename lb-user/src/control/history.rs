@@ -70,6 +70,8 @@ pub enum DecisionKind {
     StopFailed,
     /// A container could not be frozen, or thawed.
     FreezeFailed,
+    /// A container was thawed because somebody has sent it a signal.
+    Signalled,
     /// The kernel's maps could not be written.
     PublishFailed,
     /// More are wanted than the host has processors for.
@@ -119,6 +121,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::RolloutAborted => "rollout aborted",
             DecisionKind::StopFailed => "stop failed",
             DecisionKind::FreezeFailed => "freeze failed",
+            DecisionKind::Signalled => "signalled",
             DecisionKind::PublishFailed => "publish failed",
             DecisionKind::HostSaturated => "host saturated",
             DecisionKind::MetricMissing => "metric missing",

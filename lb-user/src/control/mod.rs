@@ -131,7 +131,9 @@ impl Controller {
             Scaling::Fixed => Orders::default(),
             Scaling::Auto(_) | Scaling::Demand(_) => settings.adopted_orders,
         };
-        let former = orders.manual.map(|manual| manual.count).or(orders.paused().and(settings.adopted_desired));
+        // Another agent may take over before this one knows what there is.
+        let stands = orders.paused().is_some() || settings.adopted_rollout.is_some();
+        let former = orders.manual.map(|manual| manual.count).or(settings.adopted_desired.filter(|_| stands));
         let wish = former.unwrap_or(wish);
         let crash_loop = settings.adopted_crash_loop.take().map(CrashLoop::adopted).unwrap_or_default();
         Controller {
@@ -372,6 +374,7 @@ impl Controller {
             Event::Thawed { id } => self.thawed(&id, Ok(()), now),
             Event::ThawFailed { id, error } => self.thawed(&id, Err(error), now),
             Event::Woken { id } => self.woken(&id, now),
+            Event::Signalled { id } => self.signalled(&id, now),
             Event::Swept { began, flows, answers } => {
                 self.demand.swept = Some(now);
                 if flows.values().any(|count| *count > 0) {
@@ -588,11 +591,14 @@ impl Controller {
                 let active = self.backends.values().filter(is_wanted).count() as u32;
                 // A law that is not followed has left a count that stands, however many of it have died meanwhile.
                 let former = self.orders.paused().and(self.settings.adopted_desired);
-                self.wish = former.unwrap_or_else(|| bounds.awake().clamp(active));
+                // Of those that a rollout has started beside the others, none was wanted for itself.
+                let rolled = self.settings.adopted_rollout.and(self.settings.adopted_desired);
+                self.wish = former.unwrap_or_else(|| bounds.awake().clamp(rolled.unwrap_or(active)));
                 // A count by hand whose time was over before anybody could see to it starts nothing.
                 self.lapse(now);
                 self.keep_to_bounds();
                 self.idle.somebody_came(now);
+                self.adopt_rollout(now);
             }
             if self.stop_awaits_list {
                 self.stop_requested(now);

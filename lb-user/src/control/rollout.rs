@@ -98,6 +98,21 @@ impl Controller {
         self.remark(DecisionKind::Rollout, reason, now);
     }
 
+    /// Goes on with what a former agent was at, by whatever is of former settings today.
+    pub(super) fn adopt_rollout(&mut self, now: Timestamp) {
+        let Some(RolloutReport { since, parallel, of, .. }) = self.settings.adopted_rollout.take() else { return };
+        if of == 0 {
+            self.rollout = Rollout::Asked { since, parallel };
+            return;
+        }
+        // Who was on the way out is counted when it goes.
+        let replaced = of.saturating_sub(self.old().count() as u32);
+        self.rollout = Rollout::Active(Active { since, parallel, replaced });
+        let reason =
+            format!("what a former agent was at goes on: {replaced} of {of} are replaced, {parallel} at a time");
+        self.remark(DecisionKind::Rollout, reason, now);
+    }
+
     /// Begins what was asked for, as all containers are listed by now.
     pub(super) fn rollout_listed(&mut self, now: Timestamp) {
         let Rollout::Asked { parallel, .. } = self.rollout else { return };
@@ -205,6 +220,7 @@ impl Controller {
     /// Returns how far the rollout is.
     pub(super) fn rollout_report(&self) -> Option<RolloutReport> {
         match self.rollout {
+            Rollout::None if self.phase == Phase::Starting => self.settings.adopted_rollout,
             Rollout::Asked { since, parallel } => Some(RolloutReport { since, parallel, replaced: 0, of: 0 }),
             Rollout::Active(Active { since, parallel, replaced }) => {
                 Some(RolloutReport { since, parallel, replaced, of: replaced + self.old().count() as u32 })

@@ -10,6 +10,7 @@ use super::history::Decision;
 use super::law;
 use super::orders::Orders;
 use super::policy::Law;
+use super::report::RolloutReport;
 use super::time::Timestamp;
 
 /// Who decides how many backends there are.
@@ -92,6 +93,8 @@ pub struct Settings {
     pub adopted_desired: Option<u32>,
     /// The starts in a row that came to nothing: the next one is tried at once.
     pub adopted_crash_loop: Option<CrashLoop>,
+    /// The rollout that was under way: it goes on.
+    pub adopted_rollout: Option<RolloutReport>,
     /// How long the answer to a stop is waited for: longer than its grace and the engine's own delays.
     pub stop_patience: Duration,
     /// Whether containers and datapath outlive the agent when it is asked to end.
@@ -157,6 +160,7 @@ impl Settings {
             adopted_orders: Orders::default(),
             adopted_desired: None,
             adopted_crash_loop: None,
+            adopted_rollout: None,
             stop_patience: Duration::from_secs(130),
             keep: false,
         }

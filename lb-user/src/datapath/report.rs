@@ -19,7 +19,8 @@ use super::{
 use crate::{
     config::{Guard, Snat},
     control::{
-        BackendState, ContainerId, ControlReport, CrashLoop, Decision, Family, Orders, Timestamp, law::Cooldowns,
+        BackendState, ContainerId, ControlReport, CrashLoop, Decision, Family, Orders, RolloutReport, Timestamp,
+        law::Cooldowns,
     },
     freezer::Freezer,
 };
@@ -211,6 +212,8 @@ pub struct Past {
     pub desired: Option<u32>,
     /// The starts in a row that came to nothing.
     pub crash_loop: Option<CrashLoop>,
+    /// The rollout that was under way.
+    pub rollout: Option<RolloutReport>,
     /// Since when the shares of containers have been growing that have become ready.
     pub warming: BTreeMap<ContainerId, Timestamp>,
     /// Containers that were kept in reserve.
@@ -243,6 +246,7 @@ impl Inheritance {
             orders: Orders::deserialize(&control["orders"]).unwrap_or_default(),
             desired: control["desired"].as_u64().and_then(|desired| desired.try_into().ok()),
             crash_loop: CrashLoop::deserialize(&control["crash_loop"]).ok(),
+            rollout: RolloutReport::deserialize(&control["rollout"]).ok(),
             warming: each(&control["backends"])
                 .into_iter()
                 .map(|Warming { id, warming_since }| (id, warming_since))
@@ -340,8 +344,9 @@ mod tests {
             "orders":{"manual":{"count":5,"since":{"secs":4,"nanos":0},"until":null},"paused_in":{"secs":5,"nanos":0}},
             "cooldowns":{"burst_until":{"secs":9,"nanos":0},"hold_until":{"secs":0,"nanos":0},"outage":null,"fell":null,
                 "pushed":{"secs":8,"nanos":0}},
-            "crash_loop":{"failures":3,"last_failure":{"secs":6,"nanos":0},"wait_until":{"secs":10,"nanos":0}}}},
-            {"name":"old","control":{"desired":2,"orders":"none","cooldowns":7}}]}"#;
+            "crash_loop":{"failures":3,"last_failure":{"secs":6,"nanos":0},"wait_until":{"secs":10,"nanos":0}},
+            "rollout":{"since":{"secs":9,"nanos":0},"parallel":2,"replaced":1,"of":5}}},
+            {"name":"old","control":{"desired":2,"orders":"none","cooldowns":7,"rollout":null}}]}"#;
 
         let inheritance = Inheritance::parse(text);
 
@@ -351,6 +356,9 @@ mod tests {
         assert_eq!(web.orders, Orders { manual: Some(manual), paused_in, paused_out: None });
         assert_eq!(web.cooldowns.unwrap().pushed, Some(Timestamp::from_millis(8_000)));
         assert!(web.crash_loop.is_some() && web.desired == Some(5));
+        let since = Timestamp::from_millis(9_000);
+        assert_eq!(web.rollout, Some(RolloutReport { since, parallel: 2, replaced: 1, of: 5 }));
+        assert_eq!(old.rollout, None);
         assert_eq!((old.orders, old.cooldowns, old.crash_loop.as_ref()), (Orders::default(), None, None));
     }
 

@@ -47,7 +47,7 @@ impl Group {
 
     /// Finds a group in `/proc/PID/cgroup` (cgroups(7)) and a table of mounts (fstab(5)). Where both versions are mounted,
     /// the one that accounts for the CPU counts.
-    fn find(groups: &str, mounts: &str) -> Option<Self> {
+    pub fn find(groups: &str, mounts: &str) -> Option<Self> {
         let folder = |controller: &str| {
             let (group, mount) = (group_with(groups, controller)?, mount_of(mounts, "cgroup", Some(controller))?);
             below(mount, group)

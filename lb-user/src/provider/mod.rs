@@ -63,6 +63,11 @@ pub enum ProviderEvent {
         /// What ended it.
         cause: GoneCause,
     },
+    /// Somebody has sent a container a signal, which it may have to be awake for.
+    Signalled {
+        /// Which one.
+        id: ContainerId,
+    },
     /// Everything there is; what is not in it is gone. Those that are paused are reported [`Gone`](Self::Gone) right
     /// after it.
     Resynced(Vec<Sighting>),

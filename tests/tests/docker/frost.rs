@@ -4,13 +4,14 @@ use std::{
     collections::BTreeSet,
     fs,
     net::TcpStream,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lb_tests::{
     agent::{self, Agent, assert_no_failure, detach},
+    deaths::unix_ns,
     lab::{self, run, wait_until},
-    site::{Site, docker},
+    site::{IMAGE, Site, docker},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -285,4 +286,119 @@ pub fn who_is_frozen_can_be_taken_away() {
         assert!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
     }
     assert!(first_request(&site) < SOON, "{}", agent.log());
+}
+
+/// Returns the code with which a container has ended, by the engine's word.
+fn exit_code(container: &str, since: SystemTime) -> i32 {
+    let seconds = |time| (unix_ns(time) / 1_000_000_000).to_string();
+    let (since, until) = (seconds(since), seconds(SystemTime::now() + Duration::from_secs(1)));
+    let filters = ["--filter", &format!("container={container}"), "--filter", "event=die"];
+    let format = ["--since", &since, "--until", &until, "--format", "{{.Actor.Attributes.exitCode}}"];
+    let told = docker(&[&["events"], &filters[..], &format[..]].concat());
+    told.trim().parse().unwrap_or_else(|_| panic!("one death of {container}: {told:?}"))
+}
+
+pub fn who_is_frozen_takes_the_signal_that_ends_it() {
+    let site = Site::new(15);
+    let agent = site.start(&["--min", "0", "--max", "2", "--warm", "1"]);
+    let settled = || {
+        agent.wait_for("one sleeps, and one is in reserve", Duration::from_secs(60), |status| {
+            let count = |state: &str| status["scaling"][state].as_u64();
+            (count("idle"), count("warm"), count("desired")) == (Some(1), Some(1), Some(0))
+        });
+        wait_until("there are two", Duration::from_secs(20), || site.containers().len() == 2);
+        let containers = site.containers();
+        wait_until("both are frozen", Duration::from_secs(5), || containers.iter().all(|one| is_frozen(one)));
+        containers
+    };
+    let mut there = settled();
+    for _ in 0..2 {
+        for container in there.clone() {
+            let (since, began) = (SystemTime::now(), Instant::now());
+            docker(&["stop", "--time", "20", &container]);
+            let took = began.elapsed();
+            let code = exit_code(&container, since);
+            eprintln!("one that was frozen stopped in {took:?}, with code {code}");
+            assert_ne!(code, 137, "it was killed at the end of its grace, after {took:?}\n{}", agent.log());
+        }
+        let next = settled();
+        assert!(next.is_disjoint(&there), "others have taken their places");
+        there = next;
+    }
+    assert!(agent.status()["decisions"].to_string().contains("is thawed to take a signal from outside"));
+    assert!(first_request(&site) < SOON, "{}", agent.log());
+}
+
+pub fn a_service_that_sleeps_can_be_removed() {
+    let site = Site::new(16);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("services.toml");
+    let name = site.instance();
+    let top = format!("instance = \"{name}\"\ninterval = \"500ms\"\nuplinks = [\"{}\"]\n", site.uplink());
+    let service = |service: &str, port: u32, bounds: &str| {
+        format!(
+            "[[service]]\nname = \"{service}\"\nimage = \"{IMAGE}\"\npublish = \"{port}:5000\"\n{bounds}\n\
+             health = \"http:/healthz\"\nnetwork = \"{name}\"\nscale-down-window = \"3s\"\ndrain-timeout = \"4s\"\n"
+        )
+    };
+    let stays = service("stays", site.port(), "min = 1\nmax = 1");
+    let sleeps = service("sleeps", site.port() + 100, "min = 0\nmax = 2\nwarm = 1");
+    let write = |services: &[&str]| fs::write(&file, top.clone() + &services.concat()).expect("it can be written");
+    let of = |service: &str| -> BTreeSet<String> {
+        let ours = format!("label=io.lb-user.instance={name}");
+        let its = format!("label=io.lb-user.service={service}");
+        let told = docker(&["ps", "-aq", "--no-trunc", "--filter", &ours, "--filter", &its]);
+        told.lines().map(str::to_owned).collect()
+    };
+    write(&[&stays, &sleeps]);
+    let mut agent = Agent::start_file(None, name, &file);
+    agent.wait_for("one sleeps, and one is in reserve", Duration::from_secs(60), |status| {
+        let scaling = &status["services"][1]["scaling"];
+        (&scaling["idle"], &scaling["warm"], &scaling["desired"]) == (&1.into(), &1.into(), &0.into())
+    });
+    let (kept, removed) = (of("stays"), of("sleeps"));
+    assert_eq!((kept.len(), removed.len()), (1, 2));
+    wait_until("both are frozen", Duration::from_secs(5), || removed.iter().all(|one| is_frozen(one)));
+
+    let (since, began) = (SystemTime::now(), Instant::now());
+    write(&[&stays]);
+    agent.signal(Signal::SIGHUP);
+    wait_until("they are taken away", Duration::from_secs(30), || of("sleeps").is_empty());
+    eprintln!("two that were frozen were taken away in {:?}", began.elapsed());
+    for container in &removed {
+        assert_ne!(exit_code(container, since), 137, "thawed first, or it is killed\n{}", agent.log());
+    }
+    agent.wait_for("the other service is all there is", Duration::from_secs(10), |status| {
+        status["health"] == "healthy" && status["services"].as_array().map(Vec::len) == Some(1)
+    });
+    assert_eq!(of("stays"), kept);
+    assert!(first_request(&site) < SOON);
+    agent.stop(Signal::SIGTERM);
+    site.assert_gone();
+}
+
+pub fn a_pause_keeps_nobody_asleep_who_is_asked() {
+    let site = Site::new(16);
+    let agent = site.start(&["--min", "0", "--max", "2"]);
+    let verb = |words: &[&str]| {
+        let output = agent::lb_user(&[words, &["--instance", site.instance()]].concat());
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    for directions in [&["pause"][..], &["pause", "--out"], &["pause", "--in"]] {
+        let container = wait_asleep(&agent, &site);
+        verb(directions);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(is_frozen(&container), "{directions:?}: nobody has come");
+        let took = first_request(&site);
+        assert!(took < SOON, "{directions:?}: {took:?}\n{}", agent.log());
+        agent.wait_for("it is awake", Duration::from_secs(5), |status| status["scaling"]["desired"] == 1);
+        if directions != ["pause", "--out"] {
+            // As long as it takes to fall asleep, and longer.
+            std::thread::sleep(Duration::from_secs(6));
+            assert!(!is_frozen(&container), "{directions:?}: fewer are not to be wanted");
+            assert!(first_request(&site) < SOON);
+        }
+        verb(&["resume"]);
+    }
+    wait_asleep(&agent, &site);
 }

@@ -236,3 +236,37 @@ pub fn an_image_that_crashes_ends_its_rollout() {
     agent.stop(Signal::SIGTERM);
     site.assert_gone();
 }
+
+pub fn the_rollout_of_a_killed_agent_goes_on() {
+    let site = Site::new(13);
+    let bed = Bed::new(&site);
+    bed.write("");
+    let agent = bed.start();
+    let clients = [site.gentle_wrk(true), site.gentle_wrk(false)];
+    let before = site.containers();
+
+    bed.build("LABEL version=2");
+    let ordered = lb_user(&["rollout", "--instance", site.instance()]);
+    assert!(ordered.status.success(), "{}", String::from_utf8_lossy(&ordered.stderr));
+    agent.wait_for("it is half-way", Duration::from_secs(60), |status| {
+        status["scaling"]["rollout"]["replaced"].as_u64() >= Some(1)
+    });
+    agent.crash();
+    let mut agent = Agent::start_file(None, site.instance(), &bed.file());
+    agent.wait_for("the next agent ends it", Duration::from_secs(60), |status| {
+        status["agent"]["pid"] == agent.pid() && is_calm(status) && site.containers().is_disjoint(&before)
+    });
+    for client in clients {
+        let requests = assert_no_failure(&client.finish());
+        eprintln!("{requests} requests, none failed");
+        assert!(requests > 100);
+    }
+    assert_eq!(agent.status()["health"], "healthy");
+    let log = agent.log();
+    assert!(
+        log.contains("what a former agent was at goes on: ") && log.contains("finished: 3 were replaced in"),
+        "{log}"
+    );
+    agent.stop(Signal::SIGTERM);
+    site.assert_gone();
+}

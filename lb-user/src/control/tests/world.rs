@@ -259,7 +259,7 @@ impl World {
         let victim = self.chance.pick(&ids);
         let after = self.chance.below(20);
         let most = 1 + self.chance.below(self.max.into()) as u32;
-        match (self.chance.below(48), victim) {
+        match (self.chance.below(49), victim) {
             (0, Some(id)) => {
                 self.end(&id);
                 let cause = self
@@ -307,6 +307,7 @@ impl World {
                 self.warm = self.chance.below(4) as u32;
                 self.reconfigure(Scaling::Auto(law(0, most)));
             }
+            (48, Some(id)) => self.notice(after, Event::Signalled { id }),
             (8, _) if !self.engine_is_away => {
                 let listed = self.listed();
                 self.tell(Event::Resynced(listed));

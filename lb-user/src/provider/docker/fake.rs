@@ -182,6 +182,7 @@ async fn next(receiver: &mut mpsc::Receiver<ProviderEvent>) -> String {
     match tokio::time::timeout(PATIENCE, receiver.recv()).await.expect("in time").expect("the watch goes on") {
         ProviderEvent::Seen(one) => format!("seen {}", shown(&one)),
         ProviderEvent::Gone { id, cause } => format!("gone {id}: {cause}"),
+        ProviderEvent::Signalled { id } => format!("signalled {id}"),
         ProviderEvent::Resynced(all) => format!("all {}", all.iter().map(shown).collect::<Vec<_>>().join(", ")),
         ProviderEvent::Lost { .. } => "lost".to_owned(),
         ProviderEvent::Back => "back".to_owned(),

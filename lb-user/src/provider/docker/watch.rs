@@ -3,6 +3,7 @@
 //! ```text
 //! subscribe ─▶ list ─▶ Resynced ─▶ events: die, pause, destroy ─▶ Gone (nothing is asked first)
 //!     ▲                    ▲               start, unpause ─▶ inspect ─▶ Seen
+//!     │                    │               kill ─▶ Signalled; of others, where it asks to end, Gone
 //!     │                    └── every 60 s ──┘
 //!     └── back-off 0.5 s … 30 s ◀── Lost ◀── stream ended or list failed
 //!
@@ -140,12 +141,13 @@ impl<'a> Session<'a> {
             return;
         }
         let change = change_of(event);
-        if let Change::Signalled(id, signal) = &change
-            && ends(*signal)
-            && self.roster.is_of_others(id)
-        {
-            // It runs until it has finished, or its grace is over: others are to be asked from now on.
-            self.roster.tell_of(id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Ending }).await;
+        if let Change::Signalled(id, signal) = &change {
+            if !self.roster.is_of_others(id) {
+                self.roster.tell_of(id, || ProviderEvent::Signalled { id: id.clone() }).await;
+            } else if ends(*signal) {
+                // It runs until it has finished, or its grace is over: others are to be asked from now on.
+                self.roster.tell_of(id, || ProviderEvent::Gone { id: id.clone(), cause: GoneCause::Ending }).await;
+            }
         }
         match self.ledger.record(change) {
             Action::None => {}

@@ -86,6 +86,48 @@ fn whoever_comes_is_served_before_anything_else() {
     assert_eq!(script.tell(Event::Woken { id: id("a") }), [], "once is enough");
 }
 
+fn signalled(ordinal: u32) -> Event {
+    Event::Signalled { id: id(&name(ordinal)) }
+}
+
+#[test]
+fn who_gets_a_signal_is_thawed_to_take_it_and_its_service_sleeps_on() {
+    let mut script = asleep();
+    assert_eq!(script.at(50_000).tell(signalled(1)), [thaw(1), publish(4, &[1], &[])]);
+    assert_eq!(script.at(50_001).effect(thawed(1)), []);
+    script.confirm(4);
+    assert_eq!(script.kinds(), [DecisionKind::ScaleDown, DecisionKind::Signalled]);
+    assert_eq!(script.controller.snapshot(script.now).desired, 0, "nobody has come");
+
+    // It may have something to finish, or take it for no reason to end.
+    for second in 51..170 {
+        assert_eq!(script.at(second * 1000).effect(swept(second * 1000, &[])), [], "after {second} s");
+    }
+    assert_eq!(script.controller.deadline(), Some(Timestamp::from_millis(170_000)));
+    assert_eq!(script.at(170_000).effect(Event::Tick), [publish_asleep(5, 1)]);
+
+    // One that does end is replaced, and the other sleeps.
+    script.confirm(5);
+    script.at(172_000).effect(swept(171_100, &[]));
+    script.at(172_005).tell(frozen(1));
+    script.at(173_000).tell(signalled(1));
+    script.tell(thawed(1));
+    let gone = Event::BackendGone { id: id(&name(1)), cause: GoneCause::Killed };
+    let commands = script.at(173_100).effect(gone);
+    assert_eq!(commands.last(), Some(&start(2)), "{commands:?}");
+    assert_eq!(script.controller.snapshot(script.now).desired, 0);
+}
+
+#[test]
+fn one_of_the_reserve_gets_a_signal_too_and_others_are_left_alone() {
+    let mut script = with_reserve(4);
+    assert_eq!(script.at(40_000).effect(signalled(1)), [], "who runs needs no thaw");
+    assert_eq!(script.tell(signalled(2)), [thaw(2)]);
+    assert_eq!(script.effect(thawed(2)), []);
+    assert_eq!(script.at(60_000).effect(Event::Tick), []);
+    assert_eq!(script.at(160_000).effect(Event::Tick), [freeze(2)], "it has not ended");
+}
+
 #[test]
 fn a_connection_that_only_a_sweep_has_seen_wakes_as_well() {
     let mut script = asleep();

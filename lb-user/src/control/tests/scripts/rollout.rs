@@ -289,3 +289,56 @@ fn the_end_of_the_agent_ends_it() {
     assert_eq!(states.pop(), Some(BackendState::Stopping), "nobody was led to the new one");
     assert_eq!(states, [BackendState::Draining; 2]);
 }
+
+#[test]
+fn another_agent_goes_on_with_it() {
+    let mut script = outdated(2, 8);
+    script.at(300).effect(Event::Ordered(Order::Rollout { parallel: 2 }));
+    script.comes(3);
+    script.comes(4);
+    let told = |script: &Script| {
+        let ControlReport { desired, rollout, .. } = script.controller.snapshot(script.now);
+        (desired, rollout.map(|rollout| (rollout.parallel, rollout.replaced, rollout.of)))
+    };
+    assert_eq!(told(&script), (2, Some((2, 0, 2))));
+
+    // The first one is killed before it knows what there is.
+    for is_listed in [false, true] {
+        let ControlReport { desired, rollout, .. } = script.controller.snapshot(script.now);
+        let ready = (1..=2).map(|ordinal| (id(&name(ordinal)), sighting("", ordinal).address.unwrap())).collect();
+        let now = script.now.elapsed().as_millis() as u64;
+        script = Script::new(Settings {
+            adopted_ready: ready,
+            adopted_desired: Some(desired),
+            adopted_rollout: rollout,
+            ..Settings::new(Scaling::Auto(law(1, 8)))
+        });
+        script.at(now + 1_000);
+        if is_listed {
+            let there = vec![old(1), old(2), sighting(&name(3), 3), sighting(&name(4), 4)];
+            let commands = script.tell(Event::Resynced(there));
+            assert!(!commands.iter().any(|command| matches!(command, Command::Start { .. })), "{commands:?}");
+        }
+        assert_eq!(told(&script), (2, Some((2, 0, 2))), "two are wanted, though four are there");
+    }
+    assert_eq!(
+        script.told(DecisionKind::Rollout),
+        ["what a former agent was at goes on: 0 of 2 are replaced, 2 at a time"]
+    );
+}
+
+#[test]
+fn another_agent_looks_up_what_was_asked_for() {
+    let mut script = Script::running(2, 4, 2);
+    script.at(300).effect(ROLLOUT);
+    let rollout = script.controller.snapshot(script.now).rollout;
+
+    let settings = Settings { adopted_rollout: rollout, ..Settings::new(Scaling::Auto(law(2, 4))) };
+    let mut next = Script::new(settings.clone());
+    next.at(2_000).tell(Event::Resynced(vec![sighting("a", 1), sighting("b", 2)]));
+    assert_eq!(next.told(DecisionKind::Rollout), ["every container is of today's image and settings"]);
+
+    let mut next = Script::new(settings);
+    next.at(2_000).tell(Event::Resynced(vec![old(1), old(2)]));
+    assert_eq!(next.progress(), Some((0, 2)));
+}

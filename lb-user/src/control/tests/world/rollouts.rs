@@ -33,6 +33,34 @@ fn rollout(world: &World) -> Option<RolloutReport> {
     world.controller.snapshot(world.now).rollout
 }
 
+impl World {
+    /// The agent is killed, and another one takes over what it has told of itself, and what the kernel holds.
+    fn succeed(&mut self, on_change: OnChange) {
+        let former = self.controller.snapshot(self.now);
+        let addresses = |id: &ContainerId| {
+            let address = self.addresses[id].expect("it has an address");
+            let heard = address.only(|family| !self.published.deaf.contains(&(id.clone(), family)));
+            (id.clone(), heard.expect("it is served in a family"))
+        };
+        let settings = Settings {
+            warm: self.warm,
+            on_change,
+            adopted_ready: self.published.ready.iter().map(addresses).collect(),
+            adopted_flows: self.published.draining.iter().cloned().collect(),
+            adopted_generation: self.published.generation,
+            adopted_orders: former.orders,
+            adopted_desired: Some(former.desired),
+            adopted_cooldowns: Some(former.cooldowns),
+            adopted_rollout: former.rollout,
+            ..Settings::new(self.scaling)
+        };
+        self.controller = Controller::new(settings);
+        self.coming.clear();
+        self.pending.clear();
+        self.plan(200, Event::Resynced(self.listed()));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -47,6 +75,31 @@ proptest! {
         prop_assert_eq!(world.containers.len(), count as usize);
         prop_assert!(world.containers.keys().all(|id| !before.contains(id)), "all of them are replaced");
         prop_assert_eq!(world.controller.snapshot(world.now).problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn agents_that_are_killed_meanwhile_cost_neither_capacity_nor_the_rollout(
+        seed: u64, count in 1..9_u32, parallel in 1..4_u32,
+        lives in prop::collection::vec(prop_oneof![0..300_u64, 0..6_000_u64], 1..4),
+    ) {
+        let (mut world, before) = at_peace(seed, count);
+        let started = world.created;
+
+        world.tell(Event::Ordered(Order::Rollout { parallel }));
+        for life in lives {
+            let was_under_way = rollout(&world).is_some();
+            world.succeed(OnChange::Keep);
+            world.run(world.now + Duration::from_millis(life));
+            let told = world.controller.snapshot(world.now).rollout;
+            prop_assert!(told.is_none_or(|told| was_under_way && told.of <= count), "{:?}", told);
+        }
+        world.run(world.now + Duration::from_secs(u64::from(count) * 10 + 60));
+
+        prop_assert_eq!(rollout(&world), None);
+        prop_assert!(world.containers.keys().all(|id| !before.contains(id)), "all of them are replaced");
+        prop_assert_eq!(world.containers.len(), count as usize);
+        prop_assert_eq!(world.controller.snapshot(world.now).problems, Vec::<String>::new());
+        prop_assert_eq!(world.created - started, u64::from(count), "each by one");
     }
 
     #[test]
