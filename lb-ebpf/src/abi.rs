@@ -6,7 +6,7 @@
 use core::fmt;
 
 /// Version of everything in this file. The agent adopts pinned maps of its own version only.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Names of the maps in the object, which are also the names of their pins.
 pub mod map {
@@ -1217,7 +1217,8 @@ impl Lifetimes {
 ///
 /// # Shape
 /// `0` last seen 8, `8` flow 40, `48` backend 4, `52` generation 4, `56` ifindex 4, `60` acknowledged 4, `64` tag 4,
-/// `68` flags 1, `69` padding 3.
+/// `68` flags 1, `69` request 1, `70` padding 2, `72` requested at 8. With its key and the kernel's own 56 bytes it fills three
+/// cache lines and no more.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ReplyEntry {
@@ -1237,13 +1238,23 @@ pub struct ReplyEntry {
     pub tag: u32,
     /// [`REPLY_SEEN`].
     pub flags: u8,
-    _pad: [u8; 3],
+    /// What has become of the client's first request: zero, [`REQUEST_ASKED`] or [`REQUEST_HEARD`]. Written once by the
+    /// ingress direction, and from there on by the egress direction alone.
+    pub request: u8,
+    _pad: [u8; 2],
+    /// When the first request came, precisely. Means nothing while `request` is zero.
+    pub requested_at: KtimeNs,
 }
 
 /// Flag of [`ReplyEntry`]: the backend has answered.
 pub const REPLY_SEEN: u8 = 1;
 /// Flag of [`ReplyEntry`]: the backend has a connection of this key that goes past us.
 pub const REPLY_FOREIGN: u8 = 2;
+
+/// Of [`ReplyEntry::request`]: the client has asked.
+pub const REQUEST_ASKED: u8 = 1;
+/// Of [`ReplyEntry::request`]: the backend has acknowledged some of that, so that what it sends may be the answer.
+pub const REQUEST_HEARD: u8 = 2;
 
 impl ReplyEntry {
     /// Makes the reply half of a flow.
@@ -1264,7 +1275,9 @@ impl ReplyEntry {
             acknowledged,
             tag: key.tag(),
             flags: 0,
-            _pad: [0; 3],
+            request: 0,
+            _pad: [0; 2],
+            requested_at: 0,
         }
     }
 }
@@ -1458,29 +1471,26 @@ impl Traffic {
     }
 }
 
-/// Places in [`Handshakes::latency`].
-pub const LATENCY_BUCKETS: usize = 22;
+/// Places in a [`Histogram`].
+pub const LATENCY_BUCKETS: usize = 26;
 
-/// How a backend answered those who began a connection of TCP, on one processor. Sockets of this host pass it by.
+/// Times, counted by their magnitude: place 0 those within two microseconds, place `n` those within 2^n to 2^(n+1)
+/// microseconds, the last all above, from half a minute on.
 ///
 /// # Shape
-/// `0` latency 22 u64, `176` retransmitted 8, `184` refused 8, `192` reset 8.
+/// 26 u64.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Handshakes {
-    /// SYN-ACKs by the time since the first SYN of their flow: place 0 those within two microseconds, place `n` those within
-    /// 2^n to 2^(n+1) microseconds, the last all above.
-    pub latency: [u64; LATENCY_BUCKETS],
-    /// SYNs that came again.
-    pub retransmitted: u64,
-    /// SYNs that were answered by RST.
-    pub refused: u64,
-    /// RSTs of the backend in connections that it had accepted.
-    pub reset: u64,
+pub struct Histogram {
+    /// How many there are of each place.
+    pub counts: [u64; LATENCY_BUCKETS],
 }
 
-impl Handshakes {
-    /// Returns the place of a latency.
+impl Histogram {
+    /// The longest time that is told from longer ones.
+    pub const MOST_US: u64 = 1 << (LATENCY_BUCKETS - 1);
+
+    /// Returns the place of a time.
     #[inline(always)]
     pub const fn place(latency_ns: u64) -> usize {
         let micros = latency_ns / 1000;
@@ -1488,17 +1498,26 @@ impl Handshakes {
         if place < LATENCY_BUCKETS { place } else { LATENCY_BUCKETS - 1 }
     }
 
-    /// Returns how many SYNs were answered by SYN-ACK.
-    pub fn accepted(&self) -> u64 {
-        self.latency.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    /// Counts a time.
+    #[inline(always)]
+    pub fn count(&mut self, latency_ns: u64) {
+        // The verifier has to see that the place is within: `place` alone convinces it of nothing.
+        if let Some(count) = self.counts.get_mut(Self::place(latency_ns)) {
+            *count = count.wrapping_add(1);
+        }
     }
 
-    /// Returns the latency, in microseconds, that so many of a thousand handshakes did not exceed: the upper end of its
-    /// place, so at most twice the truth. `None` if there was no handshake.
+    /// Returns how many were counted.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
+    }
+
+    /// Returns the time, in microseconds, that so many of a thousand did not exceed: the upper end of its place, so at most
+    /// twice the truth. `None` if there was none.
     pub fn quantile_us(&self, per_mille: u64) -> Option<u64> {
-        let rank = self.accepted().saturating_mul(per_mille).div_ceil(1000).max(1);
+        let rank = self.total().saturating_mul(per_mille).div_ceil(1000).max(1);
         let mut passed = 0;
-        let place = self.latency.iter().position(|count| {
+        let place = self.counts.iter().position(|count| {
             passed += count;
             passed >= rank
         })?;
@@ -1507,9 +1526,52 @@ impl Handshakes {
 
     /// Adds what another processor saw.
     pub fn add(&mut self, other: &Self) {
-        for (sum, count) in self.latency.iter_mut().zip(other.latency) {
+        for (sum, count) in self.counts.iter_mut().zip(other.counts) {
             *sum = sum.wrapping_add(count);
         }
+    }
+
+    /// Returns what has come since it was another.
+    #[must_use]
+    pub fn since(mut self, before: &Self) -> Self {
+        for (now, before) in self.counts.iter_mut().zip(before.counts) {
+            *now = now.saturating_sub(before);
+        }
+        self
+    }
+}
+
+/// How a backend answered those who began a connection of TCP, and what they asked for first, on one processor. Sockets of
+/// this host pass it by.
+///
+/// # Shape
+/// `0` latency 26 u64, `208` retransmitted 8, `216` refused 8, `224` reset 8, `232` response 26 u64.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handshakes {
+    /// SYN-ACKs by the time since the first SYN of their flow.
+    pub latency: Histogram,
+    /// SYNs that came again.
+    pub retransmitted: u64,
+    /// SYNs that were answered by RST.
+    pub refused: u64,
+    /// RSTs of the backend in connections that it had accepted.
+    pub reset: u64,
+    /// Connections by the time from the first byte of the client's first request to the first byte that the backend sent
+    /// when it had received some of that. Nothing of one whose client never asks, or gets no answer.
+    pub response: Histogram,
+}
+
+impl Handshakes {
+    /// Returns how many SYNs were answered by SYN-ACK.
+    pub fn accepted(&self) -> u64 {
+        self.latency.total()
+    }
+
+    /// Adds what another processor saw.
+    pub fn add(&mut self, other: &Self) {
+        self.latency.add(&other.latency);
+        self.response.add(&other.response);
         self.retransmitted = self.retransmitted.wrapping_add(other.retransmitted);
         self.refused = self.refused.wrapping_add(other.refused);
         self.reset = self.reset.wrapping_add(other.reset);
@@ -1557,12 +1619,14 @@ const _: () = {
     assert!(offset_of!(Backend, netns) == 62);
     assert!(size_of::<FragmentKey>() == 40 && size_of::<FragmentEntry>() == 56);
     assert!(size_of::<FlowEntry>() == 32 && offset_of!(FlowEntry, ingress) == 30);
-    assert!(size_of::<ReplyEntry>() == 72 && offset_of!(ReplyEntry, ifindex) == 56);
+    assert!(size_of::<ReplyEntry>() == 80 && offset_of!(ReplyEntry, ifindex) == 56);
+    assert!(offset_of!(ReplyEntry, request) == 69 && offset_of!(ReplyEntry, requested_at) == 72);
     assert!(size_of::<LocalKey>() == 32 && size_of::<LocalFlow>() == 56);
     assert!(size_of::<Traffic>() == 48 && size_of::<AgentRecord>() == 48);
     assert!(size_of::<Lifetimes>() == 36 && size_of::<Guard>() == 16);
     assert!(size_of::<Source>() == 20 && size_of::<RateKey>() == 20);
-    assert!(size_of::<Handshakes>() == 200 && offset_of!(Handshakes, refused) == 184);
+    assert!(size_of::<Histogram>() == 208 && size_of::<Handshakes>() == 440);
+    assert!(offset_of!(Handshakes, refused) == 216 && offset_of!(Handshakes, response) == 232);
 };
 
 #[cfg(feature = "user")]
@@ -1709,23 +1773,28 @@ mod tests {
 
     #[test]
     fn a_latency_has_the_place_of_its_magnitude() {
-        let cases = [(0, 0), (1_999, 0), (2_000, 1), (3_999, 1), (64_000, 6), (1_000_000_000, 19), (u64::MAX, 21)];
+        let cases = [(0, 0), (1_999, 0), (2_000, 1), (3_999, 1), (64_000, 6), (1_000_000_000, 19), (u64::MAX, 25)];
         for (latency_ns, place) in cases {
-            assert_eq!(Handshakes::place(latency_ns), place, "{latency_ns} ns");
+            assert_eq!(Histogram::place(latency_ns), place, "{latency_ns} ns");
+            let mut histogram = Histogram::default();
+            histogram.count(latency_ns);
+            assert_eq!((histogram.total(), histogram.counts[place]), (1, 1), "{latency_ns} ns");
         }
+        assert_eq!(Histogram::place(Histogram::MOST_US * 1000), LATENCY_BUCKETS - 1);
+        assert_eq!(Histogram::place(Histogram::MOST_US * 1000 - 1), LATENCY_BUCKETS - 2);
     }
 
     #[test]
     fn a_quantile_is_the_upper_end_of_its_place() {
-        let mut handshakes = Handshakes::default();
-        assert_eq!(handshakes.quantile_us(500), None);
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.quantile_us(500), None);
 
-        handshakes.latency[5] = 98;
-        handshakes.latency[10] = 2;
+        histogram.counts[5] = 98;
+        histogram.counts[10] = 2;
 
-        assert_eq!(handshakes.accepted(), 100);
+        assert_eq!(histogram.total(), 100);
         assert_eq!(
-            [0, 500, 980, 990, 1000].map(|share| handshakes.quantile_us(share)),
+            [0, 500, 980, 990, 1000].map(|share| histogram.quantile_us(share)),
             [64, 64, 64, 2048, 2048].map(Some)
         );
     }

@@ -20,7 +20,7 @@
 use crate::{
     abi::{
         Address, Backend, BackendId, FlowEntry, FlowKey, Frontend, FrontendId, Guard, KtimeNs, MAX_COOKIE_RATES, Port,
-        Proto, REPLY_SEEN, ReplyEntry,
+        Proto, REPLY_SEEN, REQUEST_ASKED, ReplyEntry,
     },
     checksum::Delta,
     guard,
@@ -286,7 +286,12 @@ fn begin<T: Tables>(packet: &Headers, arrival: &Arrival, (id, backend): (Backend
     if tables.claim(Proto::Tcp) != Insert::Done {
         return false;
     }
-    let client = Seen(Seen::PROVEN).after(Direction::Ingress, packet.flags);
+    let mut client = Seen(Seen::PROVEN).after(Direction::Ingress, packet.flags);
+    if packet.flags.any(Flags::DATA) {
+        reply.set_requested_at(now);
+        reply.set_request(REQUEST_ASKED);
+        client = client.with(Seen::REQUESTED);
+    }
     let flow = FlowEntry::new(key, (id, backend.generation), ifindex, client.0, now).seen_as(port);
     let flow = scratch.flow(flow);
     flow.set_server(Seen(Seen::ANSWERED));
@@ -617,6 +622,12 @@ mod tests {
             pipeline::pick(frontend, client, but, now, self)
         }
         fn keep(&self, _frontend: FrontendId, _client: &FlowKey, _backend: (BackendId, u32), _now: KtimeNs) {}
+        fn note_request(&self, client: &FlowKey, sequence: u32) {
+            pipeline::note_request(client, sequence, SECOND, self);
+        }
+        fn note_response(&self, reply: Shared<ReplyEntry>, id: BackendId, flags: Flags, acknowledged: u32) {
+            pipeline::note_response(reply, id, (flags, acknowledged), SECOND, self);
+        }
         fn claim(&self, proto: Proto) -> Insert {
             pipeline::claim_key(proto, self)
         }

@@ -470,7 +470,7 @@ impl Headers {
                     l4,
                     payload: l4 + tcp_len,
                     ttl,
-                    flags: Flags(tcp.flags),
+                    flags: Flags::of(tcp.flags, segment - tcp_len),
                     acknowledgement: u32::from_be(tcp.acknowledgement),
                     sequence: u32::from_be(tcp.sequence),
                 })

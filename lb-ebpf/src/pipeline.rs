@@ -18,7 +18,8 @@
 use crate::{
     abi::{
         Address, AffinityEntry, AffinityKey, Backend, BackendId, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-        Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, ReplyEntry, Slot, SlotRange,
+        Frontend, FrontendId, HandOff, KtimeNs, Port, Proto, REPLY_FOREIGN, REPLY_SEEN, REQUEST_ASKED, REQUEST_HEARD,
+        ReplyEntry, Slot, SlotRange,
     },
     cookie,
     guard::{self, Admission},
@@ -508,7 +509,12 @@ pub fn egress<T: Tables>(packet: &Headers, arrival: Arrival, tables: &T) -> Resu
     }
     serving(id, generation, tables)?;
     // Before that, the entry tells which acknowledgement answers the SYN. Later, it may be another flow's.
-    let acknowledges = packet.flags.any(Flags::ACK) && packet.acknowledgement != reply.acknowledged();
+    let former = reply.acknowledged();
+    let acknowledges = packet.flags.any(Flags::ACK) && packet.acknowledgement != former;
+    // Before its end is noted, by which the entry may go.
+    if reply.request() != 0 {
+        tables.note_response(reply, id, packet.flags, packet.acknowledgement ^ former);
+    }
     if acknowledges && (!first || answers(packet, reply)) {
         reply.set_acknowledged(packet.acknowledgement);
     }
@@ -576,7 +582,7 @@ fn note_reply<T: Tables>(
                 // By a bare acknowledgement a stack tells that it knows another connection (RFC 9293, 3.10.7.4). Its client
                 // repeats a SYN that is answered so at once, and not after a second; the reset that it sends first ends
                 // at `begin`. Were it the other connection's own, the next acknowledgement says the same and more.
-                return if is_bare(packet, arrival) { Ok(()) } else { Err(verdict) };
+                return if is_bare(packet) { Ok(()) } else { Err(verdict) };
             }
             let before = flow.server();
             if packet.flags.accepts() {
@@ -639,6 +645,61 @@ fn note_answer<T: Tables>(packet: &Headers, arrival: Arrival, flow: Shared<FlowE
     }
 }
 
+/// Notes a client's first request, so that what its backend answers is timed. `client` is the flow's key, and the
+/// request begins at `sequence`.
+///
+/// Not by a segment that is out of the window: it may be of one who guesses, or probe whether the connection is still there.
+///
+/// Two processors may have two segments of it at once: the time is that of either. Should the backend have answered before
+/// the second is noted, its next answer is counted as well.
+#[inline(always)]
+pub fn note_request<T: Tables>(client: &FlowKey, sequence: u32, now: KtimeNs, tables: &T) {
+    let Some(scratch) = tables.scratch() else { return };
+    // What a caller points to is no key of a map for the verifier of 6.1.
+    let Some((_, flow)) = connection(scratch.copy_of(client), tables) else { return };
+    let Some(backend) = tables.backend(flow.backend()) else { return };
+    let known_by = if flow.client().any(Seen::STAND_IN) { &backend.host_address } else { &client.source };
+    let key = scratch.key_of_replies(backend, known_by, flow.seen_client_port());
+    let Some(reply) = reply_half(key, Proto::Tcp, tables) else { return };
+    // Between the look-ups and here, the memory may have become another flow's.
+    if !reply.leads_to(client)
+        || flow.tag() != client.tag()
+        || sequence.wrapping_sub(reply.acknowledged()) >= NARROW_WINDOW
+    {
+        return;
+    }
+    reply.set_requested_at(now);
+    reply.set_request(REQUEST_ASKED);
+    // A FIN of the same client may be noted at this moment by another processor, and be lost: then the connection counts as
+    // open until it has idled out.
+    flow.set_client(flow.client().with(Seen::REQUESTED));
+}
+
+/// Counts what a backend sends as the answer to a request, if it is. `acknowledged` is not zero if it
+/// acknowledges something that was not acknowledged before.
+///
+/// What a server sends before it has received anything of the request is no answer to it: both sides of SSH begin at once.
+/// The entry may have become another flow's: then its answer is not counted, or too early.
+#[inline(always)]
+pub fn note_response<T: Tables>(
+    reply: Shared<ReplyEntry>,
+    id: BackendId,
+    (flags, acknowledged): (Flags, u32),
+    now: KtimeNs,
+    tables: &T,
+) {
+    if acknowledged != 0 {
+        reply.set_request(REQUEST_HEARD);
+    }
+    if !flags.any(Flags::DATA) || reply.request() != REQUEST_HEARD {
+        return;
+    }
+    reply.set_request(0);
+    if let Some(handshakes) = tables.handshakes(id) {
+        handshakes.count_response(now.saturating_sub(reply.requested_at()));
+    }
+}
+
 /// Looks for a connection where it can be. It may move from the second place to the first between the two looks there.
 #[inline(always)]
 fn connection<T: Tables>(key: &FlowKey, tables: &T) -> Option<(Table, Shared<FlowEntry>)> {
@@ -661,8 +722,8 @@ fn answers(packet: &Headers, reply: Shared<ReplyEntry>) -> bool {
 
 /// Returns whether a segment is an acknowledgement and nothing else.
 #[inline(always)]
-fn is_bare(packet: &Headers, arrival: Arrival) -> bool {
-    packet.flags.any(Flags::ACK) && !packet.flags.moves() && arrival.bytes as usize <= packet.payload
+fn is_bare(packet: &Headers) -> bool {
+    packet.flags.any(Flags::ACK) && !packet.flags.any(Flags::SYN | Flags::FIN | Flags::RST | Flags::DATA)
 }
 
 /// Notes that the reply key is another connection's, which goes past us.
@@ -785,8 +846,13 @@ fn proceed<'t, T: Tables>(
     let id = flow.backend();
     let to = to_backend(packet, known);
     let late = is_late(arrival, flow.last_seen());
+    let asks = flow.client().asks(packet.flags);
     if flow.tag() != packet.key.tag() {
         return Err(Verdict::Drop(DropReason::Raced));
+    }
+    // Before all that is seldom: what is counted need not be kept on the stack beside that.
+    if let Some(traffic) = tables.traffic(id) {
+        traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
     }
     if packet.flags.ends() {
         note_end(packet, arrival, known, tables);
@@ -794,8 +860,8 @@ fn proceed<'t, T: Tables>(
     if late {
         touch(packet, arrival, known, tables);
     }
-    if let Some(traffic) = tables.traffic(id) {
-        traffic.count_ingress(u64::from(arrival.packets), u64::from(arrival.bytes));
+    if asks {
+        tables.note_request(&packet.key, packet.sequence);
     }
     Ok(ToBackend { to, backend, id })
 }

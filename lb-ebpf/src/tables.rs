@@ -9,7 +9,7 @@ use crate::{
         Traffic, Wake,
     },
     cookie::Question,
-    tcp_state::{Seen, State},
+    tcp_state::{Flags, Seen, State},
     verdict::Event,
 };
 
@@ -171,6 +171,8 @@ impl Shared<ReplyEntry> {
     field!(acknowledged, set_acknowledged, acknowledged, u32);
     field!(tag, tag, u32);
     field!(flags, set_flags, flags, u8);
+    field!(request, set_request, request, u8);
+    field!(requested_at, set_requested_at, requested_at, KtimeNs);
 
     /// Returns whether this is an entry of the same reply half as another, under a key.
     #[inline(always)]
@@ -252,6 +254,29 @@ impl Shared<Scratch> {
         unsafe {
             let at = &raw mut (*self.0.as_ptr()).reply_key;
             at.write(key);
+            &*at
+        }
+    }
+
+    /// Writes the key of what a backend sends to a client of TCP that it knows by an address and a port, in the same place.
+    /// Word by word: who asks has next to no stack.
+    #[inline(always)]
+    pub fn key_of_replies<'a>(self, backend: &Backend, client: &Address, port: Port) -> &'a FlowKey {
+        const ADDRESS: usize = size_of::<Address>() / size_of::<u32>();
+        // SAFETY: `new`'s caller keeps the value allocated, this processor's own; a key is made of ten whole words, and aligned
+        // to them: either address, the ports, and the protocol, which is a byte.
+        unsafe {
+            let at = &raw mut (*self.0.as_ptr()).reply_key;
+            let words = at.cast::<u32>();
+            for (place, address) in [(0, &backend.address), (ADDRESS, client)] {
+                for number in 0..ADDRESS {
+                    let from = (&raw const *address).cast::<u32>().add(number);
+                    words.add(place + number).write_volatile(from.read_volatile());
+                }
+            }
+            (&raw mut (*at).source_port).write_volatile(backend.port);
+            (&raw mut (*at).destination_port).write_volatile(port);
+            words.add(2 * ADDRESS + 1).write_volatile(u32::from_ne_bytes([Proto::Tcp as u8, 0, 0, 0]));
             &*at
         }
     }
@@ -338,6 +363,12 @@ impl Shared<Question> {
 }
 
 impl<T> Shared<T> {
+    /// Returns where the value is.
+    #[inline(always)]
+    pub const fn as_mut_ptr(self) -> *mut T {
+        self.0.as_ptr()
+    }
+
     /// Returns where the value is, to be copied by the kernel into a map, as it is at that moment.
     #[inline(always)]
     pub const fn as_ptr(self) -> *const T {
@@ -403,10 +434,15 @@ impl Shared<Handshakes> {
     pub fn count_accepted(self, latency_ns: u64) {
         // SAFETY: as for `Traffic`.
         let handshakes = unsafe { &mut *self.0.as_ptr() };
-        // The verifier has to see that the place is within: `place` alone convinces it of nothing.
-        if let Some(count) = handshakes.latency.get_mut(Handshakes::place(latency_ns)) {
-            *count = count.wrapping_add(1);
-        }
+        handshakes.latency.count(latency_ns);
+    }
+
+    /// Counts the answer to the first request of a connection. The value is this processor's own.
+    #[inline(always)]
+    pub fn count_response(self, latency_ns: u64) {
+        // SAFETY: as above.
+        let handshakes = unsafe { &mut *self.0.as_ptr() };
+        handshakes.response.count(latency_ns);
     }
 
     /// Counts a SYN that came again. The value is this processor's own.
@@ -493,6 +529,10 @@ pub trait Tables {
     fn look(&self, at: (u32, FrontendId), client: &FlowKey, but: BackendId, limit: u32) -> BackendId;
     /// The same for [`pipeline::keep`](crate::pipeline::keep).
     fn keep(&self, frontend: FrontendId, client: &FlowKey, backend: (BackendId, u32), now: KtimeNs);
+    /// The same for [`pipeline::note_request`](crate::pipeline::note_request), by the precise time.
+    fn note_request(&self, client: &FlowKey, sequence: u32);
+    /// The same for [`pipeline::note_response`](crate::pipeline::note_response).
+    fn note_response(&self, reply: Shared<ReplyEntry>, id: BackendId, flags: Flags, acknowledged: u32);
     /// The same for [`pipeline::claim_key`](crate::pipeline::claim_key).
     fn claim(&self, proto: Proto) -> Insert;
     /// Returns when a frontend has last answered a SYN by a cookie; zero if never.

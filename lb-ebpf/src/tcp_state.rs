@@ -16,8 +16,20 @@ impl Flags {
     pub const SYN: u8 = 0x02;
     /// The connection is reset.
     pub const RST: u8 = 0x04;
+    /// The segment has a payload. In the place of PSH, which says less and is asked by nobody: a byte more would be one too
+    /// many for the program's stack.
+    pub const DATA: u8 = 0x08;
     /// The acknowledgement field counts.
     pub const ACK: u8 = 0x10;
+
+    /// Takes the flags of a header, in front of a payload of so many bytes. What fills up a frame that would be too short is
+    /// none of it.
+    #[inline(always)]
+    pub const fn of(header: u8, payload: usize) -> Self {
+        // Without a branch, which the verifier would follow through all that comes after. No payload is as long as 2^24.
+        const LONGEST: usize = (1 << 24) - 1;
+        Self(header & !Self::DATA | (payload.wrapping_add(LONGEST) >> 21) as u8 & Self::DATA)
+    }
 
     /// Returns whether any of `flags` is set.
     #[inline(always)]
@@ -70,6 +82,8 @@ impl Seen {
     pub const RST: u8 = Flags::RST;
     /// The backend has accepted the connection, or answered a datagram.
     pub const ANSWERED: u8 = Flags::SYN;
+    /// The client's first request has been seen. In the client's byte.
+    pub const REQUESTED: u8 = Flags::DATA;
     /// The client has shown that it received what the backend sent.
     pub const PROVEN: u8 = Flags::ACK;
     /// The backend knows the client by the host's address ([`crate::abi::Backend::host_address`]). In the client's byte.
@@ -97,6 +111,15 @@ impl Seen {
     #[must_use]
     pub const fn address(self, client: Address, host_address: Address) -> Address {
         if self.any(Self::STAND_IN) { host_address } else { client }
+    }
+
+    /// Returns whether a segment with such flags is the first request of the client whose byte this is, and who has proven to
+    /// be one. Datagrams prove nothing.
+    #[inline(always)]
+    pub const fn asks(self, flags: Flags) -> bool {
+        // Without a branch, which the verifier would follow through all that comes after.
+        const _: () = assert!(Seen::PROVEN == Seen::REQUESTED << 1 && Seen::REQUESTED == Flags::DATA);
+        (flags.0 & Flags::DATA) << 1 & self.0 & !(self.0 << 1) != 0
     }
 
     /// Returns the set after a segment of this side.
@@ -279,6 +302,30 @@ mod tests {
         assert_eq!(State::of(client.after(Ingress, FIN), backend), State::ClientClosed);
         assert_eq!(State::of(client, backend.after(Egress, FIN)), State::BackendClosed);
         assert!(State::of(client.after(Ingress, FIN), backend.after(Egress, FIN)).is_over());
+    }
+
+    #[test]
+    fn a_payload_is_told_whatever_its_length_and_what_else_the_header_says() {
+        for header in 0..=255_u8 {
+            for payload in [0, 1, 2, 255, 256, 1460, 65_495, 65_536, 1 << 19, (1 << 24) - 1] {
+                let flags = Flags::of(header, payload);
+
+                assert_eq!(flags.any(Flags::DATA), payload > 0, "{header:#x} {payload}");
+                assert_eq!(flags.0 | Flags::DATA, header | Flags::DATA);
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_proven_client_that_has_not_asked_asks() {
+        for bits in 0..=255_u8 {
+            for flags in 0..=255_u8 {
+                let asks = bits & 0x18 == 0x10 && flags & 0x08 != 0;
+                assert_eq!(Seen(bits).asks(Flags(flags)), asks, "{bits:#x} {flags:#x}");
+            }
+        }
+        let data = Flags(Flags::DATA | Flags::ACK);
+        assert_eq!(Seen(0).after(Direction::Ingress, data), Seen(0), "who asks is told by another");
     }
 
     #[test]

@@ -381,9 +381,10 @@ pub struct ServiceArgs {
     /// container-cpu[=PCT]: the CPU that the containers use, of their --cpus or else of the host divided by --max.
     /// A program of one thread never uses more than one processor: where that share is larger, it needs --cpus.
     /// arrivals[=PCT]: new connections a second times the CPU that one costs, as learned: more is asked for before it is
-    /// missing. connections=N: live connections, N for each container. latency[=DUR]: more while SYN-ACKs take longer
-    /// [5ms]; pressure[=PCT]: more while tasks wait for a processor [20]; both only ask for more, and
-    /// hold; with control groups of version 1, pressure is the whole host's.
+    /// missing. connections=N: live connections, N for each container. latency[=DUR[/DUR]]: more while SYN-ACKs take
+    /// longer [5ms], or first bytes of answers to the first requests of connections longer than the second [none];
+    /// pressure[=PCT]: more while tasks wait for a processor [20]; both only ask for more, and hold; with control groups of
+    /// version 1, pressure is the whole host's.
     /// The largest wish counts; for fewer, all have to agree. But for that pressure and host-cpu, what others use of the
     /// host is never answered.
     /// host-cpu[=PCT] alone: the share of --max that the load of the whole host is of PCT [100].

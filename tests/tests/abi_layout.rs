@@ -2,8 +2,9 @@
 
 use lb_ebpf::abi::{
     Address, AffinityEntry, AffinityKey, AgentRecord, Backend, Endpoint, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, Guard, HandOff, Handshakes, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey, NETNS_HERE,
-    Port, Proto, RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, Wake, map,
+    FragmentKey, Frontend, Guard, HandOff, Handshakes, Histogram, LATENCY_BUCKETS, Lifetimes, LocalFlow, LocalKey,
+    NETNS_HERE, Port, Proto, RateKey, RateLimit, ReplyEntry, Scheduler, Slot, SlotRange, Source, Tally, Traffic, Wake,
+    map,
 };
 use lb_ebpf::tcp_state::State;
 
@@ -139,9 +140,10 @@ fn a_flow_has_its_parts_where_they_are_documented() {
 
 #[test]
 fn a_reply_half_has_its_parts_where_they_are_documented() {
-    let reply = ReplyEntry::new(&key().reversed(), key(), (3, 4, 7), 101, 77);
+    let mut reply = ReplyEntry::new(&key().reversed(), key(), (3, 4, 7), 101, 77);
+    (reply.flags, reply.request, reply.requested_at) = (1, 2, 78);
 
-    let parts: [&[u8]; 9] = [
+    let parts: [&[u8]; 11] = [
         &77_u64.to_ne_bytes(),
         &bytes(&key()),
         &3_u32.to_ne_bytes(),
@@ -149,8 +151,10 @@ fn a_reply_half_has_its_parts_where_they_are_documented() {
         &7_u32.to_ne_bytes(),
         &101_u32.to_ne_bytes(),
         &key().reversed().tag().to_ne_bytes(),
-        &[0],
-        &[0; 3],
+        &[1],
+        &[2],
+        &[0; 2],
+        &78_u64.to_ne_bytes(),
     ];
     assert_eq!(bytes(&reply), parts.concat());
 }
@@ -242,12 +246,15 @@ fn names_of_maps_fit_into_the_kernel_and_differ() {
 }
 
 #[test]
-fn handshakes_are_a_histogram_and_three_counters() {
+fn handshakes_are_two_histograms_and_three_counters() {
     let mut latency = [0; LATENCY_BUCKETS];
-    (latency[0], latency[21]) = (1, 2);
-    let handshakes = Handshakes { latency, retransmitted: 3, refused: 4, reset: 5 };
+    (latency[0], latency[25]) = (1, 2);
+    let mut response = [0; LATENCY_BUCKETS];
+    (response[1], response[24]) = (6, 7);
+    let (one, two) = (Histogram { counts: latency }, Histogram { counts: response });
+    let handshakes = Handshakes { latency: one, retransmitted: 3, refused: 4, reset: 5, response: two };
 
-    let words: Vec<u64> = [&latency[..], &[3, 4, 5]].concat();
+    let words: Vec<u64> = [&latency[..], &[3, 4, 5], &response[..]].concat();
     assert_eq!(bytes(&handshakes), words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>());
 }
 

@@ -60,6 +60,8 @@ mod flood;
 mod local;
 #[path = "namespaces/operate.rs"]
 mod operate;
+#[path = "namespaces/response.rs"]
+mod response;
 #[path = "namespaces/snat.rs"]
 mod snat;
 #[path = "namespaces/v6.rs"]
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
             "a_backend_that_is_deaf_to_clients_alone_is_put_aside",
             a_backend_that_is_deaf_to_clients_alone_is_put_aside,
         ),
+        case("slow_answers_are_seen_in_their_place", response::slow_answers_are_seen_in_their_place),
         case("clients_that_are_denied_are_dropped", clients_that_are_denied_are_dropped),
         case("without_backends_clients_are_refused_at_once", without_backends_clients_are_refused_at_once),
         case("instances_live_side_by_side_and_never_share", instances_live_side_by_side_and_never_share),

@@ -20,6 +20,8 @@ use lb_tests::{
 mod cookies;
 #[path = "packets/local.rs"]
 mod local;
+#[path = "packets/response.rs"]
+mod response;
 #[path = "packets/schedulers.rs"]
 mod schedulers;
 #[path = "packets/snat.rs"]
@@ -109,6 +111,21 @@ fn main() -> ExitCode {
         case("who_begins_wakes_a_backend_that_is_asleep", wake::who_begins_wakes_a_backend_that_is_asleep),
         case("a_flood_wakes_a_backend_but_now_and_then", wake::a_flood_wakes_a_backend_but_now_and_then),
         case("wakings_that_nobody_reads_end_nothing", wake::wakings_that_nobody_reads_end_nothing),
+        case("the_answer_to_a_first_request_is_timed_once", response::the_answer_to_a_first_request_is_timed_once),
+        case(
+            "a_request_that_comes_again_does_not_start_the_clock_again",
+            response::a_request_that_comes_again_does_not_start_the_clock_again,
+        ),
+        case("a_server_that_speaks_first_answers_nothing", response::a_server_that_speaks_first_answers_nothing),
+        case("what_is_no_request_starts_no_clock", response::what_is_no_request_starts_no_clock),
+        case(
+            "a_request_may_ride_on_the_acknowledgement_that_proves",
+            response::a_request_may_ride_on_the_acknowledgement_that_proves,
+        ),
+        case(
+            "where_there_is_no_room_for_the_proven_requests_are_timed_as_well",
+            response::where_there_is_no_room_for_the_proven_requests_are_timed_as_well,
+        ),
         case("a_flood_pushes_out_no_proven_flow", a_flood_pushes_out_no_proven_flow),
         case("a_full_table_of_flows_still_serves", a_full_table_of_flows_still_serves),
         case("a_million_mutated_packets_through_tc_ingress", || mutated(Door::Tc)),
@@ -144,6 +161,7 @@ fn main() -> ExitCode {
         case("a_cookie_whose_port_is_taken_is_refused", cookies::a_cookie_whose_port_is_taken_is_refused),
         case("a_full_table_of_flows_takes_no_cookies", cookies::a_full_table_of_flows_takes_no_cookies),
         case("connections_over_ipv6_live_from_syn_to_fin", v6::connections_over_ipv6_live_from_syn_to_fin),
+        case("answers_over_ipv6_are_timed", v6::answers_over_ipv6_are_timed),
         case("datagrams_over_ipv6_stay_with_a_backend", v6::datagrams_over_ipv6_stay_with_a_backend),
         case("the_families_never_meet", v6::the_families_never_meet),
         case("every_scheduler_serves_ipv6", v6::every_scheduler_serves_ipv6),
@@ -361,7 +379,10 @@ fn how_a_backend_answers_is_counted() {
         forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
         let counted = object.handshakes(0);
         assert_eq!((counted.accepted(), counted.retransmitted), (1, 1), "{door:?}: {counted:?}");
-        assert!(counted.quantile_us(500).is_some_and(|us| us > WAIT.as_micros() as u64), "{door:?}: {counted:?}");
+        assert!(
+            counted.latency.quantile_us(500).is_some_and(|us| us > WAIT.as_micros() as u64),
+            "{door:?}: {counted:?}"
+        );
 
         forwarded(&object, Door::Reply, &tcp(backend, CLIENT, RST, 901, 0, &[]));
         let refused = forwarded(&object, door, &tcp(client(41_000), FRONTEND, SYN, 7, 0, &[])).to;

@@ -8,18 +8,21 @@
 //! # Source
 //! Linux 5.6, commit 51c39bb1d5d1 (numbers as arguments); 5.13, commit e5069b9c23b3 (pointers to memory).
 
+use core::ptr::NonNull;
+
 use lb_ebpf::{
-    abi::{BackendId, FlowKey, Frontend, FrontendId, KtimeNs, Proto},
+    abi::{BackendId, FlowKey, Frontend, FrontendId, KtimeNs, Proto, ReplyEntry},
     pipeline,
     sched::NOBODY,
-    tables::Insert,
+    tables::{Insert, Shared},
+    tcp_state::Flags,
     wake,
 };
 
 use super::{
     atomic,
     maps::{self, TABLES},
-    now,
+    now, precise_now,
 };
 
 /// [`pipeline::kept`].
@@ -173,6 +176,35 @@ pub extern "C" fn tally_ended(id: BackendId) -> u32 {
     if let Some((active, held)) = maps::tally_counters(id) {
         atomic::decrement(active);
         atomic::decrement(held);
+    }
+    0
+}
+
+/// [`pipeline::note_request`]. Returns zero.
+///
+/// # Safety
+/// `client` is null, or points to a key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_request(client: *const FlowKey, sequence: u32) -> u32 {
+    // SAFETY: as above.
+    if let Some(client) = unsafe { client.as_ref() } {
+        pipeline::note_request(client, sequence, precise_now(), &TABLES);
+    }
+    0
+}
+
+/// [`pipeline::note_response`]. Returns zero.
+///
+/// # Safety
+/// `reply` is null, or a value of a map.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_response(reply: *mut ReplyEntry, id: BackendId, flags: u32, acknowledged: u32) -> u32 {
+    if let Some(reply) = NonNull::new(reply) {
+        // SAFETY: the kernel keeps a map's value allocated until the program has ended.
+        let reply = unsafe { Shared::new(reply) };
+        pipeline::note_response(reply, id, (Flags(flags as u8), acknowledged), precise_now(), &TABLES);
     }
     0
 }

@@ -18,7 +18,7 @@ use lb_ebpf::{
     cookie::{ANSWER_WORDS, CHECK_WORD, Question, Sum, SynCookie, TCP_WORDS, accept, lead, note_issued, spend},
     nat::{Hops, TCP_CHECK},
     packet::{Network, PacketWindow, Part, Version},
-    pipeline::ToBackend,
+    pipeline::{Arrival, ToBackend},
     tables::Tables as _,
     verdict::{DropReason, PassReason, Verdict},
     wire::{ETH_LEN, EthHdr, IPV4_MIN_LEN, IPV6_LEN, Ipv4Hdr, Ipv6Hdr, Ports, TCP_MIN_LEN, TcpHdr, Wire},
@@ -26,7 +26,7 @@ use lb_ebpf::{
 
 use super::{
     maps::{self, KernelTables, TABLES},
-    now, tc_action,
+    now, precise_now, tc_action,
     tc_ingress::{FAILED, replace, rewrite, send},
     window::{Link, SkbWindow, XdpWindow},
     xdp_action as count_xdp,
@@ -194,7 +194,9 @@ pub fn acknowledge(ctx: &TcContext, link: Link) -> i32 {
 fn is_accepted(ctx: &TcContext, link: Link) -> bool {
     let window = SkbWindow(ctx);
     let Ok(packet) = window.parse(link) else { return false };
-    accept(&packet, &window.arrival(&packet), &KernelTables(ByTc(ctx)))
+    // A request may ride on it, which is timed.
+    let arrival = Arrival { now: precise_now(), ..window.arrival(&packet) };
+    accept(&packet, &arrival, &KernelTables(ByTc(ctx)))
 }
 
 #[inline(never)]

@@ -19,7 +19,7 @@ use lb_ebpf::{
         Tally, Traffic, WAKES_BYTES, Wake,
     },
     tables::{Insert, Scratch, Shared, Table, Tables},
-    tcp_state::State,
+    tcp_state::{Flags, State},
     verdict::Event,
 };
 
@@ -335,6 +335,18 @@ impl<L: Listeners> Tables for KernelTables<L> {
     fn keep(&self, frontend: FrontendId, client: &FlowKey, (id, generation): (BackendId, u32), now: KtimeNs) {
         // SAFETY: a reference.
         unsafe { apart::keep_backend(frontend, client, id, generation, now) };
+    }
+
+    #[inline(always)]
+    fn note_request(&self, client: &FlowKey, sequence: u32) {
+        // SAFETY: a reference.
+        unsafe { apart::note_request(client, sequence) };
+    }
+
+    #[inline(always)]
+    fn note_response(&self, reply: Shared<ReplyEntry>, id: BackendId, flags: Flags, acknowledged: u32) {
+        // SAFETY: a value of a map.
+        unsafe { apart::note_response(reply.as_mut_ptr(), id, flags.0.into(), acknowledged) };
     }
 
     #[inline(always)]

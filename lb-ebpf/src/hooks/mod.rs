@@ -59,8 +59,14 @@ fn now() -> KtimeNs {
 /// Returns the time for a packet with these TCP flags: precise where a handshake is timed.
 #[inline(always)]
 fn now_for(flags: Flags) -> KtimeNs {
+    if flags.any(Flags::SYN) { precise_now() } else { now() }
+}
+
+/// Returns the time as precisely as the kernel knows it.
+#[inline(always)]
+fn precise_now() -> KtimeNs {
     // SAFETY: takes nothing.
-    if flags.any(Flags::SYN) { unsafe { bpf_ktime_get_ns() } } else { now() }
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Counts a verdict and turns it into a TC action. A pass lets other programs on the device run.

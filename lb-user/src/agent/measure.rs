@@ -69,10 +69,10 @@ impl Agent {
             // Those that start or stop wait for other reasons than too many clients.
             let ready = backends.iter().filter(|backend| backend.state == BackendState::Ready);
             let pressure = targets.pressure.and_then(|_| self.pressure.of(ready.map(|backend| &backend.id)));
-            let (arrivals, handshakes) = match counted {
+            let (arrivals, timed) = match counted {
                 Some(counted) => {
-                    let handshakes = targets.latency.and_then(|_| service.meters.latency.sample(counted.handshakes));
-                    (service.meters.arrivals.sample(counted.connections), handshakes)
+                    let timed = targets.latency.and_then(|_| service.meters.latency.sample(counted.handshakes));
+                    (service.meters.arrivals.sample(counted.connections), timed)
                 }
                 None => {
                     service.meters.arrivals.lose();
@@ -80,7 +80,9 @@ impl Agent {
                     (None, None)
                 }
             };
-            events.push((name, Event::Measured(Box::new(Measures { host, cpu, arrivals, handshakes, pressure }))));
+            let (handshakes, responses) = timed.unzip();
+            let measures = Measures { host, cpu, arrivals, handshakes, responses, pressure };
+            events.push((name, Event::Measured(Box::new(measures))));
         }
         events
     }

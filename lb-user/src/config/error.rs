@@ -196,8 +196,8 @@ pub enum ConfigError {
 
     /// A metric that nobody knows.
     #[error(
-        "there is no metric {given:?}: write arrivals, container-cpu, connections=100, latency=5ms or pressure=20; or \
-         host-cpu alone"
+        "there is no metric {given:?}: write arrivals, container-cpu, connections=100, latency=5ms, latency=5ms/300ms or \
+         pressure=20; or host-cpu alone"
     )]
     Metric { given: String },
     /// Connections without a number.
@@ -206,6 +206,12 @@ pub enum ConfigError {
     /// No time at all.
     #[error("a latency of nothing cannot be kept to: write latency=5ms")]
     LatencyZero,
+    /// A time to an answer that is not told from longer ones.
+    #[error("times to an answer beyond {most:?} are hardly told from each other: write latency=5ms/{most:?} at most")]
+    ResponseTooLong { most: Duration },
+    /// The time to an answer, where a metric is asked for.
+    #[error("the time to an answer is the second half of latency: write latency=5ms/{target}")]
+    ResponseAlone { target: String },
     /// A metric twice.
     #[error("metric {metric} is given twice: leave one out")]
     DuplicateMetric { metric: &'static str },

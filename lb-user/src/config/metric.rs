@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use lb_ebpf::abi::Histogram;
+
 use super::{ConfigError, Percent, value};
 use crate::control::{
     law::{Law, Metric, Targets},
@@ -10,6 +12,10 @@ use crate::control::{
 
 /// The latency aimed at where none is said.
 const DEFAULT_LATENCY: Duration = Duration::from_millis(5);
+/// The longest time to an answer that can be aimed at: longer ones are hardly told from each other,
+/// [`Histogram::MOST_US`].
+const MOST_RESPONSE: Duration = Duration::from_secs(30);
+const _: () = assert!(MOST_RESPONSE.as_micros() < Histogram::MOST_US as u128);
 /// The pressure aimed at where none is said, in percent.
 const DEFAULT_PRESSURE: f64 = 20.0;
 /// The most that metrics of CPU may aim at, in percent: a container at its quota shows 100, which has to exceed the target
@@ -29,8 +35,8 @@ pub enum MetricChoice {
     Arrivals(Option<Percent>),
     /// Live connections, so many for each container.
     Connections(f64),
-    /// The time from SYN to SYN-ACK.
-    Latency(Duration),
+    /// The time from SYN to SYN-ACK, and where it is said the time from a first request to its answer.
+    Latency(Duration, Option<Duration>),
     /// Tasks that wait for a processor.
     Pressure(Percent),
 }
@@ -43,7 +49,7 @@ impl MetricChoice {
             Self::ContainerCpu(_) => Metric::ContainerCpu.name(),
             Self::Arrivals(_) => Metric::Arrivals.name(),
             Self::Connections(_) => Metric::Connections.name(),
-            Self::Latency(_) => Metric::Latency.name(),
+            Self::Latency(..) => Metric::Latency.name(),
             Self::Pressure(_) => Metric::Pressure.name(),
         }
     }
@@ -70,15 +76,31 @@ impl FromStr for MetricChoice {
                 let count = count.filter(|count| count.is_finite() && *count >= 1.0);
                 count.map(Self::Connections).ok_or_else(|| ConfigError::ConnectionsTarget { given: text.to_owned() })
             }
-            Metric::Latency => match target.map(value::parse_duration).transpose()? {
-                Some(target) if target.is_zero() => Err(ConfigError::LatencyZero),
-                target => Ok(Self::Latency(target.unwrap_or(DEFAULT_LATENCY))),
-            },
+            Metric::Latency => {
+                let (handshake, response) = match target.map(|target| (target, target.split_once('/'))) {
+                    None => (None, None),
+                    Some((_, Some((handshake, response)))) => (Some(handshake), Some(response)),
+                    Some((handshake, None)) => (Some(handshake), None),
+                };
+                let [handshake, response] = [handshake.map(latency).transpose()?, response.map(latency).transpose()?];
+                if response.is_some_and(|response| response > MOST_RESPONSE) {
+                    return Err(ConfigError::ResponseTooLong { most: MOST_RESPONSE });
+                }
+                Ok(Self::Latency(handshake.unwrap_or(DEFAULT_LATENCY), response))
+            }
+            Metric::Response => Err(ConfigError::ResponseAlone { target: target.unwrap_or("300ms").to_owned() }),
             Metric::Pressure => Ok(Self::Pressure(match percent()? {
                 Some(target) => target,
                 None => DEFAULT_PRESSURE.to_string().parse()?,
             })),
         }
+    }
+}
+
+fn latency(text: &str) -> Result<Duration, ConfigError> {
+    match value::parse_duration(text)? {
+        latency if latency.is_zero() => Err(ConfigError::LatencyZero),
+        latency => Ok(latency),
     }
 }
 
@@ -113,7 +135,7 @@ impl Following {
             MetricChoice::ContainerCpu(_)
             | MetricChoice::Arrivals(_)
             | MetricChoice::Connections(_)
-            | MetricChoice::Latency(_)
+            | MetricChoice::Latency(..)
             | MetricChoice::Pressure(_) => None,
         }) {
             return match choices {
@@ -133,6 +155,7 @@ impl Following {
                 arrivals: targets.arrivals.or(one.arrivals),
                 connections: targets.connections.or(one.connections),
                 latency: targets.latency.or(one.latency),
+                response: targets.response.or(one.response),
                 pressure: targets.pressure.or(one.pressure),
             }
         });
@@ -150,7 +173,7 @@ impl Following {
             MetricChoice::ContainerCpu(own) | MetricChoice::Arrivals(own) => own,
             MetricChoice::HostCpu(_)
             | MetricChoice::Connections(_)
-            | MetricChoice::Latency(_)
+            | MetricChoice::Latency(..)
             | MetricChoice::Pressure(_) => return Ok(()),
         };
         match own.or(target_cpu).filter(|target| target.percent() > MOST_TARGET_CPU) {
@@ -173,7 +196,7 @@ impl Following {
             MetricChoice::ContainerCpu(own) => Targets { container_cpu: share(own), ..none },
             MetricChoice::Arrivals(own) => Targets { arrivals: share(own), ..none },
             MetricChoice::Connections(count) => Targets { connections: Some(count), ..none },
-            MetricChoice::Latency(target) => Targets { latency: Some(target), ..none },
+            MetricChoice::Latency(handshake, response) => Targets { latency: Some(handshake), response, ..none },
             MetricChoice::Pressure(target) => Targets { pressure: Some(target_load(target)), ..none },
         }
     }
@@ -216,6 +239,7 @@ mod tests {
             ("container-cpu=50", Some("100"), "container-cpu (50 %)"),
             ("arrivals connections=200", Some("80"), "arrivals (80 %) and connections (200)"),
             ("container-cpu latency pressure", None, "container-cpu (70 %), latency (5ms) and pressure (20 %)"),
+            ("arrivals latency=5ms/300ms", None, "arrivals (70 %), latency (5ms) and response (300ms)"),
             ("connections=1.5 latency=20ms pressure=35", None, "connections (1.5), latency (20ms) and pressure (35 %)"),
         ];
         for (words, target, told) in rows {
@@ -231,6 +255,10 @@ mod tests {
             ("connections", "\"connections\" does not say how many"),
             ("connections=0.5", "\"connections=0.5\" does not say how many"),
             ("latency=0s", "a latency of nothing"),
+            ("latency=5ms/0s", "a latency of nothing"),
+            ("latency=/1s", "\"\" is not a duration"),
+            ("latency=5ms/31s", "times to an answer beyond 30s are hardly told from each other"),
+            ("response=1s", "the time to an answer is the second half of latency: write latency=5ms/1s"),
             ("latency=soon", "\"soon\" is not a duration"),
             ("host-cpu arrivals", "host-cpu is a law of its own"),
             ("connections=5 container-cpu=91", "container-cpu at 91% leaves no room to tell"),

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use super::{ConfigError, Following, MetricChoice, Percent};
 use crate::control::{
-    law::{Law, Record},
+    law::{Law, Metric, Record},
     policy::Bounds,
 };
 
@@ -75,6 +75,11 @@ pub fn suppose(record: &Record, all: &[Supposition]) -> Result<Law, ConfigError>
                 law.targets.arrivals = only.arrivals.or(law.targets.arrivals);
                 law.targets.connections = only.connections.or(law.targets.connections);
                 law.targets.latency = only.latency.or(law.targets.latency);
+                // Nothing is known of the answers where nobody has asked for them.
+                if only.response.is_some() && law.targets.response.is_none() {
+                    return Err(ConfigError::NotMeasured { metric: Metric::Response.name() });
+                }
+                law.targets.response = only.response.or(law.targets.response);
                 law.targets.pressure = only.pressure.or(law.targets.pressure);
             }
         }

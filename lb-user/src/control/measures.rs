@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::backend::{Backend, State};
 use super::event::ContainerId;
 use super::history::DecisionKind;
-use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record};
+use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record, Responses};
 use super::settings::Scaling;
 use super::slow_start;
 use super::time::Timestamp;
@@ -26,6 +26,8 @@ pub struct Measures {
     pub arrivals: Option<f64>,
     /// How they were answered.
     pub handshakes: Option<Handshakes>,
+    /// How what they asked for first was answered.
+    pub responses: Option<Responses>,
     /// The share of the time in which tasks waited for a processor.
     pub pressure: Option<f64>,
 }
@@ -155,6 +157,7 @@ impl Controller {
                 .is_swept(now)
                 .then(|| ready().chain(aside()).map(|backend| backend.flows as f64).sum()),
             handshakes: measures.handshakes,
+            responses: measures.responses,
             pressure: measures.pressure,
         }
     }

@@ -1,15 +1,15 @@
-//! The time from SYN to SYN-ACK since the last look, from histograms that only grow.
+//! The times from SYN to SYN-ACK, and from a first request to its answer, since the last look: from histograms that only grow.
 //!
-//! It is what the way to a container and its kernel take, not its application: that it grows shows a host or a network
-//! that is used up. The time to the first byte of an answer is not measured.
+//! The first is what the way to a container and its kernel take, not its application: that it grows shows a host or a network
+//! that is used up. The second is the application's, or whatever answers first there.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_ebpf::abi::{BackendId, Handshakes};
+use lb_ebpf::abi::{BackendId, Handshakes, Histogram};
 
 use crate::control::law;
 
-/// The handshakes of one service's backends.
+/// The handshakes of one service's backends, and their answers.
 #[derive(Debug, Default)]
 pub struct Latency {
     last: Option<BTreeMap<(BackendId, u32), Handshakes>>,
@@ -18,17 +18,19 @@ pub struct Latency {
 impl Latency {
     /// Takes what each backend has ever answered, by id and generation, and returns what came since the last call; nothing
     /// the first time.
-    pub fn sample(&mut self, all: BTreeMap<(BackendId, u32), Handshakes>) -> Option<law::Handshakes> {
+    pub fn sample(&mut self, all: BTreeMap<(BackendId, u32), Handshakes>) -> Option<(law::Handshakes, law::Responses)> {
         let last = self.last.replace(all)?;
-        let mut grown = Handshakes::default();
+        let (mut handshakes, mut responses) = (Histogram::default(), Histogram::default());
         for (key, now) in self.last.iter().flatten() {
             let before = last.get(key).copied().unwrap_or_default();
-            for ((sum, now), before) in grown.latency.iter_mut().zip(now.latency).zip(before.latency) {
-                *sum += now.saturating_sub(before);
-            }
+            handshakes.add(&now.latency.since(&before.latency));
+            responses.add(&now.response.since(&before.response));
         }
-        let p99 = Duration::from_micros(grown.quantile_us(990).unwrap_or(0));
-        Some(law::Handshakes { count: grown.accepted(), p99 })
+        let p99 = |histogram: Histogram| Duration::from_micros(histogram.quantile_us(990).unwrap_or(0));
+        let handshakes = law::Handshakes { count: handshakes.total(), p99: p99(handshakes) };
+        // What is counted in a place took half of its upper end at least.
+        let responses = law::Responses { count: responses.total(), p99_at_least: p99(responses) / 2 };
+        Some((handshakes, responses))
     }
 
     /// Forgets what was counted, as it could not be this time.
@@ -45,16 +47,21 @@ mod tests {
     fn only_what_came_since_the_last_look_counts() {
         let with = |places: &[(usize, u64)]| {
             let mut handshakes = Handshakes::default();
-            places.iter().for_each(|&(place, count)| handshakes.latency[place] = count);
+            for &(place, count) in places {
+                (handshakes.latency.counts[place], handshakes.response.counts[place + 8]) = (count, count / 2);
+            }
             handshakes
         };
         let mut latency = Latency::default();
         assert_eq!(latency.sample([((1, 1), with(&[(12, 1000)]))].into()), None);
 
-        let one = latency.sample([((1, 1), with(&[(12, 1000), (5, 100)])), ((2, 1), with(&[(6, 50)]))].into()).unwrap();
-        assert_eq!((one.count, one.p99), (150, Duration::from_micros(128)));
+        let all = [((1, 1), with(&[(12, 1000), (5, 100)])), ((2, 1), with(&[(6, 50)]))];
+        let (handshakes, responses) = latency.sample(all.into()).unwrap();
+        assert_eq!((handshakes.count, handshakes.p99), (150, Duration::from_micros(128)));
+        assert_eq!((responses.count, responses.p99_at_least), (75, Duration::from_micros(1 << 14)));
 
-        let none = latency.sample([((1, 1), with(&[(12, 1000), (5, 100)]))].into()).unwrap();
-        assert_eq!((none.count, none.p99), (0, Duration::ZERO));
+        let (handshakes, responses) = latency.sample([((1, 1), with(&[(12, 1000), (5, 100)]))].into()).unwrap();
+        assert_eq!((handshakes.count, handshakes.p99), (0, Duration::ZERO));
+        assert_eq!((responses.count, responses.p99_at_least), (0, Duration::ZERO));
     }
 }

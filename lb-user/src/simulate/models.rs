@@ -82,6 +82,7 @@ impl Scaler for Ours {
             arrivals: Some(arrivals),
             connections: Some(past.in_flight),
             handshakes: None,
+            responses: None,
             pressure: None,
         };
         let now = Timestamp::new(Duration::from_secs(second));

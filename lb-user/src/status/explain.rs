@@ -239,7 +239,7 @@ fn row(sight: &Sight, wish: &Wish, carries: Option<f64>) -> Vec<Cell> {
         Metric::ContainerCpu => format!("{value:.2} cores"),
         Metric::Arrivals => format!("{value:.1}/s"),
         Metric::Connections => format!("{value:.1}"),
-        Metric::Latency => format!("{:.2} ms", value * 1000.0),
+        Metric::Latency | Metric::Response => format!("{:.2} ms", value * 1000.0),
         Metric::Pressure => format!("{:.0} %", value * 100.0),
     };
     let [fast, slow, peak] = match sight.seen {

@@ -17,7 +17,7 @@ use super::{
     NotRunning,
     snapshot::{
         Agent, Attach, Backend, BackendState, Cpu, Decision, Flows, Frontend, Handshakes, HookKind, HookPoint, Manual,
-        Phase, Reach, Rollout, Scaling, Service, Snapshot, Traffic, Verdicts,
+        Phase, Reach, Responses, Rollout, Scaling, Service, Snapshot, Traffic, Verdicts,
     },
 };
 use crate::{
@@ -139,6 +139,7 @@ struct Counted {
     traffic: abi::Traffic,
     active: u64,
     handshakes: Handshakes,
+    responses: Responses,
 }
 
 impl Reading {
@@ -301,17 +302,23 @@ impl Reading {
             counts.get(&(backend.id, backend.generation)).copied().unwrap_or(0)
         };
         let kernel = self.maps.handshakes(backend.id)?;
+        let responses = Responses {
+            count: kernel.response.total(),
+            p50_us: kernel.response.quantile_us(500),
+            p99_us: kernel.response.quantile_us(990),
+            latency_log2_us: kernel.response.counts.to_vec(),
+        };
         let handshakes = Handshakes {
             accepted: kernel.accepted(),
-            p50_us: kernel.quantile_us(500),
-            p99_us: kernel.quantile_us(990),
-            latency_log2_us: kernel.latency.to_vec(),
+            p50_us: kernel.latency.quantile_us(500),
+            p99_us: kernel.latency.quantile_us(990),
+            latency_log2_us: kernel.latency.counts.to_vec(),
             refused: kernel.refused,
             retransmitted: kernel.retransmitted,
             waiting: of(&self.census.waiting),
             reset: kernel.reset,
         };
-        Ok(Counted { traffic: self.maps.traffic(backend.id)?, active: of(&self.census.active), handshakes })
+        Ok(Counted { traffic: self.maps.traffic(backend.id)?, active: of(&self.census.active), handshakes, responses })
     }
 
     fn backend(
@@ -320,7 +327,7 @@ impl Reading {
         is_static: bool,
         published: Option<&BackendReport>,
         in_slots: &BTreeSet<BackendId>,
-        Counted { traffic, active, handshakes }: &Counted,
+        Counted { traffic, active, handshakes, responses }: &Counted,
     ) -> Backend {
         // Containers that others start are no more scaled than static backends, and have ids nevertheless.
         let is_static = is_static && known.id.0.parse::<SocketAddr>().is_ok();
@@ -357,6 +364,7 @@ impl Reading {
             ingress: Traffic { packets: traffic.ingress_packets, bytes: traffic.ingress_bytes },
             egress: Traffic { packets: traffic.egress_packets, bytes: traffic.egress_bytes },
             handshakes: handshakes.clone(),
+            responses: responses.clone(),
             cpu_percent: self.report.cpu_percent.get(&known.id).copied(),
             last_error: known.last_error.clone(),
         }

@@ -289,7 +289,7 @@ struct Column {
     cell: fn(&Backend) -> Cell,
 }
 
-const COLUMNS: [Column; 14] = {
+const COLUMNS: [Column; 15] = {
     use CellAlignment::{Left, Right};
     const fn column(title: &'static str, alignment: CellAlignment, rank: u8, cell: fn(&Backend) -> Cell) -> Column {
         Column { title, alignment, rank, is_of_use: |_| true, cell }
@@ -305,6 +305,9 @@ const COLUMNS: [Column; 14] = {
         column("\nLOCAL", Right, 4, |backend| Cell::new(count(backend.local_connections_total))),
         column("\nSYN-ACK", Right, 5, |backend| {
             Cell::new(backend.handshakes.p50_us.map_or_else(|| "-".to_owned(), at_most))
+        }),
+        column("\nANSWER", Right, 5, |backend| {
+            Cell::new(backend.responses.p50_us.map_or_else(|| "-".to_owned(), at_most))
         }),
         column("IN\nPACKETS", Right, 2, |backend| Cell::new(count(backend.ingress.packets))),
         column("\nBYTES", Right, 1, |backend| Cell::new(bytes(backend.ingress.bytes))),

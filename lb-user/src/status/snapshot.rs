@@ -295,6 +295,10 @@ pub struct Backend {
     pub egress: Traffic,
     /// How it answers new connections of TCP, as packets show it: those of sockets of this host are not seen.
     pub handshakes: Handshakes,
+    /// How soon it answers what they ask for first, as packets show it: sockets of this host as there. Nothing of a connection
+    /// in which the server alone speaks, or speaks before it has received anything.
+    #[serde(default)]
+    pub responses: Responses,
     /// The share of the host's CPU that it uses, 0 to 100; null where nobody measures it.
     pub cpu_percent: Option<f64>,
     /// Why its last health check failed, or it could not be started; null while all is well.
@@ -303,6 +307,20 @@ pub struct Backend {
 
 fn one() -> u32 {
     1
+}
+
+/// How soon a backend answers the first request of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Responses {
+    /// Connections whose first request was answered.
+    pub count: u64,
+    /// The time from the first byte of the request to the first of the answer that half of them did not exceed, in
+    /// microseconds, rounded up to a power of two; null without any.
+    pub p50_us: Option<u64>,
+    /// The same for 99 of a hundred.
+    pub p99_us: Option<u64>,
+    /// All of them by that time, as in `handshakes`.
+    pub latency_log2_us: Vec<u64>,
 }
 
 /// How a backend answers new connections.

@@ -36,6 +36,12 @@ fn backend(number: u32, state: BackendState) -> Backend {
             waiting: 0,
             reset: 2,
         },
+        responses: Responses {
+            count: 2950,
+            p50_us: Some(2048),
+            p99_us: Some(524_288),
+            latency_log2_us: vec![0, 0, 0, 0, 0, 0, 0, 10, 100, 700, 1900, 100, 50, 40, 10, 5, 3, 2, 30],
+        },
         cpu_percent: Some(8.25),
         last_error: None,
     }

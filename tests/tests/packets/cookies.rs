@@ -370,8 +370,15 @@ pub fn a_first_segment_with_data_or_an_end_is_taken() {
             let (did, out) = world.front(&object, Door::Tc, &data);
 
             assert_eq!(did, Action::Redirect, "the bare acknowledgement may be lost");
-            taker(version, &out);
+            let backend = taker(version, &out);
             assert_eq!(object.flow(client, frontend, Proto::Tcp).map(|flow| flow.state()), Some(state));
+            let answered = || object.handshakes(backend.into()).response.total();
+            let before = answered();
+            for acknowledged in [501, 506, 506] {
+                let answer = segment(version.backend(backend), client, ACK, 1, acknowledged, b"200");
+                assert_eq!(world.front(&object, Door::Reply, &answer).0, Action::Redirect);
+            }
+            assert_eq!(answered(), before + 1, "a request that rides on it is timed, once");
         }
         assert_eq!(events(&object), [2, 2, 0]);
     }

@@ -126,7 +126,8 @@ pub fn a_server_of_the_host_is_a_backend() {
         let of = |who| CONVERSATION.iter().filter(|(_, sender, _)| *sender == who).count() as u64;
         let counted = (traffic.connections, traffic.ingress_packets, traffic.egress_packets);
         assert_eq!(counted, (1, of(Sender::Client), of(Sender::Host)), "{door:?}");
-        assert_eq!(object.handshakes(0).latency.iter().sum::<u64>(), 1);
+        let timed = object.handshakes(0);
+        assert_eq!((timed.latency.total(), timed.response.total()), (1, 1), "{door:?}");
         assert_eq!((object.active(0), object.held(0)), (0, 0), "it is over");
 
         // A refusal, from a port that is closed.

@@ -97,6 +97,34 @@ pub fn connections_over_ipv6_live_from_syn_to_fin() {
     }
 }
 
+pub fn answers_over_ipv6_are_timed() {
+    for door in FRONT_DOORS {
+        let object = object();
+        let backend = open(&object, door, CLIENT, FRONTEND);
+        let counted = || object.handshakes(0).response.total();
+        for payload in [&b""[..], b"GET /", b"GET /"] {
+            forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, payload));
+        }
+        forwarded(&object, Door::Reply, &tcp(backend, CLIENT, ACK, 901, 101, b"a banner"));
+        assert_eq!(counted(), 0, "{door:?}");
+        for _ in 0..2 {
+            forwarded(&object, Door::Reply, &tcp(backend, CLIENT, ACK, 909, 106, b"200"));
+            assert_eq!(counted(), 1, "{door:?}");
+        }
+    }
+    // Behind extension headers, which XDP leaves to TC.
+    let object = object();
+    let backend = open(&object, Door::Tc, CLIENT, FRONTEND);
+    let behind = |frame| with_extensions(frame, &[(DESTINATION, 3)]);
+    forwarded(&object, Door::Tc, &behind(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"")));
+    assert_eq!(object.reply(backend, CLIENT, Proto::Tcp).unwrap().request, 0);
+    forwarded(&object, Door::Tc, &behind(tcp(CLIENT, FRONTEND, ACK, 101, 901, b"?")));
+    forwarded(&object, Door::Reply, &behind(tcp(backend, CLIENT, ACK, 901, 102, b"")));
+    assert_eq!(object.handshakes(0).response.total(), 0);
+    forwarded(&object, Door::Reply, &behind(tcp(backend, CLIENT, ACK, 901, 102, b"!")));
+    assert_eq!(object.handshakes(0).response.total(), 1);
+}
+
 pub fn datagrams_over_ipv6_stay_with_a_backend() {
     for door in FRONT_DOORS {
         let object = object();

@@ -184,7 +184,7 @@ fn is_burst(law: &Law, evidence: &Evidence, wishes: &[Wish]) -> bool {
             // But requests in connections that last arrive unseen.
             Metric::ContainerCpu if explains => return false,
             Metric::ContainerCpu => law.targets.container_cpu.map_or(BURST, |target| BURST_CPU / target.share()),
-            Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Pressure => BURST,
+            Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Response | Metric::Pressure => BURST,
         };
         fast >= limit * ready && fast > f64::from(law.bounds.min())
     })
@@ -300,7 +300,7 @@ fn round_up(wish: f64) -> u32 {
 /// last of them may have half of its processors only. What is no matter of CPU is limited where the host is busy indeed.
 fn host_cap(law: &Law, evidence: &Evidence, metric: Metric) -> Option<u32> {
     let is_about_cpu = match metric {
-        Metric::Arrivals | Metric::ContainerCpu | Metric::Latency | Metric::Pressure => true,
+        Metric::Arrivals | Metric::ContainerCpu | Metric::Latency | Metric::Response | Metric::Pressure => true,
         Metric::Connections => evidence.busy? >= HOST_BUSY * evidence.processors?,
     };
     if !is_about_cpu {
@@ -347,12 +347,14 @@ fn told(evidence: &Evidence, sight: &super::Sight, wish: &Wish) -> String {
                         evidence.paid.map(|paid| format!(", paid by {:.2} cores", paid.slow)).unwrap_or_default();
                     format!("{slow:.1}/s{cost}{paid}")
                 }
-                Metric::Connections | Metric::Latency | Metric::Pressure => format!("{slow:.1}"),
+                Metric::Connections | Metric::Latency | Metric::Response | Metric::Pressure => format!("{slow:.1}"),
             };
             let backends = wish.up.map(|up| format!(" = {up:.2} backends")).unwrap_or_default();
             format!("{metric} {value}{backends}")
         }
-        (Seen::Level { latest, .. }, Metric::Latency) => format!("{metric} {:.2} ms", latest * 1000.0),
+        (Seen::Level { latest, .. }, Metric::Latency | Metric::Response) => {
+            format!("{metric} {:.2} ms", latest * 1000.0)
+        }
         (Seen::Level { latest, .. }, _) => format!("{metric} {:.0} %", latest * 100.0),
         (Seen::Learning { connections }, Metric::Arrivals) => format!("{metric} learns ({connections} connections)"),
         (Seen::Learning { .. }, _) => format!("{metric} begins"),

@@ -19,14 +19,23 @@ pub enum Metric {
     Connections,
     /// The time from SYN to SYN-ACK.
     Latency,
+    /// The time from the first byte of a connection's first request to the first of its answer: the other half of what is
+    /// asked for by `latency`.
+    Response,
     /// Tasks that wait for a processor.
     Pressure,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Metric; 5] =
-        [Metric::Arrivals, Metric::ContainerCpu, Metric::Connections, Metric::Latency, Metric::Pressure];
+    pub const ALL: [Metric; 6] = [
+        Metric::Arrivals,
+        Metric::ContainerCpu,
+        Metric::Connections,
+        Metric::Latency,
+        Metric::Response,
+        Metric::Pressure,
+    ];
 
     /// Returns its name.
     pub const fn name(self) -> &'static str {
@@ -35,6 +44,7 @@ impl Metric {
             Metric::Arrivals => "arrivals",
             Metric::Connections => "connections",
             Metric::Latency => "latency",
+            Metric::Response => "response",
             Metric::Pressure => "pressure",
         }
     }
@@ -200,6 +210,7 @@ impl Evidence {
             Metric::Arrivals => targets.arrivals.and_then(|target| Some(target.share() * self.unit(law) / self.cost?)),
             Metric::Connections => targets.connections,
             Metric::Latency => targets.latency.map(|target| target.as_secs_f64()),
+            Metric::Response => targets.response.map(|target| target.as_secs_f64()),
             Metric::Pressure => targets.pressure.map(TargetLoad::share),
         }
     }

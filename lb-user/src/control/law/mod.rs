@@ -9,6 +9,7 @@
 //! arrivals        W = new connections a second · cost / (target · cores)  sees the demand before it is served
 //! connections     W = Σ live connections / target                         for connections that last
 //! latency         W = current + a quarter, while SYN-ACKs come late       a push, and a veto against fewer
+//! response        the same, while answers to first requests do            the other half of `latency`
 //! pressure        the same, while tasks wait for a processor
 //! ```
 //!
@@ -104,6 +105,9 @@ pub struct Targets {
     pub connections: Option<f64>,
     /// The time from SYN to SYN-ACK that 99 of a hundred are to keep to.
     pub latency: Option<Duration>,
+    /// The time from the first byte of a connection's first request to the first of its answer that 99 of a hundred are to
+    /// keep to.
+    pub response: Option<Duration>,
     /// The share of the time in which tasks may wait for a processor.
     pub pressure: Option<TargetLoad>,
 }
@@ -123,6 +127,7 @@ impl Targets {
             Metric::Arrivals => self.arrivals.map(percent),
             Metric::Connections => self.connections.map(|count| count.to_string()),
             Metric::Latency => self.latency.map(|latency| format!("{latency:?}")),
+            Metric::Response => self.response.map(|response| format!("{response:?}")),
             Metric::Pressure => self.pressure.map(percent),
         }
     }
@@ -207,6 +212,8 @@ pub struct Inputs {
     pub connections: Option<f64>,
     /// The time that 99 of a hundred handshakes since the last tick did not exceed.
     pub handshakes: Option<Handshakes>,
+    /// How long first requests waited for their answers that have come since the last tick.
+    pub responses: Option<Responses>,
     /// The share of the time in which tasks waited for a processor.
     pub pressure: Option<f64>,
 }
@@ -261,6 +268,15 @@ pub struct Handshakes {
     pub p99: Duration,
 }
 
+/// Answers to first requests since the last tick.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Responses {
+    /// How many.
+    pub count: u64,
+    /// The time that one of a hundred took at least: an answer that is slow by nature is not late by how it is counted.
+    pub p99_at_least: Duration,
+}
+
 /// What the law remembers.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -274,6 +290,7 @@ pub struct State {
     foreign: Track,
     busy: Track,
     latency: Levels,
+    response: Levels,
     pressure: Levels,
     missing: [u32; Metric::ALL.len()],
     cost: Cost,
@@ -307,7 +324,7 @@ impl State {
         if verdict.target < inputs.current {
             self.fell = Some(*now);
         }
-        if matches!(verdict.winner, Some(Winner::Metric(Metric::Latency | Metric::Pressure)))
+        if matches!(verdict.winner, Some(Winner::Metric(Metric::Latency | Metric::Response | Metric::Pressure)))
             && verdict.target > inputs.current
         {
             self.pushed = Some(*now);
@@ -449,14 +466,23 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
                 state.latency.push(law, level, is_answered, now);
                 state.latency.seen(now)
             }
+            Metric::Response if law.targets.response.is_some() => {
+                is_missing = inputs.responses.is_none();
+                let level = |told: Responses| if told.count == 0 { 0.0 } else { told.p99_at_least.as_secs_f64() };
+                state.response.push(law, inputs.responses.map(level), is_answered, now);
+                state.response.seen(now)
+            }
             Metric::Pressure if law.targets.pressure.is_some() => {
                 is_missing = inputs.pressure.is_none();
                 state.pressure.push(law, inputs.pressure, is_answered, now);
                 state.pressure.seen(now)
             }
-            Metric::ContainerCpu | Metric::Arrivals | Metric::Connections | Metric::Latency | Metric::Pressure => {
-                continue;
-            }
+            Metric::ContainerCpu
+            | Metric::Arrivals
+            | Metric::Connections
+            | Metric::Latency
+            | Metric::Response
+            | Metric::Pressure => continue,
         };
         let ticks = &mut state.missing[metric as usize];
         *ticks = if is_missing { ticks.saturating_add(1) } else { 0 };

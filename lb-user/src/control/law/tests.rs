@@ -28,6 +28,7 @@ fn served(current: u32, cores: f64) -> Inputs {
         arrivals: Some(cores / COST),
         connections: Some(cores / COST * 0.1),
         handshakes: None,
+        responses: None,
         pressure: None,
     }
 }
@@ -368,6 +369,61 @@ fn what_was_late_a_while_ago_is_still_held_against_fewer() {
     assert_eq!(run.count, 5);
 }
 
+#[test]
+fn the_worse_of_handshake_and_answer_pushes_by_its_own_name() {
+    let targets = Targets {
+        latency: Some(Duration::from_millis(5)),
+        response: Some(Duration::from_millis(300)),
+        ..Law::new(Bounds::new(1, 9).unwrap()).targets
+    };
+    let run = || Run::settled(Law { targets, ..law(1, 9) }, 4.0);
+    let timed = |handshake: u64, response: u64| {
+        move |inputs: &mut Inputs| {
+            inputs.handshakes = Some(Handshakes { count: 50, p99: Duration::from_millis(handshake) });
+            inputs.responses = Some(Responses { count: 50, p99_at_least: Duration::from_millis(response) });
+        }
+    };
+    let pushed = |handshake, response| {
+        let mut run = run();
+        let verdicts: Vec<Verdict> = (0..3).map(|_| run.tick(timed(handshake, response), 4.0).verdict).collect();
+        let last = &verdicts[2];
+        ((verdicts[1].target, last.target), last.winner, last.reason.clone())
+    };
+
+    let (counts, winner, reason) = pushed(1, 524);
+    assert_eq!((counts, winner), ((6, 8), Some(Winner::Metric(Metric::Response))));
+    assert!(
+        reason.contains("latency 1.00 ms, response 524.00 ms") && reason.contains("response wants 8.0"),
+        "{reason}"
+    );
+    let (counts, winner, _) = pushed(9, 100);
+    assert_eq!((counts, winner), ((6, 8), Some(Winner::Metric(Metric::Latency))));
+    let (counts, ..) = pushed(9, 524);
+    assert_eq!(counts, (6, 8), "both late ask for no more than one");
+    let (counts, ..) = pushed(1, 300);
+    assert_eq!(counts, (6, 6), "in time");
+
+    // What is slow by nature is not served sooner by more: a quarter at a time, while the backends are busy, and no further.
+    let mut slow = run();
+    let idle: Vec<u32> = (0..60).map(|_| slow.tick(timed(1, 10_000), 1.0).verdict.target).collect();
+    assert_eq!(idle, [6; 60], "nobody is busy");
+    let busy: Vec<u32> = (0..60).map(|_| slow.tick(timed(1, 10_000), 8.0).verdict.target).collect();
+    assert!(busy.is_sorted() && busy.iter().all(|count| *count <= 9), "{busy:?}");
+
+    // Whoever is late by more than half holds, and who cannot be measured does.
+    let mut held = run();
+    let above = (0..400).map(|at| held.tick(timed(1, if at % 10 == 0 { 262 } else { 1 }), 3.2).verdict.target);
+    assert!(above.eq([6; 400]));
+    let mut missed = run();
+    let told = |inputs: &mut Inputs| {
+        timed(1, 1)(inputs);
+        inputs.responses = None;
+    };
+    let verdict = (0..10).map(|_| missed.tick(told, 4.0).verdict).last().unwrap();
+    assert_eq!((verdict.target, verdict.mood), (6, Mood::Degraded));
+    assert!(verdict.reason.contains("response missing for "), "{}", verdict.reason);
+}
+
 /// Gives the last backends of all but one a tenth of their share, which is all that they are asked to do.
 fn beside_one_that_is_full(inputs: &mut Inputs, part: f64) {
     for one in &mut inputs.cpu[1..] {
@@ -537,6 +593,10 @@ fn anything() -> impl Strategy<Value = Inputs> {
                 count: 3,
                 p99: Duration::try_from_secs_f64(late / 1000.0).unwrap_or_default(),
             }),
+            responses: late.map(|late| Responses {
+                count: 3,
+                p99_at_least: Duration::try_from_secs_f64(late / 20.0).unwrap_or_default(),
+            }),
             pressure,
         },
     )
@@ -548,6 +608,7 @@ fn all_metrics(min: u32, max: u32) -> Law {
         arrivals: Some(Law::TARGET),
         connections: Some(20.0),
         latency: Some(Duration::from_millis(5)),
+        response: Some(Duration::from_millis(300)),
         pressure: TargetLoad::new(0.2),
     };
     Law { targets, ..law(min, max) }

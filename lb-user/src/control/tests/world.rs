@@ -249,6 +249,7 @@ impl World {
             cpu: ready.into_iter().filter(|_| is_told(self)).map(|id| (id, used)).collect(),
             arrivals: is_told(self).then_some(cores * 50.0),
             handshakes: None,
+            responses: None,
             pressure: None,
         }
     }

@@ -23,6 +23,7 @@ fn measured(script: &Script, cores: f64, foreign: f64) -> Measures {
         cpu,
         arrivals: Some(cores * 50.0),
         handshakes: None,
+        responses: None,
         pressure: None,
     }
 }
