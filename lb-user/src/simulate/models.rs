@@ -83,6 +83,7 @@ impl Scaler for Ours {
             connections: Some(past.in_flight),
             handshakes: None,
             pressure: None,
+            repeats: None,
         };
         let now = Timestamp::new(Duration::from_secs(second));
         law::decide(&self.law, &inputs, &mut self.state, now).verdict.target
