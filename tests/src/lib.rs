@@ -7,4 +7,5 @@ pub mod lab;
 pub mod model;
 pub mod object;
 pub mod site;
+pub mod step;
 pub mod suite;
