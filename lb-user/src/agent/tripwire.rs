@@ -28,12 +28,14 @@ const LOOKS: Duration = Duration::from_millis(14);
 /// The same while nobody comes.
 const SELDOM: Duration = Duration::from_millis(28);
 /// Looks may take one part in so many of a processor.
-const SHARE: u32 = 300;
+const SHARE: u32 = 200;
 
 /// What is looked at.
 pub struct Tripwire {
     wires: BTreeMap<ServiceName, Wire>,
     due: Instant,
+    /// How long the last look took.
+    took: Duration,
 }
 
 /// One service.
@@ -48,7 +50,7 @@ struct Wire {
 impl Tripwire {
     /// Creates one that looks at nothing.
     pub fn new() -> Self {
-        Self { wires: BTreeMap::new(), due: Instant::now() }
+        Self { wires: BTreeMap::new(), due: Instant::now(), took: Duration::ZERO }
     }
 
     /// Looks at these services, each with the rate of new connections, a second, beyond which it is told once; until the next
@@ -70,7 +72,9 @@ impl Tripwire {
             let began = Instant::now();
             let surges = self.look(datapath, Timestamp::new(began - started));
             let pause = if self.wires.values().all(|wire| wire.looks.are_empty()) { SELDOM } else { LOOKS };
-            self.due = began + pause.max(began.elapsed() * SHARE);
+            // The shorter of two: one that was interrupted by others has not cost what it took.
+            let took = began.elapsed();
+            self.due = began + pause.max(took.min(std::mem::replace(&mut self.took, took)) * SHARE);
             if !surges.is_empty() {
                 return surges;
             }
