@@ -16,9 +16,7 @@ use crate::{
     site::{IMAGE, Load, Site},
 };
 
-/// What one container may use: little enough that a host that is in use has room for two.
-const CPUS: &str = "0.3";
-/// What each connection costs until the step: about 17 of them come a second, half of what one container is to carry.
+/// What each connection costs until the step, in milliseconds: about 17 of them come a second, a seventh of a processor.
 const COSTLY: &str = "burn?ms=8";
 /// So many connections within moments are the step, and not what comes all the time.
 const BEGUN: u64 = 4;
@@ -52,8 +50,9 @@ pub struct Answered {
 
 impl<'a> Steady<'a> {
     /// Starts an agent for one to two containers, with so many more in reserve, and clients that come all the while. Windows
-    /// are short for what happens between the steps: a burst does not wait for them.
-    pub fn start(site: &'a Site, warm: u64, interval: &str) -> Self {
+    /// are short for what happens between the steps: a burst does not wait for them. What one container may use, `cpus`, is
+    /// to be more than 0.2: the clients of a step wait for answers, so that one that is throttled lets fewer come.
+    pub fn start(site: &'a Site, warm: u64, interval: &str, cpus: &str) -> Self {
         let (publish, uplink, network) = (format!("{}:5000", site.port()), site.uplink(), site.instance());
         let reserve = warm.to_string();
         let agent = Agent::start(
@@ -62,7 +61,7 @@ impl<'a> Steady<'a> {
             &[
                 &["--image", IMAGE, "--publish", &publish, "--uplink", &uplink, "--network", network][..],
                 &["--interval", interval, "--scale-up-window", "1s", "--scale-down-window", "3s"],
-                &["--drain-timeout", "2s", "--health", "http:/healthz", "--cpus", CPUS],
+                &["--drain-timeout", "2s", "--health", "http:/healthz", "--cpus", cpus],
                 &["--min", "1", "--max", "2", "--warm", &reserve, "--metric", "arrivals"],
             ]
             .concat(),

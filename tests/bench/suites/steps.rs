@@ -12,6 +12,8 @@ use crate::{
     session::{Session, caught},
 };
 
+/// What one container may use: so much that it is not throttled by the step.
+const CPUS: &str = "0.9";
 /// How many steps each kind has to answer: where between two ticks they fall is chance.
 const STEPS: u32 = 8;
 
@@ -31,7 +33,7 @@ pub fn run(session: &mut Session) -> Result<()> {
         session.say("control: learning what a connection costs");
         let site = caught(|| Ok(Site::new(number)));
         let site = site.as_ref();
-        let steady = caught(|| Ok(Steady::start(site.map_err(|error| anyhow!("{error:#}"))?, warm, "1s")));
+        let steady = caught(|| Ok(Steady::start(site.map_err(|error| anyhow!("{error:#}"))?, warm, "1s", CPUS)));
         for step in 1..=STEPS {
             session.turn((SUITE, TIMES), system, step, || {
                 let answered = steady.as_ref().map_err(|error| anyhow!("{error:#}")).context("begin")?.step();

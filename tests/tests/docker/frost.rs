@@ -176,8 +176,9 @@ pub fn the_reserve_serves_before_anything_is_started() {
 pub fn a_step_is_answered_between_two_ticks() {
     let cycles: usize = std::env::var("LB_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(4);
     let site = Site::new(21);
-    // Long intervals, so that hardly any tick falls between a step and its answer.
-    let steady = Steady::start(&site, 1, "3s");
+    // Long intervals, so that hardly any tick falls between a step and its answer; little for each container, so that a host
+    // that is in use has room for two.
+    let steady = Steady::start(&site, 1, "3s", "0.3");
     let mut answers = Vec::new();
     for _ in 0..cycles {
         let before = site.containers();
