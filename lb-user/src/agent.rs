@@ -3,6 +3,7 @@
 //! ```text
 //! interval  ─▶ load sample, sign of life ┐
 //! kernel    ─▶ who is woken               │
+//! tripwire  ─▶ more come than can wait     │
 //! providers ─▶ containers come and go    │   control::Controller   ┌─▶ provider: start, stop, remove
 //! sweeper   ─▶ connections per backend   ├─▶ (event, now) ─▶ … ────┼─▶ health + links: probe
 //! probes, starts, stops ─▶ answers       │   one for each service  └─▶ datapath: publish
@@ -38,10 +39,11 @@ mod rehearse;
 mod reload;
 pub(crate) mod service;
 mod sweeper;
+mod tripwire;
 
 use crate::{
     config::{self, Reload, RunConfig, ServiceName, Source},
-    control::{Answers, Command, ContainerId, Event, Family, GoneCause, Sighting, Timestamp},
+    control::{Answers, Command, ContainerId, Event, Family, GoneCause, Sighting, Timestamp, law::Surge},
     datapath::{
         Datapath, DatapathError, Opening,
         links::Links,
@@ -63,6 +65,7 @@ use perform::{Examined, Places};
 use reload::Prepared;
 use service::{Feeds, Service, Told};
 use sweeper::Sweeper;
+use tripwire::Tripwire;
 
 /// How often connections are swept, unless the interval is shorter: a limit of connections and the least of them are as true
 /// as the last sweep, however seldom the load is looked at.
@@ -149,6 +152,7 @@ pub async fn run(mut config: RunConfig, reload: Option<Reload>) -> Result<()> {
         container_cpu: ContainerCpu::default(),
         freezers: BTreeMap::new(),
         watchdog: Watchdog::default(),
+        tripwire: Tripwire::new(),
         pressure: Pressure::default(),
         started_unix,
         agent_started_unix: unix_now(),
@@ -200,6 +204,7 @@ struct Agent {
     /// How containers are frozen, as far as it is known.
     freezers: BTreeMap<ContainerId, Freezer>,
     watchdog: Watchdog,
+    tripwire: Tripwire,
     pressure: Pressure,
     answers: mpsc::UnboundedSender<Answer>,
     /// How the configuration is read again, if it can be.
@@ -283,6 +288,11 @@ impl Signals {
             Some(_) = async { self.hangups.as_mut()?.recv().await } => self.on_hangup,
         }
     }
+}
+
+/// Addresses surges to the services that they are of.
+fn on_surges(surges: Vec<(ServiceName, Surge)>) -> Vec<(ServiceName, Event)> {
+    surges.into_iter().map(|(name, surge)| (name, Event::Surged(surge))).collect()
 }
 
 /// Returns whether this process ignores a signal, by `/proc/self/status`, proc(5).
@@ -394,15 +404,21 @@ impl Agent {
         loop {
             let deadline = self.deadline();
             let report_due = self.report_due();
+            let mut rearms = false;
             let events = tokio::select! {
                 biased;
-                woken = wakes.next() => self.on_wakes(woken.context("follow the wakings")?),
+                woken = wakes.next() => {
+                    // Whoever slept may be short of others at once.
+                    rearms = true;
+                    self.on_wakes(woken.context("follow the wakings")?)
+                }
+                surges = self.tripwire.next(&self.datapath, self.started) => on_surges(surges),
                 Some(told) = self.told.recv() => self.on_told(told)?,
                 Some(answer) = inbox.recv() => self.on_answer(answer),
                 swept = self.sweeper.next() => self.on_sweep(swept?),
                 asked = signals.next() => self.on_signal(asked),
                 _ = sweeps.tick() => { self.sweeper.request(self.now(), self.datapath.retiring()); Vec::new() }
-                _ = ticks.tick() => self.on_tick(),
+                _ = ticks.tick() => { rearms = true; self.on_tick() }
                 _ = network_checks.tick() => { self.look_after_frost(); self.look_at_network(); Vec::new() }
                 _ = notices.tick(), if self.asked > 0 => { self.tell_drain(); Vec::new() }
                 () = sleep_until(deadline.into()) => self.to_all(&Event::Tick),
@@ -413,6 +429,9 @@ impl Agent {
             self.is_report_old |= !events.is_empty();
             if self.handle_all(events) {
                 return self.finish().await;
+            }
+            if rearms {
+                self.tripwire.set(self.limits());
             }
             self.answer_orders();
             if self.report_due() <= Instant::now() {
@@ -448,6 +467,12 @@ impl Agent {
         };
         events.extend(self.measure(load));
         events
+    }
+
+    /// Returns the rates of new connections of those services for which there is no waiting beyond them.
+    fn limits(&self) -> BTreeMap<ServiceName, f64> {
+        let limit = |service: &Service| service.controller.tripwire().filter(|_| !service.is_removed);
+        self.services.iter().filter_map(|(name, service)| Some((name.clone(), limit(service)?))).collect()
     }
 
     /// Tells the controllers what has happened, and performs what they command, also about what comes of that at once.

@@ -469,6 +469,9 @@ pub struct InstanceArgs {
     pub instance: InstanceName,
 
     /// Time between two samples of the CPU load, at least 200ms
+    ///
+    /// Where arrivals are a metric, a burst does not wait for the next one: new connections are looked at every few
+    /// milliseconds.
     #[arg(long, value_name = "DUR", value_parser = value::parse_interval, default_value = "1s", help_heading = SCALING)]
     pub interval: Duration,
 

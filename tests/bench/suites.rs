@@ -12,6 +12,7 @@ pub mod http;
 pub mod latency;
 pub mod live;
 pub mod packet;
+pub mod steps;
 pub mod throughput;
 
 /// Backends behind a service, and threads of the load generator.

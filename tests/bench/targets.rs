@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     record::{Metric, Record},
     stats::Spread,
-    suites::{control, deaths, http},
+    suites::{control, deaths, http, steps},
     systems::System,
 };
 
@@ -196,6 +196,22 @@ fn targets() -> Vec<Target> {
             Metric::Duration,
             deaths::OUT,
             AtMost(10.0),
+        ),
+        alone(
+            "a step to the first extra backend, warm: ms",
+            "control",
+            control::TIMES,
+            Metric::Duration,
+            steps::WARM,
+            AtMost(100.0),
+        ),
+        alone(
+            "a step to the first extra backend, cold: ms",
+            "control",
+            control::TIMES,
+            Metric::Duration,
+            steps::COLD,
+            AtMost(1500.0),
         ),
         alone("agent at rest: % of a CPU", "control", control::NEEDS, Metric::CpuShare, control::AT_REST, AtMost(1.0)),
         alone("agent at rest: MiB", "control", control::NEEDS, Metric::Resident, control::AT_REST, AtMost(25.0)),

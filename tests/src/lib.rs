@@ -8,4 +8,5 @@ pub mod lab;
 pub mod model;
 pub mod object;
 pub mod site;
+pub mod step;
 pub mod suite;

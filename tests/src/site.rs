@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::Once,
     time::Duration,
@@ -135,6 +136,11 @@ impl Site {
     /// Returns the agent's instance, whose name the network has too.
     pub fn instance(&self) -> &str {
         &self.name
+    }
+
+    /// Returns a script for wrk: a pause of 50 ms before every request.
+    pub fn script(&self) -> &Path {
+        self.script.path()
     }
 
     /// Returns the frontend's port.

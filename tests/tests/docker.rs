@@ -96,6 +96,7 @@ fn main() -> ExitCode {
         case("containers_of_the_hosts_own_network_are_balanced", containers_of_the_hosts_own_network_are_balanced),
         case("who_is_asked_for_nothing_sleeps_and_wakes", frost::who_is_asked_for_nothing_sleeps_and_wakes),
         case("the_reserve_serves_before_anything_is_started", frost::the_reserve_serves_before_anything_is_started),
+        case("a_step_is_answered_between_two_ticks", frost::a_step_is_answered_between_two_ticks),
         case("a_killed_agent_leaves_nobody_asleep", frost::a_killed_agent_leaves_nobody_asleep),
         case("what_is_left_frozen_is_told_and_thawed", frost::what_is_left_frozen_is_told_and_thawed),
         case("who_is_frozen_can_be_taken_away", frost::who_is_frozen_can_be_taken_away),

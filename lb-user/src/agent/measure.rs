@@ -8,11 +8,11 @@ use super::{Agent, chain};
 use crate::{
     config::{Following, ServiceName, Source},
     control::{
-        BackendState, CpuLoad, CpuUsed, Event, Measures,
+        BackendReport, BackendState, CpuLoad, CpuUsed, Event, Measures,
         law::{HostUse, Targets},
     },
-    datapath::DatapathError,
-    metrics::{arrivals::Arrivals, latency::Latency},
+    datapath::{Datapath, DatapathError, report},
+    metrics::{arrivals::Arrivals, latency::Latency, repeats::Repeats},
 };
 
 /// What a service's counters were at the last tick.
@@ -20,6 +20,7 @@ use crate::{
 pub struct Meters {
     arrivals: Arrivals,
     latency: Latency,
+    repeats: Repeats,
 }
 
 /// What the kernel has counted for each backend of a service, by id and generation.
@@ -52,7 +53,7 @@ impl Agent {
         let host = Some(HostUse { processors, busy: load.map(|load| load.share() * processors) });
         let mut events = Vec::new();
         for (name, targets) in services {
-            let counted = match self.counted(&name, targets.latency.is_some()) {
+            let counted = match self.counted(&name, targets.metrics().next().is_some()) {
                 Ok(counted) => Some(counted),
                 Err(error) => {
                     tracing::debug!("count the connections of {name}: {}", chain(&error));
@@ -69,34 +70,50 @@ impl Agent {
             // Those that start or stop wait for other reasons than too many clients.
             let ready = backends.iter().filter(|backend| backend.state == BackendState::Ready);
             let pressure = targets.pressure.and_then(|_| self.pressure.of(ready.map(|backend| &backend.id)));
-            let (arrivals, timed) = match counted {
+            let (arrivals, timed, repeats) = match counted {
                 Some(counted) => {
+                    let registry = &self.datapath.registry;
+                    let serves = |&(id, generation): &(BackendId, u32)| {
+                        let of = registry.backend(id, generation).map(|backend| &backend.container);
+                        let is_it = |one: &BackendReport| Some(&one.id) == of && one.state == BackendState::Ready;
+                        backends.iter().any(is_it)
+                    };
+                    let repeats = service.meters.repeats.sample(&counted.handshakes, serves);
                     let timed = targets.latency.and_then(|_| service.meters.latency.sample(counted.handshakes));
-                    (service.meters.arrivals.sample(counted.connections), timed)
+                    (service.meters.arrivals.sample(counted.connections), timed, repeats)
                 }
                 None => {
                     service.meters.arrivals.lose();
                     service.meters.latency.lose();
-                    (None, None)
+                    service.meters.repeats.lose();
+                    (None, None, None)
                 }
             };
             let (handshakes, responses) = timed.unzip();
-            let measures = Measures { host, cpu, arrivals, handshakes, responses, pressure };
+            let measures = Measures { host, cpu, arrivals, handshakes, responses, pressure, repeats };
             events.push((name, Event::Measured(Box::new(measures))));
         }
         events
     }
 
     fn counted(&self, name: &ServiceName, with_handshakes: bool) -> Result<Counted, DatapathError> {
-        let mut counted = Counted::default();
-        for backend in self.datapath.registry.backends_of(name.as_str()) {
+        let mut counted = Counted { connections: connections(&self.datapath, name)?, ..Counted::default() };
+        for backend in self.datapath.registry.backends_of(name.as_str()).filter(|_| with_handshakes) {
             let key = (backend.id, backend.generation);
-            let traffic = self.datapath.maps.traffic(backend.id)?;
-            counted.connections.insert(key, traffic.connections + traffic.local_connections);
-            if with_handshakes {
-                counted.handshakes.insert(key, self.datapath.maps.handshakes(backend.id)?);
-            }
+            counted.handshakes.insert(key, self.datapath.maps.handshakes(backend.id)?);
         }
         Ok(counted)
     }
+}
+
+/// Returns how many connections each backend of a service has ever been given, by id and generation.
+pub(super) fn connections(
+    datapath: &Datapath,
+    name: &ServiceName,
+) -> Result<BTreeMap<(BackendId, u32), u64>, DatapathError> {
+    let of = |backend: &report::BackendReport| {
+        let traffic = datapath.maps.traffic(backend.id)?;
+        Ok(((backend.id, backend.generation), traffic.connections + traffic.local_connections))
+    };
+    datapath.registry.backends_of(name.as_str()).map(of).collect()
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::{Addresses, Family};
 use super::families::Heard;
+use super::law::Surge;
 use super::load::CpuLoad;
 use super::measures::Measures;
 use super::orders::Order;
@@ -145,6 +146,9 @@ pub enum Event {
     LoadSampled(CpuLoad),
     /// The demand was measured, as far as it could be.
     Measured(Box<Measures>),
+    /// New connections come that do not wait for the next measurement. What [`Controller::tripwire`](super::Controller::tripwire)
+    /// does not ask for changes nothing.
+    Surged(Surge),
     /// The load could not be measured.
     LoadUnavailable {
         /// Why.

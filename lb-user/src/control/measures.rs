@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::backend::{Backend, State};
 use super::event::ContainerId;
 use super::history::DecisionKind;
-use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record, Responses};
+use super::law::{self, CpuUse, Handshakes, HostUse, Inputs, Mood, Record, Responses, Standing, Surge};
 use super::settings::Scaling;
 use super::slow_start;
 use super::time::Timestamp;
@@ -30,6 +30,8 @@ pub struct Measures {
     pub responses: Option<Responses>,
     /// The share of the time in which tasks waited for a processor.
     pub pressure: Option<f64>,
+    /// SYNs that came again since the last tick, to backends that serve and have accepted others meanwhile.
+    pub repeats: Option<f64>,
 }
 
 /// The CPU of one container.
@@ -93,6 +95,39 @@ impl Controller {
         let law = law::Law { bounds: law.bounds.awake(), ..law };
         let inputs = self.inputs(measures, now);
         let record = law::consider(&law, &inputs, &mut self.demand.state, now);
+        self.decided(record, now);
+    }
+
+    /// Returns the rate of new connections, a second, beyond which there is no waiting for the next measurement; nothing
+    /// where it would change nothing.
+    pub fn tripwire(&self) -> Option<f64> {
+        let (law, last) = self.awake()?;
+        let may_grow = self.orders.gate(self.wish, self.wish.saturating_add(1)) > self.wish;
+        last.tripwire(&law, self.standing_now()).filter(|_| may_grow)
+    }
+
+    /// Decides by what has come since the last measurement.
+    pub(super) fn surged(&mut self, surge: Surge, now: Timestamp) {
+        let Some((law, last)) = self.awake().map(|(law, last)| (law, last.clone())) else { return };
+        let standing = self.standing_now();
+        if let Some(record) = law::hasten(&law, &last, standing, surge, &mut self.demand.state, now) {
+            self.decided(record, now);
+        }
+    }
+
+    /// Returns the law and the last decision by it, of a service that is awake.
+    fn awake(&self) -> Option<(law::Law, &Record)> {
+        let Scaling::Demand(law) = self.settings.scaling else { return None };
+        let last = self.demand.record.as_ref().filter(|_| self.phase == Phase::Running && !self.is_asleep())?;
+        Some((law::Law { bounds: law.bounds.awake(), ..law }, last))
+    }
+
+    fn standing_now(&self) -> Standing {
+        Standing { current: self.wish.max(1), ready: self.ready() as u32 }
+    }
+
+    /// Brings about what was decided, as far as an operator lets it.
+    fn decided(&mut self, record: Record, now: Timestamp) {
         let target = self.orders.gate(self.wish, record.verdict.target);
         let is_followed = target == record.verdict.target && self.orders.manual.is_none();
         if is_followed {
@@ -159,6 +194,7 @@ impl Controller {
             handshakes: measures.handshakes,
             responses: measures.responses,
             pressure: measures.pressure,
+            repeats: measures.repeats,
         }
     }
 }

@@ -341,6 +341,7 @@ impl Controller {
         match event {
             Event::LoadSampled(load) => self.sampled(load, now),
             Event::Measured(measures) => self.measured(&measures, now),
+            Event::Surged(surge) => self.surged(surge, now),
             Event::LoadUnavailable { reason } if matches!(self.settings.scaling, Scaling::Demand(_)) => {
                 self.load = None;
                 self.remark(DecisionKind::LoadUnavailable, reason, now);

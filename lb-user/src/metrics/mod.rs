@@ -9,6 +9,7 @@ pub mod container_cpu;
 pub mod host_cpu;
 pub mod latency;
 pub mod pressure;
+pub mod repeats;
 
 /// Measures a load.
 pub trait LoadSource {

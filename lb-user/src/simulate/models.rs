@@ -84,6 +84,7 @@ impl Scaler for Ours {
             handshakes: None,
             responses: None,
             pressure: None,
+            repeats: None,
         };
         let now = Timestamp::new(Duration::from_secs(second));
         law::decide(&self.law, &inputs, &mut self.state, now).verdict.target

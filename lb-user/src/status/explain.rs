@@ -192,6 +192,14 @@ fn page(explanation: &Explanation<'_>, style: Style) -> String {
         }),
     );
     facts.extend(evidence.cost.map(|cost| format!("a connection costs {:.2} ms of CPU", cost * 1000.0)));
+    facts.extend(evidence.surge.map(|surge| {
+        let per_second = surge.rate();
+        format!("{} connections within {:.0?}, as {per_second:.0} a second", surge.connections, surge.within)
+    }));
+    facts.extend(evidence.repeats.filter(|repeats| repeats.syns > 0.0).map(|repeats| {
+        let seconds = repeats.within.as_secs_f64();
+        format!("{} SYNs came again in {seconds:.1} s, beside {} connections", repeats.syns, repeats.connections)
+    }));
     facts.push(format!("windows {:?} up, {:?} down", law.up_window, law.down_window));
     page.parts(Paint::Plain, 2, &facts);
     if let Some(orders) = orders(scaling) {
@@ -262,7 +270,7 @@ mod tests {
     use super::*;
     use crate::control::{
         ControlReport, Manual, Orders, Phase,
-        law::{self, Cooldowns, CpuUse, HostUse, Inputs},
+        law::{self, Cooldowns, CpuUse, HostUse, Inputs, Repeats, Surge},
         policy::Bounds,
     };
 
@@ -344,6 +352,26 @@ mod tests {
             assert!(page.contains(line), "{line}\n{page}");
         }
         assert!(!page.contains("if "), "{page}");
+    }
+
+    #[test]
+    fn what_came_at_once_and_what_came_again_is_told() {
+        let mut report = told("web");
+        let evidence = &mut report.control.record.as_mut().unwrap().evidence;
+        evidence.surge = Some(Surge { connections: 150.0, within: Duration::from_micros(42_300) });
+        evidence.repeats = Some(Repeats { syns: 61.0, connections: 450.0, within: Duration::from_secs(3) });
+
+        let explanation = explain(&report, &[], |_| 0).unwrap();
+        let page = page(&explanation, Style { width: 160, colours: false });
+
+        for part in
+            ["150 connections within 42ms, as 3546 a second", "61 SYNs came again in 3.0 s, beside 450 connections"]
+        {
+            assert!(page.contains(part), "{part}\n{page}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&explanation.json()).unwrap();
+        assert_eq!(json["record"]["evidence"]["surge"]["connections"], 150.0);
+        assert_eq!(json["record"]["evidence"]["repeats"]["syns"], 61.0);
     }
 
     #[test]

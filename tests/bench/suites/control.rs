@@ -14,7 +14,7 @@ use lb_tests::{
 };
 use lb_user::datapath::{Maps, Pins, clock, publish::Member};
 
-use super::deaths;
+use super::{deaths, steps};
 use crate::{
     cpu,
     field::{Field, HTTP, SINK, Service},
@@ -65,7 +65,8 @@ pub fn run(session: &mut Session) -> Result<()> {
         session.turn((SUITE, TIMES), "agent start to first connection", round, || first_connection(&field))?;
     }
     needs(session, &field)?;
-    deaths::run(session)
+    deaths::run(session)?;
+    steps::run(session)
 }
 
 /// Returns the name of a publication in tables.

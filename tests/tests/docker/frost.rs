@@ -12,6 +12,7 @@ use lb_tests::{
     deaths::unix_ns,
     lab::{self, run, wait_until},
     site::{IMAGE, Site, docker},
+    step::Steady,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -171,6 +172,29 @@ pub fn the_reserve_serves_before_anything_is_started() {
     agent.stop(Signal::SIGTERM);
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     site.assert_gone();
+}
+
+pub fn a_step_is_answered_between_two_ticks() {
+    let cycles: usize = std::env::var("LB_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(4);
+    let site = Site::new(21);
+    // Long intervals, so that hardly any tick falls between a step and its answer; little for each container, so that a host
+    // that is in use has room for two.
+    let steady = Steady::start(&site, 1, "3s", "0.3");
+    let mut answers = Vec::new();
+    for _ in 0..cycles {
+        let before = site.containers();
+        wait_until("the reserve is frozen", Duration::from_secs(5), || before.iter().any(|one| is_frozen(one)));
+        let answered = steady.step();
+        eprintln!("a step is answered after {:?}: {}", answered.after, answered.reason);
+        assert!(answered.reason.contains("burst: arrivals"), "{}", answered.reason);
+        let came = |one: &String| before.contains(one);
+        assert!(site.containers().iter().any(came), "it was there already\n{}", steady.agent().log());
+        answers.push(answered);
+        if answers.iter().any(|answered| answered.is_surge) && answers.len() >= cycles.min(2) {
+            break;
+        }
+    }
+    assert!(answers.iter().any(|answered| answered.is_surge), "no tick was waited for: {answers:?}");
 }
 
 /// Asks on a connection, and returns the answer.

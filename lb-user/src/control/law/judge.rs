@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::metric::{Demand, Evidence, Metric, Seen, Wish};
+use super::repeats::Repeats;
 use super::{DOWN_PERIOD, Law};
 
 /// How far a wish has to exceed the count, and to stay below it.
@@ -52,6 +53,8 @@ pub struct Verdict {
 pub enum Winner {
     /// A metric: the one that wants the most.
     Metric(Metric),
+    /// SYNs that came again.
+    Repeats,
     /// The smallest and the largest count.
     Bounds,
 }
@@ -125,12 +128,17 @@ const MISSED: u32 = 5;
 /// Judges what is known under a law. The same evidence and law always lead to the same verdict.
 pub fn judge(law: &Law, evidence: &Evidence) -> Verdict {
     let wishes: Vec<Wish> = evidence.sights.iter().map(|sight| evidence.wish(law, sight)).collect();
-    let in_burst = is_burst(law, evidence, &wishes);
+    let overflow = evidence.overflow(law);
+    let in_burst = overflow.is_some() || is_burst(law, evidence, &wishes);
     let wanted = |wish: &Wish| match in_burst {
         true => wish.up.map(|up| wish.fast.map_or(up, |fast| fast.max(up))),
         false => wish.up,
     };
     let most = wishes.iter().filter_map(|wish| Some((wish.metric, wanted(wish)?))).max_by(|a, b| a.1.total_cmp(&b.1));
+    let asked = most.map(|(metric, wish)| (Asker::Metric(metric), wish)).into_iter();
+    let pushed = overflow.map(|(repeats, wish)| (Asker::Repeats(repeats), wish));
+    // A metric is told of where both want as many.
+    let first = pushed.into_iter().chain(asked).max_by(|a, b| a.1.total_cmp(&b.1));
     let mut case = Case { law, evidence, limits: Vec::new(), target: evidence.current };
     let (current, bounds) = (evidence.current, law.bounds);
 
@@ -143,9 +151,12 @@ pub fn judge(law: &Law, evidence: &Evidence) -> Verdict {
         } else {
             ("above the maximum".to_owned(), Mood::ScalingDown)
         };
-    } else if let Some((metric, wish)) = most.filter(|(_, wish)| *wish > f64::from(current) * (1.0 + RISE_BAND)) {
-        winner = Some(Winner::Metric(metric));
-        (why, mood) = case.rise(metric, wish, in_burst);
+    } else if let Some((asker, wish)) = first.filter(|(_, wish)| *wish > f64::from(current) * (1.0 + RISE_BAND)) {
+        winner = Some(match asker {
+            Asker::Metric(metric) => Winner::Metric(metric),
+            Asker::Repeats(_) => Winner::Repeats,
+        });
+        (why, mood) = case.rise(asker, wish, in_burst);
     } else {
         let fall = agreed(&wishes);
         winner = fall.or(most).map(|(metric, _)| Winner::Metric(metric));
@@ -190,6 +201,13 @@ fn is_burst(law: &Law, evidence: &Evidence, wishes: &[Wish]) -> bool {
     })
 }
 
+/// Who asks for more.
+#[derive(Clone, Copy)]
+enum Asker {
+    Metric(Metric),
+    Repeats(Repeats),
+}
+
 /// A verdict in the making.
 struct Case<'a> {
     law: &'a Law,
@@ -199,10 +217,24 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn rise(&mut self, metric: Metric, wish: f64, in_burst: bool) -> (String, Mood) {
+    fn rise(&mut self, asker: Asker, wish: f64, in_burst: bool) -> (String, Mood) {
         let (law, evidence) = (self.law, self.evidence);
         let current = evidence.current;
         let wanted = round_up(wish);
+        let who = match asker {
+            Asker::Metric(Metric::Arrivals) if evidence.surge.is_some() => {
+                let told = evidence.surge.map(|surge| format!("{} in {:.0?}", surge.connections, surge.within));
+                format!("arrivals, {}, wants", told.unwrap_or_default())
+            }
+            Asker::Metric(metric) => format!("{metric} wants"),
+            Asker::Repeats(Repeats { syns, connections, within }) => {
+                let seconds = within.as_secs_f64();
+                format!(
+                    "{syns} SYNs that came again in {seconds:.1} s, beside {connections} connections, as where listeners \
+                     overflow, want"
+                )
+            }
+        };
         let mut target = wanted;
         let mut cap = |limit: Limit, most: u32, limits: &mut Vec<Limit>| {
             if target > most {
@@ -211,9 +243,11 @@ impl Case<'_> {
             }
         };
         cap(Limit::Max, law.bounds.max(), &mut self.limits);
-        // What a burst wants is counted, not guessed, and absolute: it cannot run away.
-        let base = if in_burst { law.bounds.max() } else { evidence.count_before };
+        // What a burst wants is counted, not guessed, and absolute: it cannot run away. That of a surge is no second old.
+        let base = if in_burst && evidence.surge.is_none() { law.bounds.max() } else { evidence.count_before };
         cap(Limit::UpRate, base.saturating_mul(2).max(base.saturating_add(LEAST_GROWTH)), &mut self.limits);
+        // Who does not keep up with what comes is short of processors.
+        let metric = if let Asker::Metric(metric) = asker { metric } else { Metric::Arrivals };
         if let Some(most) = host_cap(law, evidence, metric) {
             cap(Limit::Host, most, &mut self.limits);
         }
@@ -227,13 +261,13 @@ impl Case<'_> {
             return (why, Mood::HostSaturated);
         }
         if target == current && self.limits.contains(&Limit::Max) {
-            let why = format!("at max: {metric} wants {wish:.1}, so {wanted}, and the maximum is {}", law.bounds.max());
+            let why = format!("at max: {who} {wish:.1}, so {wanted}, and the maximum is {}", law.bounds.max());
             return (why, Mood::AtMax);
         }
         let limited = limited_by(&self.limits);
         match in_burst {
-            true => (format!("burst: {metric} wants {wish:.1} at once{limited}"), Mood::Burst),
-            false => (format!("{metric} wants {wish:.1}{limited}"), Mood::ScalingUp),
+            true => (format!("burst: {who} {wish:.1} at once{limited}"), Mood::Burst),
+            false => (format!("{who} {wish:.1}{limited}"), Mood::ScalingUp),
         }
     }
 
@@ -298,7 +332,7 @@ fn round_up(wish: f64) -> u32 {
 
 /// Returns how many backends there are processors for beside what others use, and no fewer than the smallest count. The
 /// last of them may have half of its processors only. What is no matter of CPU is limited where the host is busy indeed.
-fn host_cap(law: &Law, evidence: &Evidence, metric: Metric) -> Option<u32> {
+pub(super) fn host_cap(law: &Law, evidence: &Evidence, metric: Metric) -> Option<u32> {
     let is_about_cpu = match metric {
         Metric::Arrivals | Metric::ContainerCpu | Metric::Latency | Metric::Response | Metric::Pressure => true,
         Metric::Connections => evidence.busy? >= HOST_BUSY * evidence.processors?,

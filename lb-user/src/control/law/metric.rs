@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Law, TargetLoad};
+use super::{Law, Repeats, Surge, TargetLoad};
 
 /// What demand is measured by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +81,12 @@ pub struct Evidence {
     pub used: Option<f64>,
     /// What each metric tells.
     pub sights: Vec<Sight>,
+    /// What came since the tick and did not wait for the next one.
+    #[serde(default)]
+    pub surge: Option<Surge>,
+    /// SYNs that came again within the last seconds.
+    #[serde(default)]
+    pub repeats: Option<Repeats>,
     /// How long there has been no gap.
     pub seen_for: Duration,
     /// How long the last burst still forbids fewer.
@@ -189,9 +195,26 @@ impl Evidence {
         }
     }
 
-    /// Returns what is seen of a metric; of what arrives, as much as CPU pays for.
+    /// Returns how many backends SYNs ask for that come again, where more are an answer to them: a quarter more, or as many
+    /// as stand where what was pushed for before does not serve yet.
+    pub(super) fn overflow(&self, law: &Law) -> Option<(Repeats, f64)> {
+        let is_answered = is_answered_by_more(self.used, self.unit(law), self.whole);
+        let repeats = self.repeats.filter(|repeats| repeats.are_many() && is_answered && self.paid.is_none())?;
+        let more = if self.may_push { self.current.div_ceil(4) } else { 0 };
+        Some((repeats, f64::from(self.current) + f64::from(more)))
+    }
+
+    /// Returns what is seen of a metric; of what arrives, the surge, and as much as CPU pays for.
     fn paid_part(&self, sight: &Sight) -> Seen {
-        match (sight.seen, self.paid.zip(self.cost)) {
+        let surging = |demand: Demand| match self.surge {
+            Some(surge) if sight.metric == Metric::Arrivals => Demand { fast: demand.fast.max(surge.rate()), ..demand },
+            Some(_) | None => demand,
+        };
+        let seen = match sight.seen {
+            Seen::Demand(demand) => Seen::Demand(surging(demand)),
+            seen @ (Seen::Level { .. } | Seen::Learning { .. } | Seen::Missing { .. }) => seen,
+        };
+        match (seen, self.paid.zip(self.cost)) {
             (Seen::Demand(demand), Some((paid, cost))) if sight.metric == Metric::Arrivals => Seen::Demand(Demand {
                 fast: demand.fast.min(paid.fast / cost),
                 slow: demand.slow.min(paid.slow / cost),

@@ -18,9 +18,12 @@
 //! ```text
 //! observe: readings ─▶ windows ─▶ Evidence        what is known, free of targets
 //! judge:   law, Evidence ─▶ Verdict               the wish, what limits it, and why; remembers nothing
+//! hasten:  last Evidence, Surge ─▶ judge          between two ticks, where what comes leaves no doubt ([`surge`])
 //! ```
 //!
-//! [`decide`] is the two in a row. As the evidence is free of targets, [`judge`] answers also what another law would
+//! SYNs that come again push like a level that is too high, and begin a burst ([`repeats`]).
+//!
+//! [`decide`] is the first two in a row. As the evidence is free of targets, [`judge`] answers also what another law would
 //! have decided (`lb-user explain --if`).
 //!
 //! # Why it does not flap
@@ -47,12 +50,16 @@ mod cost;
 mod judge;
 mod levels;
 mod metric;
+mod repeats;
 mod stay;
+mod surge;
 mod track;
 
 pub use cooldowns::Cooldowns;
 pub use judge::{Limit, Mood, RISE_BAND, Verdict, Winner, judge};
 pub use metric::{Demand, Evidence, Metric, Seen, Sight, Wish};
+pub use repeats::Repeats;
+pub use surge::{Looks, Standing, Surge, hasten};
 
 use cost::Cost;
 use levels::Levels;
@@ -216,6 +223,9 @@ pub struct Inputs {
     pub responses: Option<Responses>,
     /// The share of the time in which tasks waited for a processor.
     pub pressure: Option<f64>,
+    /// SYNs that came again since the last tick, to backends that serve and have accepted others meanwhile.
+    #[serde(default)]
+    pub repeats: Option<f64>,
 }
 
 impl Inputs {
@@ -301,6 +311,7 @@ pub struct State {
     hold_until: Timestamp,
     collapse: Option<Collapse>,
     counts: VecDeque<(Timestamp, u32)>,
+    repeats: repeats::Counts,
     fell: Option<Timestamp>,
     pushed: Option<Timestamp>,
 }
@@ -324,11 +335,20 @@ impl State {
         if verdict.target < inputs.current {
             self.fell = Some(*now);
         }
-        if matches!(verdict.winner, Some(Winner::Metric(Metric::Latency | Metric::Response | Metric::Pressure)))
-            && verdict.target > inputs.current
-        {
+        let is_push = matches!(
+            verdict.winner,
+            Some(Winner::Metric(Metric::Latency | Metric::Response | Metric::Pressure) | Winner::Repeats)
+        );
+        if is_push && verdict.target > inputs.current {
             self.pushed = Some(*now);
             self.burst_until = *now + law.down_window;
+        }
+    }
+
+    /// Holds what stands for a while, where a verdict is on a burst.
+    fn note_burst(&mut self, law: &Law, verdict: &Verdict, now: Timestamp) {
+        if verdict.in_burst {
+            self.burst_until = self.burst_until.max(now + law.down_window.mul_f64(BURST_HOLD));
         }
     }
 
@@ -364,9 +384,7 @@ pub fn decide(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> 
 pub fn consider(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Record {
     let evidence = observe(law, inputs, state, now);
     let verdict = judge(law, &evidence);
-    if verdict.in_burst {
-        state.burst_until = now + law.down_window.mul_f64(BURST_HOLD);
-    }
+    state.note_burst(law, &verdict, now);
     Record { at: now, law: *law, inputs: inputs.clone(), evidence, verdict }
 }
 
@@ -419,6 +437,13 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         state.cost.skip();
     }
     let rate = elapsed.and_then(|elapsed| Some(inputs.arrivals? / elapsed.as_secs_f64()));
+    let counted = inputs.repeats.zip(inputs.arrivals).zip(elapsed);
+    let repeats = if let Some(((syns, connections), within)) = counted {
+        Some(state.repeats.add(Repeats { syns, connections, within }, now))
+    } else {
+        state.repeats.forget();
+        None
+    };
     let waiting = match (rate, inputs.connections) {
         (Some(rate), Some(active)) => state.stay.waiting(rate, active, is_busy),
         (Some(_) | None, _) => 0.0,
@@ -504,6 +529,8 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
         foreign: state.foreign.mean(FOREIGN, now).map(|(low, _)| low),
         used,
         sights,
+        surge: None,
+        repeats,
         seen_for: now.since(since),
         burst_for: state.burst_until.since(now),
         hold_for: state.hold_until.since(now),

@@ -30,6 +30,7 @@ fn served(current: u32, cores: f64) -> Inputs {
         handshakes: None,
         responses: None,
         pressure: None,
+        repeats: None,
     }
 }
 
@@ -558,6 +559,141 @@ fn a_day_passes_with_its_two_reversals() {
     assert_eq!((counts.iter().max(), counts.iter().min()), (Some(&10), Some(&2)));
 }
 
+/// Three times what two backends are to carry, for 60 ms.
+const THRICE: Surge = Surge { connections: 126.0, within: Duration::from_millis(60) };
+
+/// A service of connections that are cheap, so that many come: two backends carry 1,400 a second.
+fn cheap() -> Run {
+    let mut run = Run::new(law(1, 20), 2);
+    run.state.adopt_cost(0.001);
+    for _ in 0..60 {
+        run.tick(|inputs| inputs.arrivals = Some(1_000.0), 1.0);
+    }
+    assert_eq!(run.count, 2);
+    run
+}
+
+fn rates(record: &Record) -> Vec<Sight> {
+    record.evidence.sights.clone()
+}
+
+#[test]
+fn a_surge_is_answered_between_two_ticks_and_leaves_the_windows_alone() {
+    let (mut run, mut other) = (cheap(), cheap());
+    let tick = |run: &mut Run| run.tick(|inputs| inputs.arrivals = Some(1_000.0), 1.0);
+    let (last, _) = (tick(&mut run), tick(&mut other));
+    let standing = Standing { current: 2, ready: 2 };
+    let limit = last.tripwire(&run.law, standing).unwrap();
+    assert!((limit - 2_100.0).abs() < 30.0, "one and a half times what two carry: {limit}");
+    let now = second(run.now - 1) + Duration::from_millis(60);
+
+    let surge = Surge { connections: 270.0, within: Duration::from_millis(60) };
+    let record = hasten(&run.law, &last, standing, surge, &mut run.state, now).unwrap();
+    run.state.follow(&record);
+
+    assert_eq!((record.verdict.target, record.verdict.mood), (6, Mood::Burst), "{:?}", record.verdict);
+    assert_eq!(record.verdict.limits, [Limit::UpRate], "seven are a guess");
+    let told = "; burst: arrivals, 270 in 60ms, wants 6.4 at once, limited by the rate of growth: 2 -> 6";
+    assert!(record.verdict.reason.ends_with(told), "{}", record.verdict.reason);
+    let text = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+
+    let (after, without) = (tick(&mut run), tick(&mut other));
+    assert_eq!((rates(&after), after.evidence.cost), (rates(&without), without.evidence.cost));
+    assert!(!after.evidence.burst_for.is_zero() && without.evidence.burst_for.is_zero(), "none goes for a while");
+
+    // What is not beyond those that stand by now changes nothing.
+    let enough = Standing { current: 6, ready: 6 };
+    assert_eq!(hasten(&run.law, &last, enough, surge, &mut run.state, now), None);
+    assert_eq!(hasten(&run.law, &last, standing, THRICE, &mut run.state, now), None, "chance can bring so many");
+    let late = now + run.law.gap();
+    assert_eq!(hasten(&run.law, &last, standing, surge, &mut run.state, late), None, "it is of another time");
+}
+
+#[test]
+fn nobody_looks_for_a_surge_that_nothing_would_come_of() {
+    let mut run = cheap();
+    let last = run.tick(|inputs| inputs.arrivals = Some(1_000.0), 1.0);
+    let two = Standing { current: 2, ready: 2 };
+    let limit = |law: &Law, record: &Record, standing| record.tripwire(law, standing);
+    assert!(limit(&run.law, &last, two).is_some());
+
+    assert_eq!(limit(&law(1, 2), &last, two), None, "there can be no more");
+    let by_cpu = Targets { arrivals: None, ..run.law.targets };
+    assert_eq!(limit(&Law { targets: by_cpu, ..run.law }, &last, two), None, "what arrives is not followed");
+    let foreign = |foreign| Record {
+        evidence: Evidence { processors: Some(4.0), foreign: Some(foreign), ..last.evidence.clone() },
+        ..last.clone()
+    };
+    assert_eq!(limit(&run.law, &foreign(2.0), two), None, "the host has no room");
+    assert!(limit(&run.law, &foreign(0.0), two).is_some());
+    let paid = Demand { fast: 0.1, slow: 0.1, peak: 0.1, seen_for: Duration::ZERO };
+    let forged = Record { evidence: Evidence { paid: Some(paid), ..last.evidence.clone() }, ..last.clone() };
+    assert_eq!(limit(&run.law, &forged, two), None, "what comes costs nothing");
+    let new = Run::new(law(1, 20), 2).tick(|_| {}, 1.0);
+    assert_eq!(limit(&run.law, &new, two), None, "the cost is not known");
+    // Those on their way are counted, and the limit is of more than they carry.
+    let limits = [2, 4].map(|current| limit(&run.law, &last, Standing { current, ready: 2 }).unwrap());
+    assert!(limits[1] > limits[0] * 1.4, "{limits:?}");
+}
+
+#[test]
+fn syns_that_come_again_are_a_burst_where_the_backends_are_busy() {
+    let mut run = Run::settled(law(1, 20), 2.5);
+    assert_eq!(run.count, 4);
+    let repeats = |syns: f64| move |inputs: &mut Inputs| inputs.repeats = Some(syns);
+
+    for _ in 0..20 {
+        let verdict = run.tick(repeats(6.0), 2.5).verdict;
+        assert_eq!((verdict.target, verdict.in_burst), (4, false), "a handful: {}", verdict.reason);
+    }
+    let record = run.tick(repeats(100.0), 2.5);
+    assert_eq!((record.verdict.target, record.verdict.mood), (5, Mood::Burst), "{}", record.verdict.reason);
+    assert_eq!(record.verdict.winner, Some(Winner::Repeats));
+    let told = "burst: 112 SYNs that came again in 3.0 s, beside 375 connections, as where listeners overflow, want 5.0 \
+                at once: 4 -> 5";
+    assert!(record.verdict.reason.ends_with(told), "{}", record.verdict.reason);
+
+    // A second push waits until the first serves, and none goes meanwhile.
+    for _ in 0..10 {
+        let starting = |inputs: &mut Inputs| {
+            inputs.repeats = Some(100.0);
+            inputs.ready = 4;
+        };
+        let verdict = run.tick(starting, 2.5).verdict;
+        assert_eq!((verdict.target, verdict.in_burst), (5, true), "{}", verdict.reason);
+    }
+    let pushed: Vec<u32> = (0..9).map(|_| run.tick(repeats(100.0), 3.5).verdict.target).collect();
+    assert!(pushed.is_sorted() && pushed[8] > 5, "{pushed:?}");
+}
+
+#[test]
+fn syns_that_come_again_for_other_reasons_ask_for_nobody() {
+    let counts = |change: &dyn Fn(&mut Inputs), cores: f64| {
+        let mut run = Run::settled(law(1, 20), 2.5);
+        let verdicts: Vec<Verdict> = (0..60).map(|_| run.tick(change, cores).verdict).collect();
+        assert!(verdicts.iter().all(|verdict| verdict.winner != Some(Winner::Repeats)), "{:?}", verdicts.last());
+        verdicts.last().unwrap().target
+    };
+    assert_eq!(counts(&|inputs| inputs.repeats = Some(12.0), 2.5), 4, "a tenth of 125 a second is lost on the way");
+    assert_eq!(counts(&|inputs| inputs.repeats = Some(300.0), 1.0), 4, "nobody is busy: they wait for something else");
+    assert_eq!(counts(&|inputs| inputs.repeats = None, 2.5), 4);
+    let flood = |inputs: &mut Inputs| {
+        (inputs.arrivals, inputs.repeats) = (Some(50_000.0), Some(3_000.0));
+        inputs.cpu.iter_mut().for_each(|one| one.cores = Some(0.65));
+    };
+    let mut run = Run::settled(law(1, 4), 2.5);
+    assert!((0..60).all(|_| run.tick(flood, 2.5).verdict.winner != Some(Winner::Repeats)), "forged ones are arrivals");
+
+    let mut run = Run::settled(law(1, 20), 2.5);
+    let crowded = |inputs: &mut Inputs| {
+        inputs.repeats = Some(300.0);
+        inputs.host = Some(HostUse { processors: 4.0, busy: Some(2.5 + 1.5) });
+    };
+    let verdict = (0..60).map(|_| run.tick(crowded, 2.5).verdict).last().unwrap();
+    assert_eq!((verdict.target, verdict.mood), (4, Mood::HostSaturated), "{}", verdict.reason);
+}
+
 /// A demand that is there all the time, with what backends can do of it.
 fn overloaded(inputs: &mut Inputs, cores: f64) {
     let each = (cores / f64::from(inputs.ready.max(1))).min(1.0);
@@ -598,6 +734,7 @@ fn anything() -> impl Strategy<Value = Inputs> {
                 p99_at_least: Duration::try_from_secs_f64(late / 20.0).unwrap_or_default(),
             }),
             pressure,
+            repeats: late,
         },
     )
 }
@@ -664,6 +801,40 @@ proptest! {
                 let is_busy = evidence.busy.is_some_and(|busy| busy >= 0.9 * processors);
                 let is_bounded = is_grown && (is_about_cpu || is_busy);
                 prop_assert!(!is_bounded || verdict.target <= fit.max(min), "{:?}", verdict);
+            }
+        }
+    }
+
+    #[test]
+    fn a_surge_leads_neither_out_of_the_bounds_nor_beyond_the_host_nor_to_more_than_twice_as_many(
+        all in vec((anything(), 0.0..3_000.0_f64), 1..100),
+        min in 1..6_u32,
+        more in 0..20_u32,
+    ) {
+        let law = all_metrics(min, min + more);
+        let mut state = State::default();
+        state.adopt_cost(0.001);
+        for (number, (inputs, came)) in (0..).zip(&all) {
+            let inputs = Inputs { current: law.bounds.clamp(inputs.current), ..inputs.clone() };
+            let last = decide(&law, &inputs, &mut state, second(number));
+            let standing = Standing { current: last.verdict.target, ready: inputs.ready };
+            let surge = Surge { connections: came.floor(), within: Duration::from_millis(42) };
+            let before = state.cooldowns();
+            let now = second(number) + Duration::from_millis(500);
+            let Some(record) = hasten(&law, &last, standing, surge, &mut state, now) else {
+                prop_assert_eq!(state.cooldowns(), before);
+                continue;
+            };
+            let Record { evidence, verdict, .. } = record;
+            prop_assert!(verdict.in_burst && surge.connections >= 100.0);
+            prop_assert!((standing.current..=min + more).contains(&verdict.target), "{:?}", verdict);
+            let is_grown = verdict.target > standing.current;
+            let base = evidence.count_before;
+            prop_assert!(!is_grown || verdict.target <= (2 * base).max(base + 4), "{:?}", verdict);
+            if let (Some(processors), Some(foreign)) = (evidence.processors, evidence.foreign) {
+                let fit = ((processors - foreign) / evidence.unit(&law) + 0.5).floor() as u32;
+                let is_about_cpu = verdict.winner != Some(Winner::Metric(Metric::Connections));
+                prop_assert!(!is_grown || !is_about_cpu || verdict.target <= fit.max(min), "{:?}", verdict);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::law::{self, HostUse};
+use crate::control::law::{self, HostUse, Surge};
 
 mod rollouts;
 mod taking;
@@ -207,6 +207,10 @@ impl World {
         }
         let measures = self.measures();
         self.tell(Event::Measured(Box::new(measures)));
+        if self.is_faulty() {
+            let (connections, within) = (self.chance.below(400) as f64, Duration::from_millis(45));
+            self.tell(Event::Surged(Surge { connections, within }));
+        }
         let began = self.now;
         // Where new ones come, any number; elsewhere fewer and fewer, and some that never end.
         let mut flows = BTreeMap::new();
@@ -251,6 +255,7 @@ impl World {
             handshakes: None,
             responses: None,
             pressure: None,
+            repeats: Some(if self.is_faulty() { self.chance.below(200) as f64 } else { 0.0 }),
         }
     }
 

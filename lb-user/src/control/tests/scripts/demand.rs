@@ -1,7 +1,7 @@
 //! Scaling by demand: what is measured, what is decided, and who goes.
 
 use super::*;
-use crate::control::law::{HostUse, Law, Limit, Mood};
+use crate::control::law::{HostUse, Law, Limit, Mood, Surge};
 use crate::control::policy::TargetLoad;
 
 const QUOTA: f64 = 1.0;
@@ -25,6 +25,7 @@ fn measured(script: &Script, cores: f64, foreign: f64) -> Measures {
         handshakes: None,
         responses: None,
         pressure: None,
+        repeats: None,
     }
 }
 
@@ -207,4 +208,72 @@ fn what_a_connection_cost_a_former_agent_is_known_at_once() {
     let mut script = Script::running_with(settings, 2);
 
     assert_eq!(demanded(&mut script, 3.0, 0.0, 1, 3), [start(3), start(4), start(5)]);
+}
+
+/// So many that two backends, of 35 a second each, have no part in it.
+const SURGE: Event = Event::Surged(Surge { connections: 150.0, within: Duration::from_millis(42) });
+
+#[test]
+fn a_surge_starts_others_between_two_measurements_and_the_next_one_counts_it() {
+    let mut script = running(1, 8, 2);
+    assert_eq!(script.effect(SURGE), [], "nothing was measured yet");
+    demanded(&mut script, 1.2, 0.0, 1, 30);
+    let limit = script.controller.tripwire().unwrap();
+    assert!((limit - 105.0).abs() < 1e-6, "{limit}");
+    script.kinds();
+
+    assert_eq!(script.at(30_100).effect(SURGE), [3, 4, 5, 6].map(start));
+    assert_eq!(script.kinds(), [DecisionKind::ScaleUp, DecisionKind::Start]);
+    assert!(script.controller.tripwire().unwrap() > 200.0, "those on their way are counted");
+    assert_eq!(script.at(30_200).effect(SURGE), [], "no more than twice as many within seconds");
+
+    demanded(&mut script, 6.0, 0.0, 31, 31);
+    let report = script.controller.snapshot(script.now);
+    assert_eq!((report.desired, script.controller.tripwire()), (8, None), "as many as there may be");
+    assert!(report.changed.unwrap().evidence.surge.is_none());
+}
+
+#[test]
+fn a_surge_calls_the_reserve_before_it_starts_anybody() {
+    let mut script = Script::new(Settings { warm: 1, ..Settings::new(scaling(1, 2)) });
+    script.tell(Event::Resynced(Vec::new()));
+    script.confirm(1);
+    for ordinal in [1, 2] {
+        script.effect(Event::BackendSeen(sighting(&name(ordinal), ordinal)));
+        script.effect(Event::Started { ordinal, id: id(&name(ordinal)) });
+    }
+    script.effect(passed(1));
+    script.confirm(2);
+    assert_eq!(script.effect(passed(2)), [Command::Freeze { id: id(&name(2)) }]);
+    script.effect(Event::Frozen { id: id(&name(2)) });
+    assert_eq!(demanded(&mut script, 0.4, 0.0, 1, 30), []);
+
+    let commands = script.at(30_100).effect(SURGE);
+
+    assert_eq!(commands, [Command::Thaw { id: id(&name(2)) }, start(3)]);
+    let commands = script.at(30_105).effect(Event::Thawed { id: id(&name(2)) });
+    assert_eq!(commands, [publish(3, &[1, 2], &[])]);
+}
+
+#[test]
+fn a_surge_that_an_operator_or_sleep_stands_against_is_not_looked_for() {
+    let mut script = running(1, 8, 2);
+    demanded(&mut script, 1.2, 0.0, 1, 30);
+    script.effect(Event::Ordered(Order::Pause(Directions::Out)));
+    assert_eq!(script.controller.tripwire(), None);
+    assert_eq!(script.effect(SURGE), []);
+    script.effect(Event::Ordered(Order::Resume(Directions::Out)));
+    assert!(script.controller.tripwire().is_some());
+
+    script.effect(Event::Ordered(Order::Count { count: 3, lasting: None, reach: Reach::Bounds }));
+    assert_eq!(script.controller.tripwire(), None, "a count by hand stands");
+
+    let mut script = running(0, 8, 1);
+    demanded(&mut script, 0.4, 0.0, 1, 30);
+    for second in 31..=200 {
+        demanded(&mut script, 0.0, 0.0, second, second);
+        script.effect(swept(second * 1000, &[]));
+    }
+    assert_eq!((wish(&script), script.controller.tripwire()), (0, None), "whoever comes wakes it at once");
+    assert_eq!(script.effect(SURGE), []);
 }
