@@ -302,7 +302,6 @@ impl Case<'_> {
         if bounded >= current {
             return (format!("{metric} wants {wish:.1} at most"), Mood::Steady);
         }
-        let part = (current / FALL_PART).max(1);
         let rest = evidence.fell_ago.map_or(Duration::ZERO, |ago| DOWN_PERIOD.min(law.down_window).saturating_sub(ago));
         let held = [
             (Limit::Burst, in_burst || !evidence.burst_for.is_zero(), "a burst a moment ago"),
@@ -315,13 +314,18 @@ impl Case<'_> {
             self.limits.push(limit);
             return (format!("{metric} wants {wish:.1} at most, but {why}"), Mood::Holding);
         }
-        self.target = bounded.max(current - part);
+        self.target = bounded.max(fewest_after(current));
         if self.target > bounded {
             self.limits.push(Limit::DownRate);
         }
         let window = law.down_window;
         (format!("{metric} wants {wish:.1} at most for {window:?}{}", limited_by(&self.limits)), Mood::ScalingDown)
     }
+}
+
+/// Returns how few may be left of a count at once.
+pub(super) fn fewest_after(current: u32) -> u32 {
+    current.saturating_sub((current / FALL_PART).max(1))
 }
 
 /// Returns a wish as a count: a hundredth of a backend is worth none.

@@ -13,17 +13,17 @@ pub struct Levels {
     /// Those that no later one has reached, so that the first is the highest.
     highest: VecDeque<(Timestamp, f64)>,
     last: Option<Timestamp>,
+    /// When anything was measured last.
+    heard: Option<Timestamp>,
     /// Since when it has been measured without a gap.
     unbroken_since: Option<Timestamp>,
 }
 
 impl Levels {
-    /// Adds a measurement, or that there is none. Where more backends are no answer to it, it is not held against
-    /// fewer.
-    pub fn push(&mut self, law: &Law, level: Option<f64>, is_answered_by_more: bool, now: Timestamp) {
-        while self.highest.front().is_some_and(|(at, _)| now.since(*at) > law.down_window) {
-            self.highest.pop_front();
-        }
+    /// Adds a measurement, or that there is none. Where more would be no answer to it of those that fewer would be, it is not
+    /// held against fewer.
+    pub fn push(&mut self, law: &Law, level: Option<f64>, is_held_against_fewer: bool, now: Timestamp) {
+        self.forget(law, now);
         let Some(level) = level.filter(|level| level.is_finite()) else {
             self.lately.clear();
             return;
@@ -35,11 +35,30 @@ impl Levels {
         while self.lately.len() > LEVEL_TICKS {
             self.lately.pop_front();
         }
-        if is_answered_by_more {
+        self.heard = Some(now);
+        if is_held_against_fewer {
             while self.highest.back().is_some_and(|(_, before)| *before <= level) {
                 self.highest.pop_back();
             }
             self.highest.push_back((now, level));
+        }
+    }
+
+    /// Adds that there was nothing to measure: what was measured last stands, for a while, as who is late may well be later
+    /// than a tick is long.
+    pub fn pause(&mut self, law: &Law, now: Timestamp) {
+        self.forget(law, now);
+        if self.last.replace(now).is_none_or(|last| now.since(last) > law.gap()) {
+            self.unbroken_since = Some(now);
+        }
+        if self.heard.is_none_or(|heard| now.since(heard) > law.up_window) {
+            self.lately.clear();
+        }
+    }
+
+    fn forget(&mut self, law: &Law, now: Timestamp) {
+        while self.highest.front().is_some_and(|(at, _)| now.since(*at) > law.down_window) {
+            self.highest.pop_front();
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::judge::fewest_after;
 use super::{Law, Repeats, Surge, TargetLoad};
 
 /// What demand is measured by.
@@ -268,4 +269,11 @@ pub fn unit(law: &Law, limit: Option<f64>, processors: Option<f64>) -> f64 {
 /// answer to waiting: what waits for something else is not served sooner by more.
 pub fn is_answered_by_more(used: Option<f64>, unit: f64, whole: f64) -> bool {
     used.is_none_or(|used| used > 0.5 * unit * whole.max(1.0))
+}
+
+/// Whether more would be an answer again to the fewest that those that stand may fall to at once: then what is late is held
+/// against fewer, or they would go and be asked for in turn.
+pub fn is_answered_after_fall(used: Option<f64>, unit: f64, whole: f64, current: u32) -> bool {
+    let least = f64::from(fewest_after(current).max(1)) / f64::from(current.max(1));
+    is_answered_by_more(used, unit, (whole * least).max(1.0))
 }

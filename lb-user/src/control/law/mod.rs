@@ -454,7 +454,10 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
     }
     let paid = paid(state, law, cpu, rate, now);
     let used = cpu_of_ready(inputs, unit).map(|(low, _)| low);
-    let is_answered = metric::is_answered_by_more(used, unit, whole);
+    let is_held = metric::is_answered_after_fall(used, unit, whole, inputs.current);
+    if is_held && paid.is_none() && repeats.is_some_and(|repeats| repeats.are_many()) {
+        state.burst_until = state.burst_until.max(now + law.down_window);
+    }
     let mut sights = Vec::new();
     for metric in Metric::ALL {
         let is_missing;
@@ -488,18 +491,23 @@ fn observe(law: &Law, inputs: &Inputs, state: &mut State, now: Timestamp) -> Evi
             Metric::Latency if law.targets.latency.is_some() => {
                 is_missing = inputs.handshakes.is_none();
                 let level = inputs.handshakes.map(|told| if told.count == 0 { 0.0 } else { told.p99.as_secs_f64() });
-                state.latency.push(law, level, is_answered, now);
+                state.latency.push(law, level, is_held, now);
                 state.latency.seen(now)
             }
             Metric::Response if law.targets.response.is_some() => {
                 is_missing = inputs.responses.is_none();
-                let level = |told: Responses| if told.count == 0 { 0.0 } else { told.p99_at_least.as_secs_f64() };
-                state.response.push(law, inputs.responses.map(level), is_answered, now);
+                match inputs.responses {
+                    Some(told) if told.count == 0 => state.response.pause(law, now),
+                    told => {
+                        let level = told.map(|told| told.p99_at_least.as_secs_f64());
+                        state.response.push(law, level, is_held, now);
+                    }
+                }
                 state.response.seen(now)
             }
             Metric::Pressure if law.targets.pressure.is_some() => {
                 is_missing = inputs.pressure.is_none();
-                state.pressure.push(law, inputs.pressure, is_answered, now);
+                state.pressure.push(law, inputs.pressure, is_held, now);
                 state.pressure.seen(now)
             }
             Metric::ContainerCpu

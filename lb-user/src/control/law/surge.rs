@@ -145,7 +145,9 @@ impl Record {
     }
 
     fn evidence_of(&self, Standing { current, ready }: Standing) -> Evidence {
-        Evidence { current, ready, surge: None, ..self.evidence.clone() }
+        // What was pushed for meanwhile does not serve yet.
+        let may_push = self.evidence.may_push && current == self.evidence.current && ready >= current;
+        Evidence { current, ready, may_push, surge: None, ..self.evidence.clone() }
     }
 }
 

@@ -425,6 +425,68 @@ fn the_worse_of_handshake_and_answer_pushes_by_its_own_name() {
     assert!(verdict.reason.contains("response missing for "), "{}", verdict.reason);
 }
 
+#[test]
+fn what_more_do_not_mend_neither_grows_nor_swings() {
+    let targets = Targets { response: Some(Duration::from_millis(300)), ..law(1, 40).targets };
+    let response = |late: u64| {
+        move |inputs: &mut Inputs| {
+            inputs.responses = Some(Responses { count: 50, p99_at_least: Duration::from_millis(late) });
+        }
+    };
+    for busy in [0.3, 0.45, 0.55, 0.6, 0.65, 0.69] {
+        for from in [2, 3, 5, 10, 20] {
+            let cores = busy * f64::from(from);
+            let mut slow = Run::settled(Law { targets, ..law(1, 40) }, cores);
+            let counts: Vec<u32> = (0..900).map(|_| slow.tick(response(10_000), cores).verdict.target).collect();
+            assert!(reversals(&counts) <= 1, "{cores} cores, answers late: {counts:?}");
+            assert!(f64::from(*counts.last().unwrap()) <= (cores / 0.5).ceil() * 1.25 + 1.0, "{counts:?}");
+
+            let mut lossy = Run::settled(law(1, 40), cores);
+            let again = |inputs: &mut Inputs| inputs.repeats = Some(200.0);
+            let counts: Vec<u32> = (0..900).map(|_| lossy.tick(again, cores).verdict.target).collect();
+            assert!(reversals(&counts) <= 1, "{cores} cores, SYNs come again: {counts:?}");
+            // It ends with what was the matter.
+            lossy.over(std::iter::repeat_n(cores, 600));
+            let mut calm = Run::settled(law(1, 40), cores);
+            calm.over(std::iter::repeat_n(cores, 600));
+            assert!(
+                lossy.count <= (calm.count * 5).div_ceil(4),
+                "{} of {}: beyond the dead band",
+                lossy.count,
+                calm.count
+            );
+        }
+    }
+}
+
+#[test]
+fn answers_that_take_longer_than_a_tick_are_late_all_the_same() {
+    let targets = Targets { response: Some(Duration::from_secs(2)), ..law(1, 9).targets };
+    let mut run = Run::settled(Law { targets, ..law(1, 9) }, 4.0);
+    let count = run.count;
+    // One in five seconds, and none in the ticks between.
+    let told = |at: u32| {
+        move |inputs: &mut Inputs| {
+            let count = if at.is_multiple_of(5) { 1 } else { 0 };
+            let p99_at_least = Duration::from_secs(if count == 0 { 0 } else { 4 });
+            inputs.responses = Some(Responses { count, p99_at_least });
+        }
+    };
+    let counts: Vec<u32> = (0..20).map(|at| run.tick(told(at), 4.0).verdict.target).collect();
+    assert!(counts.last().is_some_and(|last| *last > count), "{counts:?}");
+
+    // What was late once is forgotten when nothing has been answered for the up window.
+    let mut run = Run::settled(Law { targets, ..law(1, 9) }, 1.0);
+    (0..20).for_each(|at| _ = run.tick(told(at), 1.0));
+    let none = |inputs: &mut Inputs| inputs.responses = Some(Responses { count: 0, p99_at_least: Duration::ZERO });
+    (0..60).for_each(|_| _ = run.tick(none, 1.0));
+    let count = run.count;
+    assert_eq!(
+        run.tick(none, f64::from(count)).verdict.winner.filter(|by| *by == Winner::Metric(Metric::Response)),
+        None
+    );
+}
+
 /// Gives the last backends of all but one a tenth of their share, which is all that they are asked to do.
 fn beside_one_that_is_full(inputs: &mut Inputs, part: f64) {
     for one in &mut inputs.cpu[1..] {
