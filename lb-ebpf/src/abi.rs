@@ -1551,7 +1551,7 @@ impl Histogram {
 pub struct Handshakes {
     /// SYN-ACKs by the time since the first SYN of their flow.
     pub latency: Histogram,
-    /// SYNs that came again.
+    /// SYNs that came again before they were answered.
     pub retransmitted: u64,
     /// SYNs that were answered by RST.
     pub refused: u64,

@@ -442,20 +442,21 @@ fn begin<'t, T: Tables>(packet: &Headers, arrival: Arrival, tables: &'t T) -> Re
     let begun = schedule(packet, arrival, (frontend, silent, is_first), tables)?;
     // Nobody else may have room, and its backend may answer yet.
     match &begun {
-        Begun::Now(to) if to.id == silent => note_repetition(silent, tables),
+        Begun::Now(to) if to.id == silent => note_repetition(silent, true, tables),
         Begun::Now(_) | Begun::Before(_) if orphan => tables.count(Event::Rescheduled),
         Begun::Now(_) | Begun::Before(_) => {}
     }
     Ok(begun)
 }
 
-/// Counts a SYN that was seen before.
+/// Counts a SYN that was seen before; of its backend, if that has not answered: else the answer was lost on its way, or
+/// somebody does not care for it.
 #[inline(always)]
-fn note_repetition<T: Tables>(id: BackendId, tables: &T) {
+fn note_repetition<T: Tables>(id: BackendId, is_unanswered: bool, tables: &T) {
     tables.count(Event::SynRetransmitted);
     // Should the first have found no room to wake it.
     tables.rouse(id);
-    if let Some(handshakes) = tables.handshakes(id) {
+    if is_unanswered && let Some(handshakes) = tables.handshakes(id) {
         handshakes.count_retransmitted();
     }
 }
@@ -466,7 +467,7 @@ fn advance<T: Tables>(packet: &Headers, arrival: Arrival, known: &Known<'_>, tab
     let flow = known.flow;
     let late = is_late(arrival, flow.last_seen());
     if packet.flags.opens() {
-        note_repetition(flow.backend(), tables);
+        note_repetition(flow.backend(), matches!(flow.state(), State::SynSent), tables);
     }
     let proven = flow.client().any(Seen::PROVEN);
     let moves = if proven { late && !flow.state().is_over() } else { proves(packet, flow) };

@@ -338,7 +338,7 @@ pub struct Handshakes {
     pub latency_log2_us: Vec<u64>,
     /// SYNs answered by RST.
     pub refused: u64,
-    /// SYNs repeated by their clients.
+    /// SYNs repeated by their clients, as nothing had answered them.
     pub retransmitted: u64,
     /// Connections whose client has repeated its SYN and waits right now.
     pub waiting: u64,
