@@ -775,6 +775,7 @@ impl Controller {
         // What ends has no use for orders, and the next instance of that name has not been given any.
         self.orders = Orders::default();
         self.rollout = Rollout::None;
+        self.settings.adopted_rollout = None;
         self.standing = None;
         self.remark(DecisionKind::Stopping, "asked to end: every backend is drained and stopped".into(), now);
     }

@@ -101,6 +101,10 @@ impl Controller {
     /// Goes on with what a former agent was at, by whatever is of former settings today.
     pub(super) fn adopt_rollout(&mut self, now: Timestamp) {
         let Some(RolloutReport { since, parallel, of, .. }) = self.settings.adopted_rollout.take() else { return };
+        // Somebody has asked for one of this agent before it knew what there is: that one begins by itself.
+        if matches!(self.rollout, Rollout::Asked { .. }) {
+            return;
+        }
         if of == 0 {
             self.rollout = Rollout::Asked { since, parallel };
             return;
@@ -131,6 +135,10 @@ impl Controller {
             Rollout::Asked { .. } => {
                 self.rollout = Rollout::None;
                 self.remark(DecisionKind::RolloutAborted, "it was asked for, and had not begun".into(), now);
+            }
+            Rollout::None if self.settings.adopted_rollout.take().is_some() => {
+                let reason = "it was asked for; what a former agent has not replaced stays in service";
+                self.remark(DecisionKind::RolloutAborted, reason.into(), now);
             }
             Rollout::None | Rollout::Aborted { .. } => {
                 self.remark(DecisionKind::Rollout, "none is under way that could be aborted".into(), now);
@@ -220,12 +228,12 @@ impl Controller {
     /// Returns how far the rollout is.
     pub(super) fn rollout_report(&self) -> Option<RolloutReport> {
         match self.rollout {
-            Rollout::None if self.phase == Phase::Starting => self.settings.adopted_rollout,
+            Rollout::None => self.settings.adopted_rollout,
             Rollout::Asked { since, parallel } => Some(RolloutReport { since, parallel, replaced: 0, of: 0 }),
             Rollout::Active(Active { since, parallel, replaced }) => {
                 Some(RolloutReport { since, parallel, replaced, of: replaced + self.old().count() as u32 })
             }
-            Rollout::None | Rollout::Aborted { .. } => None,
+            Rollout::Aborted { .. } => None,
         }
     }
 

@@ -342,3 +342,36 @@ fn another_agent_looks_up_what_was_asked_for() {
     next.at(2_000).tell(Event::Resynced(vec![old(1), old(2)]));
     assert_eq!(next.progress(), Some((0, 2)));
 }
+
+/// An agent that has taken over from one that was at a rollout, and does not know yet what there is.
+fn successor(keep: bool) -> Script {
+    let adopted = RolloutReport { since: Timestamp::ZERO, parallel: 1, replaced: 0, of: 2 };
+    Script::new(Settings {
+        adopted_rollout: Some(adopted),
+        adopted_desired: Some(2),
+        keep,
+        ..Settings::new(Scaling::Auto(law(1, 8)))
+    })
+}
+
+#[test]
+fn an_agent_that_ends_before_it_knows_anything_hands_it_on() {
+    let mut script = successor(true);
+    script.at(100).tell(Event::StopRequested);
+    assert_eq!(script.progress(), Some((0, 2)), "the next one goes on with it");
+}
+
+#[test]
+fn what_is_ordered_before_anything_is_known_goes_before_what_was_adopted() {
+    let mut script = successor(false);
+    script.at(100).tell(Event::Ordered(Order::AbortRollout));
+    assert_eq!(script.progress(), None);
+    script.at(200).tell(Event::Resynced(vec![old(1), old(2)]));
+    assert_eq!(script.progress(), None, "it was aborted");
+
+    let mut script = successor(false);
+    script.at(100).tell(Event::Ordered(Order::Rollout { parallel: 2 }));
+    script.at(200).tell(Event::Resynced(vec![old(1), old(2)]));
+    let rollout = script.controller.snapshot(script.now).rollout;
+    assert_eq!(rollout.map(|rollout| (rollout.parallel, rollout.of)), Some((2, 2)));
+}
