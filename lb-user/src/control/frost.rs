@@ -320,11 +320,9 @@ impl Controller {
     /// if it ends, the one in its place is frozen in turn.
     pub(super) fn signalled(&mut self, id: &ContainerId, now: Timestamp) {
         let Some(backend) = self.backends.get_mut(id) else { return };
-        if !matches!(backend.state, State::Ready | State::Warm) {
-            return;
-        }
+        // Also of one that has just been started, and would be frozen as soon as it is ready.
         backend.runs_until = now + SIGNAL_REST;
-        if backend.frost.is_cold() {
+        if backend.frost.is_cold() && matches!(backend.state, State::Ready | State::Warm) {
             let reason = format!("{} is thawed to take a signal from outside", backend.name);
             self.remark(DecisionKind::Signalled, reason, now);
         }
