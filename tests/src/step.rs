@@ -104,8 +104,9 @@ impl<'a> Steady<'a> {
         (0..PLACES).map(|id| self.maps.traffic(id).map_or(0, |traffic| traffic.connections)).sum()
     }
 
-    /// Lets many come at once, for two seconds, and waits until one container serves again.
-    pub fn step(&self) -> Answered {
+    /// Lets many come at once, for two seconds, and waits until one container serves again. What is to be done as soon as another
+    /// one serves, is.
+    pub fn step(&self, as_soon: impl FnOnce()) -> Answered {
         let before = self.slots.count();
         assert_eq!(before, 1, "{}", self.agent.log());
         let mut wrk = command_in(&self.site.client(), "wrk");
@@ -129,6 +130,7 @@ impl<'a> Steady<'a> {
             thread::sleep(Duration::from_micros(200));
         }
         let after = began.elapsed();
+        as_soon();
         let changed = self.changed();
         wrk.wait().expect("wrk ends");
         self.settle();

@@ -36,7 +36,7 @@ pub fn run(session: &mut Session) -> Result<()> {
         let steady = caught(|| Ok(Steady::start(site.map_err(|error| anyhow!("{error:#}"))?, warm, "1s", CPUS)));
         for step in 1..=STEPS {
             session.turn((SUITE, TIMES), system, step, || {
-                let answered = steady.as_ref().map_err(|error| anyhow!("{error:#}")).context("begin")?.step();
+                let answered = steady.as_ref().map_err(|error| anyhow!("{error:#}")).context("begin")?.step(|| {});
                 Ok(Values::from([(Metric::Duration, answered.after.as_secs_f64() * 1e3)]))
             })?;
         }
