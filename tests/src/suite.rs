@@ -3,6 +3,7 @@
 
 use std::{
     process::{Command, ExitCode},
+    sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,9 @@ use crate::lab;
 
 /// A case that takes so long says it.
 const LONG: Duration = Duration::from_secs(5);
+
+/// Held by every case, and by one that has to be alone for itself.
+static MACHINE: RwLock<()> = RwLock::new(());
 
 /// What a case needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub enum Need {
     Docker,
     /// A kernel with VLANs.
     Vlans,
+    /// The machine for itself: no other case of the suite runs beside it.
+    Alone,
     /// Control groups of version 2.
     Unified,
 }
@@ -58,6 +64,7 @@ impl Need {
                     .is_ok_and(|output| output.status.success());
                 (!there).then(|| "Docker with the image lb-api:latest (cargo xtask image)".to_owned())
             }
+            Self::Alone => None,
             Self::Vlans => {
                 let _built_in_or_none = Command::new("modprobe").args(["-q", "8021q"]).output();
                 let there = std::path::Path::new("/proc/net/vlan/config").exists();
@@ -93,8 +100,12 @@ fn run_trials(trials: Vec<Trial>) -> ExitCode {
 fn trial(name: String, needs: &[Need], run: impl FnOnce() + Send + 'static) -> Trial {
     let strict = std::env::var_os("LB_REQUIRE_ALL").is_some_and(|value| value == "1");
     let lacking: Vec<String> = needs.iter().filter_map(|need| need.lacking()).collect();
+    let alone = needs.contains(&Need::Alone);
     if lacking.is_empty() {
         return Trial::test(name, move || {
+            // One that has panicked beside it is no reason not to run.
+            let _others = (!alone).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
+            let _none = alone.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
             let began = Instant::now();
             run();
             // Of a suite that takes minutes, these are what makes it so.

@@ -22,7 +22,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-const TOOLS: &[Need] = &[
+const TOOLS_ALONE: &[Need] = &[
+    Need::Alone,
     Need::Root,
     Need::Agent,
     Need::Program("ip"),
@@ -36,6 +37,9 @@ const TOOLS: &[Need] = &[
     Need::Program("tcpdump"),
     Need::Program("redis-server"),
 ];
+
+/// The same beside others.
+const TOOLS: &[Need] = TOOLS_ALONE.split_first().expect("it is not empty").1;
 
 /// Those, and VLANs: where the kernel has none, `cargo xtask test vm` runs the cases.
 const TOOLS_AND_VLANS: &[Need] = &[
@@ -74,6 +78,7 @@ mod way;
 fn main() -> ExitCode {
     let case = |name, run| Case { name, needs: TOOLS, run };
     let vlan_case = |name, run| Case { name, needs: TOOLS_AND_VLANS, run };
+    let lone_case = |name, run| Case { name, needs: TOOLS_ALONE, run };
     suite::run(vec![
         case("requests_hit_backends_strictly_in_turn", || in_turn(Wiring::Bridge)),
         case("routed_veths_are_served_alike", || in_turn(Wiring::Routed)),
@@ -171,26 +176,29 @@ fn main() -> ExitCode {
         case("smaller_links_are_discovered_over_ipv6", v6::smaller_links_are_discovered_over_ipv6),
         case("datagrams_over_ipv6_arrive_whole", v6::datagrams_over_ipv6_arrive_whole),
         case("errors_of_ipv6_reach_clients", v6::errors_of_ipv6_reach_clients),
-        case("clients_are_served_in_a_flood", || flood::clients_are_served_in_a_flood(flood::Version::V4, &[])),
-        case("clients_of_ipv6_are_served_in_a_flood", || {
+        lone_case("clients_are_served_in_a_flood", || flood::clients_are_served_in_a_flood(flood::Version::V4, &[])),
+        lone_case("clients_of_ipv6_are_served_in_a_flood", || {
             flood::clients_are_served_in_a_flood(flood::Version::V6, &[]);
         }),
-        case("clients_are_served_in_a_flood_that_meets_xdp", || {
+        lone_case("clients_are_served_in_a_flood_that_meets_xdp", || {
             flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp", "--complete-checksums"]);
         }),
-        case("clients_are_served_in_a_flood_that_xdp_answers", || {
+        lone_case("clients_are_served_in_a_flood_that_xdp_answers", || {
             flood::clients_are_served_in_a_flood(flood::Version::V4, &["--hook", "xdp-generic"]);
         }),
-        case(
+        lone_case(
             "a_flood_is_the_backends_own_where_cookies_are_off",
             flood::a_flood_is_the_backends_own_where_cookies_are_off,
         ),
         case("mistakes_are_explained_and_leave_nothing", mistakes_are_explained_and_leave_nothing),
-        case("check_leaves_nothing_on_a_machine", check::check_leaves_nothing_on_a_machine),
-        case("check_finds_what_run_refuses", check::check_finds_what_run_refuses),
-        case("check_tells_what_keeps_clients_away", check::check_tells_what_keeps_clients_away),
-        case("check_tells_of_instances_that_run", check::check_tells_of_instances_that_run),
-        case("check_without_root_tells_what_is_out_of_sight", check::check_without_root_tells_what_is_out_of_sight),
+        lone_case("check_leaves_nothing_on_a_machine", check::check_leaves_nothing_on_a_machine),
+        lone_case("check_finds_what_run_refuses", check::check_finds_what_run_refuses),
+        lone_case("check_tells_what_keeps_clients_away", check::check_tells_what_keeps_clients_away),
+        lone_case("check_tells_of_instances_that_run", check::check_tells_of_instances_that_run),
+        lone_case(
+            "check_without_root_tells_what_is_out_of_sight",
+            check::check_without_root_tells_what_is_out_of_sight,
+        ),
     ])
 }
 
