@@ -539,7 +539,8 @@ pub fn ip(arguments: &str) {
 
 /// Removes what test runs have left that were killed.
 fn sweep_leftovers() {
-    for name in namespaces().iter().filter(|name| is_leftover(name, 'x')) {
+    // Labs, and the namespaces of packet tests.
+    for name in namespaces().iter().filter(|name| ['x', 'k'].iter().any(|mark| is_leftover(name, *mark))) {
         let _gone_already = Command::new("ip").args(["netns", "del", name]).output();
     }
 }
