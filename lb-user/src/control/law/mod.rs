@@ -643,4 +643,6 @@ fn count_before(state: &mut State, current: u32, now: Timestamp) -> u32 {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

@@ -6,16 +6,16 @@ use super::*;
 
 const COST: f64 = 0.020;
 
-fn law(min: u32, max: u32) -> Law {
+pub(super) fn law(min: u32, max: u32) -> Law {
     Law { quota: Some(1.0), ..Law::new(Bounds::new(min, max).unwrap()) }
 }
 
-fn second(number: u64) -> Timestamp {
+pub(super) fn second(number: u64) -> Timestamp {
     Timestamp::new(Duration::from_secs(number))
 }
 
 /// What is measured where `current` backends serve all of a demand, in processors, on a host with plenty of them.
-fn served(current: u32, cores: f64) -> Inputs {
+pub(super) fn served(current: u32, cores: f64) -> Inputs {
     let age = Duration::from_secs(600);
     let one = CpuUse { cores: Some(cores / f64::from(current.max(1))), quota: Some(1.0), age, part: 1.0 };
     Inputs {
