@@ -376,6 +376,9 @@ fn how_a_backend_answers_is_counted() {
         for _ in 0..2 {
             forwarded(&object, Door::Reply, &tcp(backend, CLIENT, SYN | ACK, 900, 101, &[]));
         }
+        // The answer is lost on its way to the client: that is no matter of the backend.
+        forwarded(&object, door, &syn);
+        assert_eq!(object.count(Event::SynRetransmitted.index()), 2, "{door:?}");
         forwarded(&object, door, &tcp(CLIENT, FRONTEND, ACK, 101, 901, &[]));
         let counted = object.handshakes(0);
         assert_eq!((counted.accepted(), counted.retransmitted), (1, 1), "{door:?}: {counted:?}");

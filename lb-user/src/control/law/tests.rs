@@ -700,6 +700,25 @@ fn nobody_looks_for_a_surge_that_nothing_would_come_of() {
 }
 
 #[test]
+fn a_surge_does_not_ride_on_a_push_that_does_not_serve_yet() {
+    let mut run = Run::new(law(1, 40), 16);
+    run.state.adopt_cost(0.001);
+    for _ in 0..60 {
+        run.tick(|inputs| inputs.arrivals = Some(10_500.0), 10.5);
+    }
+    let again = |inputs: &mut Inputs| (inputs.arrivals, inputs.repeats) = (Some(10_500.0), Some(4_000.0));
+    let last = run.tick(again, 10.5);
+    assert_eq!((last.verdict.target, last.verdict.winner), (20, Some(Winner::Repeats)), "{}", last.verdict.reason);
+
+    // It wants 24.5, and another push of a quarter 25.
+    let surge = Surge { connections: 171_500.0, within: Duration::from_secs(10) };
+    let now = second(run.now - 1) + Duration::from_millis(60);
+    let standing = Standing { current: 20, ready: 16 };
+    let record = hasten(&run.law, &last, standing, surge, &mut run.state, now).unwrap();
+    assert_eq!(record.verdict.winner, Some(Winner::Metric(Metric::Arrivals)), "{}", record.verdict.reason);
+}
+
+#[test]
 fn syns_that_come_again_are_a_burst_where_the_backends_are_busy() {
     let mut run = Run::settled(law(1, 20), 2.5);
     assert_eq!(run.count, 4);

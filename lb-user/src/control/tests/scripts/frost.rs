@@ -119,6 +119,26 @@ fn who_gets_a_signal_is_thawed_to_take_it_and_its_service_sleeps_on() {
 }
 
 #[test]
+fn who_gets_a_signal_while_it_starts_is_not_frozen_in_its_grace() {
+    for is_asked_to_end in [false, true] {
+        let mut script = Script::new(settings(1, 4, 1));
+        script.tell(Event::Resynced(Vec::new()));
+        script.confirm(1);
+        for ordinal in [1, 2] {
+            script.effect(Event::BackendSeen(sighting(&name(ordinal), ordinal)));
+            script.effect(Event::Started { ordinal, id: id(&name(ordinal)) });
+        }
+        if is_asked_to_end {
+            assert_eq!(script.tell(signalled(2)), []);
+        }
+        assert_eq!(script.effect(passed(1)), [publish(2, &[1], &[])]);
+        script.confirm(2);
+        let commands = script.effect(passed(2));
+        assert_eq!(commands.contains(&freeze(2)), !is_asked_to_end, "{commands:?}");
+    }
+}
+
+#[test]
 fn one_of_the_reserve_gets_a_signal_too_and_others_are_left_alone() {
     let mut script = with_reserve(4);
     assert_eq!(script.at(40_000).effect(signalled(1)), [], "who runs needs no thaw");
