@@ -1,18 +1,18 @@
 //! What is measured for services that scale by demand, once a tick.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_ebpf::abi::{BackendId, Handshakes};
+use lb_ebpf::abi::Handshakes;
 
 use super::{Agent, chain};
 use crate::{
     config::{Following, ServiceName, Source},
     control::{
-        BackendReport, BackendState, CpuLoad, CpuUsed, Event, Measures,
+        BackendState, CpuLoad, CpuUsed, Event, Measures,
         law::{HostUse, Targets},
     },
     datapath::{Datapath, DatapathError, report},
-    metrics::{arrivals::Arrivals, latency::Latency, repeats::Repeats},
+    metrics::{arrivals::Arrivals, growth::Key, latency::Latency, repeats::Repeats},
 };
 
 /// What a service's counters were at the last tick.
@@ -26,8 +26,8 @@ pub struct Meters {
 /// What the kernel has counted for each backend of a service, by id and generation.
 #[derive(Default)]
 struct Counted {
-    connections: BTreeMap<(BackendId, u32), u64>,
-    handshakes: BTreeMap<(BackendId, u32), Handshakes>,
+    connections: BTreeMap<Key, u64>,
+    handshakes: BTreeMap<Key, Handshakes>,
 }
 
 impl Agent {
@@ -69,14 +69,13 @@ impl Agent {
                 .collect();
             // Those that start or stop wait for other reasons than too many clients.
             let ready = backends.iter().filter(|backend| backend.state == BackendState::Ready);
-            let pressure = targets.pressure.and_then(|_| self.pressure.of(ready.map(|backend| &backend.id)));
+            let ready: BTreeSet<_> = ready.map(|backend| &backend.id).collect();
+            let pressure = targets.pressure.and_then(|_| self.pressure.of(ready.iter().copied()));
             let (arrivals, timed, repeats) = match counted {
                 Some(counted) => {
                     let registry = &self.datapath.registry;
-                    let serves = |&(id, generation): &(BackendId, u32)| {
-                        let of = registry.backend(id, generation).map(|backend| &backend.container);
-                        let is_it = |one: &BackendReport| Some(&one.id) == of && one.state == BackendState::Ready;
-                        backends.iter().any(is_it)
+                    let serves = |(id, generation)| {
+                        registry.backend(id, generation).is_some_and(|backend| ready.contains(&backend.container))
                     };
                     let repeats = service.meters.repeats.sample(&counted.handshakes, serves);
                     let timed = targets.latency.and_then(|_| service.meters.latency.sample(counted.handshakes));
@@ -107,10 +106,7 @@ impl Agent {
 }
 
 /// Returns how many connections each backend of a service has ever been given, by id and generation.
-pub(super) fn connections(
-    datapath: &Datapath,
-    name: &ServiceName,
-) -> Result<BTreeMap<(BackendId, u32), u64>, DatapathError> {
+pub(super) fn connections(datapath: &Datapath, name: &ServiceName) -> Result<BTreeMap<Key, u64>, DatapathError> {
     let of = |backend: &report::BackendReport| {
         let traffic = datapath.maps.traffic(backend.id)?;
         Ok(((backend.id, backend.generation), traffic.connections + traffic.local_connections))

@@ -3,28 +3,25 @@
 
 use std::collections::BTreeMap;
 
-use lb_ebpf::abi::BackendId;
+use super::growth::{Growth, Key};
 
 /// The connections of one service's backends.
 #[derive(Debug, Default)]
 pub struct Arrivals {
-    last: Option<BTreeMap<(BackendId, u32), u64>>,
+    counts: Growth<u64>,
 }
 
 impl Arrivals {
-    /// Takes the connections that each backend has ever been given, by id and generation, and returns how many came since
-    /// the last call; nothing the first time, as it is not known since when. A backend that was not there has begun with
-    /// none.
-    pub fn sample(&mut self, counts: BTreeMap<(BackendId, u32), u64>) -> Option<f64> {
-        let last = self.last.replace(counts)?;
-        let now = self.last.iter().flatten();
-        let grown = now.map(|(key, count)| count.saturating_sub(last.get(key).copied().unwrap_or(0)));
+    /// Takes the connections that each backend has ever been given, and returns how many came since the last call; nothing
+    /// the first time.
+    pub fn sample(&mut self, counts: BTreeMap<Key, u64>) -> Option<f64> {
+        let grown = self.counts.since_last(counts)?.map(|(_, before, now)| now.saturating_sub(before));
         Some(grown.sum::<u64>() as f64)
     }
 
-    /// Forgets what was counted: it could not be this time, and what comes next has come since who knows when.
+    /// Forgets what was counted, as it could not be this time.
     pub fn lose(&mut self) {
-        self.last = None;
+        self.counts.lose();
     }
 }
 

@@ -5,24 +5,22 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_ebpf::abi::{BackendId, Handshakes, Histogram};
+use lb_ebpf::abi::{Handshakes, Histogram};
 
+use super::growth::{Growth, Key};
 use crate::control::law;
 
 /// The handshakes of one service's backends, and their answers.
 #[derive(Debug, Default)]
 pub struct Latency {
-    last: Option<BTreeMap<(BackendId, u32), Handshakes>>,
+    counts: Growth<Handshakes>,
 }
 
 impl Latency {
-    /// Takes what each backend has ever answered, by id and generation, and returns what came since the last call; nothing
-    /// the first time.
-    pub fn sample(&mut self, all: BTreeMap<(BackendId, u32), Handshakes>) -> Option<(law::Handshakes, law::Responses)> {
-        let last = self.last.replace(all)?;
+    /// Takes what each backend has ever answered, and returns what came since the last call; nothing the first time.
+    pub fn sample(&mut self, all: BTreeMap<Key, Handshakes>) -> Option<(law::Handshakes, law::Responses)> {
         let (mut handshakes, mut responses) = (Histogram::default(), Histogram::default());
-        for (key, now) in self.last.iter().flatten() {
-            let before = last.get(key).copied().unwrap_or_default();
+        for (_, before, now) in self.counts.since_last(all)? {
             handshakes.add(&now.latency.since(&before.latency));
             responses.add(&now.response.since(&before.response));
         }
@@ -35,7 +33,7 @@ impl Latency {
 
     /// Forgets what was counted, as it could not be this time.
     pub fn lose(&mut self) {
-        self.last = None;
+        self.counts.lose();
     }
 }
 

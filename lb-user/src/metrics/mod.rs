@@ -6,6 +6,7 @@ use crate::control::CpuLoad;
 pub mod arrivals;
 pub mod cgroup;
 pub mod container_cpu;
+pub mod growth;
 pub mod host_cpu;
 pub mod latency;
 pub mod pressure;

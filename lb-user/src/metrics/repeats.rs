@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use lb_ebpf::abi::{BackendId, Handshakes};
+use lb_ebpf::abi::Handshakes;
+
+use super::growth::{Growth, Key};
 
 /// The SYNs of one service's backends.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    last: Option<BTreeMap<(BackendId, u32), Counted>>,
+    counts: Growth<Counted>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,28 +19,21 @@ struct Counted {
 }
 
 impl Repeats {
-    /// Takes how each backend has ever answered, by id and generation, and returns how many SYNs came again since the last
-    /// call to those that serve and have accepted any meanwhile: who accepts nobody is dead, and not short of help. Nothing
-    /// the first time.
-    pub fn sample(
-        &mut self,
-        all: &BTreeMap<(BackendId, u32), Handshakes>,
-        serves: impl Fn(&(BackendId, u32)) -> bool,
-    ) -> Option<f64> {
+    /// Takes how each backend has ever answered, and returns how many SYNs came again since the last call to those that
+    /// serve and have accepted any meanwhile: who accepts nobody is dead, and not short of help. Nothing the first time.
+    pub fn sample(&mut self, all: &BTreeMap<Key, Handshakes>, serves: impl Fn(Key) -> bool) -> Option<f64> {
         let of = |one: &Handshakes| Counted { repeated: one.retransmitted, accepted: one.accepted() };
-        let now: BTreeMap<_, _> = all.iter().map(|(key, one)| (*key, of(one))).collect();
-        let last = self.last.replace(now)?;
-        let grown = self.last.iter().flatten().filter(|(key, _)| serves(key)).filter_map(|(key, now)| {
-            let before = last.get(key).copied().unwrap_or_default();
+        let now = all.iter().map(|(key, one)| (*key, of(one))).collect();
+        let helped = self.counts.since_last(now)?.filter(|&(key, before, now)| {
             let has_accepted = now.accepted > before.accepted;
-            has_accepted.then(|| now.repeated.saturating_sub(before.repeated))
+            has_accepted && serves(key)
         });
-        Some(grown.sum::<u64>() as f64)
+        Some(helped.map(|(_, before, now)| now.repeated.saturating_sub(before.repeated)).sum::<u64>() as f64)
     }
 
     /// Forgets what was counted, as it could not be this time.
     pub fn lose(&mut self) {
-        self.last = None;
+        self.counts.lose();
     }
 }
 
@@ -55,7 +50,7 @@ mod tests {
         };
         let mut repeats = Repeats::default();
         let (busy, dead, put_aside) = ((1, 1), (2, 1), (3, 1));
-        let serves = |key: &(BackendId, u32)| *key != put_aside;
+        let serves = |key: Key| key != put_aside;
         let all = [(busy, counted(50, 9)), (dead, counted(0, 9)), (put_aside, counted(0, 9))];
         assert_eq!(repeats.sample(&all.into(), serves), None, "it is not known since when");
 
